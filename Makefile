@@ -23,7 +23,7 @@ READY_DEV := $(VENV)/.ready-dev-$(KEY)
 # An environment with everything serves users too.
 READY_ANY := $(firstword $(wildcard $(READY_DEV)) $(READY_USER))
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .PHONY: help demo test check lint format types proto proto-check imports bench coverage clean
 

@@ -67,9 +67,8 @@ def generate(into: Path) -> None:
     package = into / PACKAGE
     for stub in package.glob("*_pb2_grpc.py*"):
         # Files of messages alone get an empty service stub: leave it out.
-        if not (PROTOS / PACKAGE / f"{stub.name.split('_pb2_grpc')[0]}.proto").read_text().count(
-            "\nservice "
-        ):
+        proto = PROTOS / PACKAGE / f"{stub.name.split('_pb2_grpc')[0]}.proto"
+        if "\nservice " not in proto.read_text():
             stub.unlink()
     (package / "__init__.py").write_text(INIT)
 
@@ -89,6 +88,7 @@ def differences(made: Path, committed: Path) -> list[str]:
 
 
 def main() -> int:
+    """Writes the stubs, or with --check compares them; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     check = parser.parse_args().check
@@ -98,7 +98,8 @@ def main() -> int:
         if check:
             stale = differences(made, STUBS)
             for name in stale:
-                print(f"{STUBS.relative_to(ROOT) / name}: not what the protos make; run `make proto`")
+                path = STUBS.relative_to(ROOT) / name
+                print(f"{path}: not what the protos make; run `make proto`")
             return 1 if stale else 0
         shutil.rmtree(STUBS, ignore_errors=True)
         shutil.copytree(made, STUBS)
