@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 import grpc
+
 import resultd
 from resultd.v1 import result_service_pb2 as messages
 from resultd.v1 import result_service_pb2_grpc as stubs
