@@ -1,0 +1,157 @@
+"""The composition root: engine, services, interceptors, health; start, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from importlib import metadata
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from resultd.v1 import group_service_pb2, result_service_pb2, worker_service_pb2
+from resultd_server import limits
+from resultd_server.config import Settings
+from resultd_server.core import sweeper
+from resultd_server.engine.base import Clock, Engine, Swept
+from resultd_server.engine.lmdb import LmdbEngine
+from resultd_server.engine.memory import MemoryEngine
+from resultd_server.interceptors.errors import answer_errors
+from resultd_server.interceptors.limits import bound_streams, refuse_when_draining
+from resultd_server.service import registry
+from resultd_server.service.groups import GroupService
+from resultd_server.service.results import ResultService, ServerInfo
+from resultd_server.service.streams import Streams
+from resultd_server.service.workers import WorkerService
+
+FEATURES = ("wait_for", "iterate", "watch", "groups", "claims", "revocations")
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    # A second server on the same port would take half the calls, silently.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", limits.REQUEST_BYTES_MAX),
+    ("grpc.max_concurrent_streams", limits.STREAMS_PER_CONNECTION),
+    ("grpc.server_handshake_timeout_ms", int(limits.HANDSHAKE_TIMEOUT_S * 1000)),
+    # Soft and hard alike: between them calls are refused at random.
+    ("grpc.max_metadata_size", limits.METADATA_BYTES_MAX),
+    ("grpc.absolute_max_metadata_size", limits.METADATA_BYTES_MAX),
+    # Clients behind NAT ping; by default the third ping ends the connection.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+log = structlog.get_logger("resultd.server")
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def make_engine(settings: Settings, clock: Clock) -> Engine:
+    """The engine the settings name."""
+    if settings.engine == "memory":
+        return MemoryEngine(clock)
+    assert settings.data is not None  # the settings were checked
+    return LmdbEngine(clock, settings.data, max_db_bytes=settings.max_db_bytes)
+
+
+class App:
+    """A server. `start`, then `drain` and `stop`; `failed` is set when the store fails."""
+
+    def __init__(self, settings: Settings, clock: Clock = wall_clock_ms) -> None:
+        self._settings = settings
+        self._clock = clock
+        self.engine = make_engine(settings, clock)
+        self.streams = Streams(age_s=settings.stream_age_s)
+        self.failed = asyncio.Event()
+        self._health = health.aio.HealthServicer()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> str:
+        """Opens the store and listens; the address. Raises DomainError, OSError."""
+        self.engine.on_failure = self._on_failure
+        await self.engine.start()
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._add_services()
+        address = await self._listen()
+        await self._server.start()
+        await self._set_health(SERVING)
+        self._tasks = [
+            asyncio.create_task(sweeper.run(self.engine, self._on_swept), name="sweeper"),
+            asyncio.create_task(self.streams.watch_stalled(), name="watch-stalled"),
+        ]
+        return address
+
+    async def _listen(self) -> str:
+        try:
+            port = self._server.add_insecure_port(self._settings.listen)
+        except RuntimeError as error:
+            await self.engine.close()
+            raise OSError(
+                f"Cannot listen on {self._settings.listen}: {error}. Is another server there?"
+            ) from None
+        if self._settings.listen.startswith("unix:"):
+            return self._settings.listen
+        return f"{self._settings.listen.rpartition(':')[0]}:{port}"
+
+    def _add_services(self) -> None:
+        info = ServerInfo(metadata.version("resultd"), FEATURES, self._clock())
+        interceptors = (answer_errors, refuse_when_draining(self.streams))
+        results = ResultService(self.engine, self.streams, info)
+        served = {
+            result_service_pb2: ("ResultService", results),
+            group_service_pb2: ("GroupService", GroupService(self.engine)),
+            worker_service_pb2: ("WorkerService", WorkerService(self.engine, self.streams)),
+        }
+        names = []
+        for module, (name, servicer) in served.items():
+            service = module.DESCRIPTOR.services_by_name[name]
+            names.append(service.full_name)
+            self._server.add_generic_rpc_handlers(
+                (
+                    registry.handlers(
+                        service, servicer, interceptors, (bound_streams(self.streams),)
+                    ),
+                )
+            )
+        self._names = names
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if self._settings.reflection:
+            reflection.enable_server_reflection(
+                (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            )
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+    def _on_failure(self, error: BaseException) -> None:
+        log.critical("store failed", error=str(error))
+        self.failed.set()
+
+    def _on_swept(self, swept: Swept) -> None:
+        if swept.expired_incomplete:
+            log.warning("groups expired incomplete", count=swept.expired_incomplete)
+        log.debug("swept", steps=swept.steps, expired=swept.expired)
+
+    async def drain(self) -> None:
+        """Refuses new calls, ends streams with DRAINING, waits for calls under way."""
+        await self._set_health(NOT_SERVING)
+        self.streams.drain()
+        await self._server.stop(self._settings.drain_s)
+
+    async def stop(self) -> None:
+        """Stops at once and closes the store."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.stop(None)
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.engine.close()

@@ -1,0 +1,165 @@
+"""Settings: flags, then `RESULTD_*` of the environment, then a TOML file, then defaults.
+
+    resultd serve --data /var/lib/resultd --listen 127.0.0.1:7758
+    RESULTD_LISTEN=127.0.0.1:7758 resultd serve
+    resultd serve --config resultd.toml
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENV_PREFIX = "RESULTD_"
+NOT_SETTINGS = frozenset({"RESULTD_URL", "RESULTD_CONFIG"})
+"""Variables of the same prefix that other parts read."""
+
+_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+):(?P<port>\d{1,5})")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used: says which, why, and what to do."""
+
+
+class Settings(BaseSettings):
+    """What can be set. Every setting has a flag, a variable and a TOML key."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    data: Path | None = Field(
+        None, description="Directory of the store. Needed by the lmdb engine; made if missing."
+    )
+    listen: str = Field(
+        "127.0.0.1:7758",
+        description="host:port, or unix:PATH. Port 0 takes a free one. A port, not a name, "
+        "decides what clients must be told.",
+    )
+    engine: Literal["lmdb", "memory"] = Field(
+        "lmdb", description="lmdb keeps everything on disk; memory loses it when it stops."
+    )
+    max_db_bytes: int = Field(
+        64 * 1024**3,
+        ge=1024**2,
+        description="Live data the store may hold, '10GiB' or bytes. Does not reserve disk space.",
+    )
+    drain_s: float = Field(
+        10.0, ge=0, le=600, description="How long SIGTERM waits for calls under way, in seconds."
+    )
+    stream_age_s: float = Field(
+        600.0,
+        ge=1,
+        description="How old a stream becomes before its client resumes it, in seconds, ± 20 %.",
+    )
+    insecure: bool = Field(
+        False, description="Listen beyond loopback without TLS and authentication."
+    )
+    reflection: bool = Field(True, description="Serve gRPC reflection, for buf curl and grpcurl.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least level logged."
+    )
+
+    @field_validator("max_db_bytes", mode="before")
+    @classmethod
+    def _size(cls, value: object) -> object:
+        match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+        if match is None:
+            return value
+        return int(float(match[1]) * 1024 ** _POWERS[match[2].upper()])
+
+    @field_validator("listen")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if value.startswith("unix:"):
+            return value
+        match = _ADDRESS.fullmatch(value)
+        if match is None or int(match["port"]) > 65_535:
+            raise ValueError("is not host:port or unix:PATH, for instance 127.0.0.1:7758")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` passes: it has put the sources in order itself."""
+        return (init_settings,)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether nobody but this host can connect."""
+        host = self.listen.rpartition(":")[0].strip("[]")
+        return (
+            self.listen.startswith("unix:")
+            or host in ("localhost", "::1")
+            or host.startswith("127.")
+        )
+
+
+def load(
+    flags: Mapping[str, Any], environ: Mapping[str, str] | None = None, file: Path | None = None
+) -> Settings:
+    """The settings in force. Raises ConfigError."""
+    environ = os.environ if environ is None else environ
+    from_file = _read_file(file) if file else {}
+    from_env = {
+        name.removeprefix(ENV_PREFIX).lower(): value
+        for name, value in environ.items()
+        if name.startswith(ENV_PREFIX) and name not in NOT_SETTINGS
+    }
+    known = Settings.model_fields
+    _refuse_unknown(from_file, known, lambda name: f"{name} in {file}")
+    _refuse_unknown(from_env, known, lambda name: ENV_PREFIX + name.upper())
+    said = {name: value for name, value in flags.items() if value is not None}
+    try:
+        settings = Settings(**{**from_file, **from_env, **said})
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+    if settings.engine == "lmdb" and settings.data is None:
+        raise ConfigError("The lmdb engine needs a directory: name it with --data DIR.")
+    if not settings.loopback and not settings.insecure:
+        raise ConfigError(
+            f"{settings.listen} can be reached from elsewhere, without TLS or authentication: "
+            "listen on 127.0.0.1 or a unix socket, or say --insecure."
+        )
+    return settings
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"The configuration {file} cannot be read: {error}.") from None
+
+
+def _refuse_unknown(found: Iterable[str], known: Iterable[str], where: Any) -> None:
+    for name in found:
+        if name in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {where(close[0])}?" if close else f"known are {', '.join(known)}."
+        raise ConfigError(f"{where(name)} is not a setting: {hint}")
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    return f"{name}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})."

@@ -1,0 +1,69 @@
+"""Following a group: its completion log, or its members in their order."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from resultd.v1 import group_pb2
+from resultd_server.engine.base import Engine
+from resultd_server.ledger import progress, records
+from resultd_server.ledger.progress import Cursor
+
+
+class GroupFrame(NamedTuple):
+    """What to send of a group: events, or the word that it starts again."""
+
+    events: list[bytes]
+    reset: bool
+
+
+class GroupInterest:
+    """One stream's place in one group."""
+
+    def __init__(self, engine: Engine, namespace: str, group_id: str, cursor: Cursor) -> None:
+        self._engine = engine
+        self._namespace = namespace
+        self.group_id = group_id
+        self._cursor = cursor
+        self._due = True
+        self._seen = False
+        self.counts = b""
+        self.complete = False
+        self.gone = False
+
+    def notice(self) -> None:
+        """A hint came: the group is due."""
+        self._due = True
+
+    @property
+    def after(self) -> bytes:
+        """Where to resume: opaque."""
+        return self._cursor.encode() if self._cursor.position else b""
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to come."""
+        return self.complete or self.gone
+
+    async def next_frame(self) -> GroupFrame | None:
+        """The next events, or None if there are none now."""
+        if not self._due or self.over:
+            return None
+        self._due = False
+        step = await self._engine.group_step(self._namespace, self.group_id, self._cursor)
+        if step.group is None:
+            # A group that was there, or of which a tombstone tells, does not come back.
+            self.gone = self._seen or step.existence != records.UNKNOWN
+            return None
+        self._seen = True
+        self._cursor = step.cursor
+        self._due = step.more or step.reset
+        self.counts = _encode(step.group.to_message())
+        self.complete = not step.more and progress.finished(step.group, step.cursor)
+        if step.reset:
+            return GroupFrame([], reset=True)
+        return GroupFrame(step.events, reset=False) if step.events else None
+
+
+def _encode(counts: group_pb2.GroupCounts) -> bytes:
+    return counts.SerializeToString()

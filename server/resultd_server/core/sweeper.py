@@ -1,0 +1,25 @@
+"""The sweeper: what has expired goes, a bounded step at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from resultd_server import limits
+from resultd_server.engine.base import Engine, Swept
+from resultd_server.errors import StoreFailed
+
+EVERY_S = 1.0
+
+
+async def run(engine: Engine, on_swept: Callable[[Swept], None]) -> None:
+    """Sweeps until cancelled, or until the store has failed."""
+    while True:
+        try:
+            swept = await engine.sweep(limits.SWEEP_ROWS)
+        except StoreFailed:
+            return
+        if swept.steps:
+            on_swept(swept)
+        if swept.steps < limits.SWEEP_ROWS:
+            await asyncio.sleep(EVERY_S)

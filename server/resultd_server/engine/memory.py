@@ -1,0 +1,82 @@
+"""The reference engine: everything in this process, nothing on disk."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+
+from sortedcontainers import SortedDict
+
+from resultd_server.engine.transactional import T, TransactionalEngine
+from resultd_server.ledger import counters
+from resultd_server.ledger.txn import Db
+from resultd_server.ledger.unit import Unit, View
+
+
+class MemoryTxn:
+    """A transaction on sorted maps, with a log to take it back."""
+
+    def __init__(self, maps: dict[Db, SortedDict]) -> None:
+        self._maps = maps
+        self._undo: list[tuple[Db, bytes, bytes | None]] = []
+
+    def get(self, db: Db, key: bytes) -> bytes | None:
+        value: bytes | None = self._maps[db].get(key)
+        return value
+
+    def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        rows = self._maps[db]
+        for key in rows.irange(start, stop, inclusive=(True, False)):
+            yield key, rows[key]
+
+    def put(self, db: Db, key: bytes, value: bytes) -> None:
+        self._undo.append((db, key, self._maps[db].get(key)))
+        self._maps[db][key] = value
+
+    def delete(self, db: Db, key: bytes) -> bool:
+        before = self._maps[db].pop(key, None)
+        if before is not None:
+            self._undo.append((db, key, before))
+        return before is not None
+
+    def roll_back(self) -> None:
+        """Takes every change back, the last one first."""
+        for db, key, before in reversed(self._undo):
+            if before is None:
+                self._maps[db].pop(key, None)
+            else:
+                self._maps[db][key] = before
+
+
+class MemoryEngine(TransactionalEngine):
+    """Runs every operation at once, on the event loop's thread."""
+
+    name = "memory"
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        super().__init__(clock)
+        self.store_id = uuid.uuid4().hex
+        self._maps = {db: SortedDict() for db in Db}
+
+    async def start(self) -> None:
+        """Nothing to open."""
+
+    async def close(self) -> None:
+        """Nothing to close: what was kept is gone with the engine."""
+
+    async def _write(
+        self, operation: Callable[[Unit], T], *, grows: bool = True, size_bytes: int = 0
+    ) -> T:
+        txn = MemoryTxn(self._maps)
+        unit = Unit(txn, self.clock())
+        try:
+            result = operation(unit)
+            counters.flush(unit)
+        except BaseException:
+            txn.roll_back()
+            raise
+        self.hub.publish(unit.changed)
+        return result
+
+    def _read(self, operation: Callable[[View], T]) -> T:
+        return operation(View(MemoryTxn(self._maps), self.clock()))

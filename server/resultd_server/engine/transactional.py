@@ -1,0 +1,220 @@
+"""The contract for every engine that has transactions: the rules, run inside them.
+
+A subclass says how a transaction is run (`_write`, `_read`); what happens in it is the
+same for all.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from resultd.v1 import (
+    group_pb2,
+    group_service_pb2,
+    result_service_pb2,
+    worker_service_pb2,
+)
+from resultd_server.engine.base import ClaimRequest, Engine, StoreOutcome, Swept
+from resultd_server.errors import DomainError
+from resultd_server.ledger import (
+    cancel,
+    claims,
+    expiry,
+    group_rows,
+    groups,
+    listing,
+    namespaces,
+    progress,
+    records,
+    revocations,
+)
+from resultd_server.ledger.groups import Declaration, NewMember
+from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.listing import Page
+from resultd_server.ledger.progress import Cursor, Step
+from resultd_server.ledger.records import Record, Report
+from resultd_server.ledger.unit import Unit, View
+
+T = TypeVar("T")
+
+NOWHERE = Namespace("", b"\0" * 8)
+"""Read where a namespace has never been written: no key begins so."""
+
+
+class TransactionalEngine(Engine):
+    """An engine whose transactions are `ledger.txn` transactions."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        super().__init__(clock)
+        self._namespaces: dict[str, Namespace] = {}
+
+    @abc.abstractmethod
+    async def _write(
+        self, operation: Callable[[Unit], T], *, grows: bool = True, size_bytes: int = 0
+    ) -> T:
+        """Runs an operation in a transaction; returns once that is durable.
+
+        `grows`: whether it is to be refused while the store is full. Raises what the
+        operation raises; it then changed nothing.
+        """
+
+    @abc.abstractmethod
+    def _read(self, operation: Callable[[View], T]) -> T:
+        """Runs a short reading operation."""
+
+    def _known(self, view: View, name: str) -> Namespace:
+        known = self._namespaces.get(name)
+        if known is None:
+            known = namespaces.find(view.txn, name)
+            if known is None:
+                return NOWHERE._replace(name=name)
+            self._namespaces[name] = known
+        return known
+
+    def _made(self, unit: Unit, name: str) -> Namespace:
+        # Not kept from here: the transaction may still fail.
+        return self._namespaces.get(name) or namespaces.find_or_create(unit.txn, name)
+
+    async def put(self, namespace: str, reports: Sequence[Report]) -> list[StoreOutcome]:
+        def operation(unit: Unit) -> list[StoreOutcome]:
+            where = self._made(unit, namespace)
+            return [_store(unit, where, report) for report in reports]
+
+        size_bytes = sum(report.meta.ByteSize() for report in reports)
+        return await self._write(operation, size_bytes=size_bytes)
+
+    async def get(self, namespace: str, task_ids: Sequence[str]) -> list[Record]:
+        def operation(view: View) -> list[Record]:
+            where = self._known(view, namespace)
+            return [records.read(view, where, task_id) for task_id in task_ids]
+
+        return self._read(operation)
+
+    async def delete(self, namespace: str, task_ids: Sequence[str]) -> int:
+        def operation(unit: Unit) -> int:
+            where = self._made(unit, namespace)
+            return sum(records.forget(unit, where, task_id) for task_id in task_ids)
+
+        return await self._write(operation, grows=False)
+
+    async def revoke(
+        self, namespace: str, wishes: Sequence[worker_service_pb2.Revocation]
+    ) -> list[int]:
+        def operation(unit: Unit) -> list[int]:
+            where = self._made(unit, namespace)
+            return [cancel.revoke(unit, where, wish) for wish in wishes]
+
+        return await self._write(operation)
+
+    async def revoked(self, namespace: str, task_ids: Sequence[str]) -> list[bytes | None]:
+        def operation(view: View) -> list[bytes | None]:
+            where = self._known(view, namespace)
+            return [revocations.find(view, where, task_id) for task_id in task_ids]
+
+        return self._read(operation)
+
+    async def group_create(self, namespace: str, declared: Declaration) -> group_pb2.GroupMeta:
+        return await self._write(
+            lambda unit: groups.create(unit, self._made(unit, namespace), declared),
+            size_bytes=declared.said.ByteSize(),
+        )
+
+    async def group_add(
+        self, namespace: str, group_id: str, members: Sequence[NewMember]
+    ) -> tuple[group_pb2.GroupMeta, list[int]]:
+        return await self._write(
+            lambda unit: groups.add_members(unit, self._made(unit, namespace), group_id, members)
+        )
+
+    async def group_add_to_total(
+        self, namespace: str, group_id: str, delta: int, request_id: str
+    ) -> group_pb2.GroupMeta:
+        return await self._write(
+            lambda unit: groups.add_to_total(
+                unit, self._made(unit, namespace), group_id, delta, request_id
+            )
+        )
+
+    async def group_seal(
+        self, namespace: str, group_id: str, total: int | None
+    ) -> group_pb2.GroupMeta:
+        return await self._write(
+            lambda unit: groups.seal(unit, self._made(unit, namespace), group_id, total)
+        )
+
+    async def group_get(self, namespace: str, group_id: str) -> group_pb2.GroupMeta:
+        return self._read(lambda view: groups.read(view, self._known(view, namespace), group_id))
+
+    async def group_delete(self, namespace: str, group_id: str) -> bool:
+        return await self._write(
+            lambda unit: groups.delete(unit, self._made(unit, namespace), group_id), grows=False
+        )
+
+    async def group_claim(
+        self, namespace: str, request: ClaimRequest
+    ) -> group_service_pb2.ClaimGroupResponse:
+        return await self._write(lambda unit: _claim(unit, self._made(unit, namespace), request))
+
+    async def group_members(
+        self, namespace: str, group_id: str, page_size: int, page_token: str
+    ) -> Page:
+        def operation(view: View) -> Page:
+            group = groups.require(view, self._known(view, namespace), group_id)
+            return listing.list_members(view, group, page_size, page_token)
+
+        return self._read(operation)
+
+    async def group_list(
+        self, namespace: str, wanted: group_service_pb2.ListGroupsRequest
+    ) -> Page:
+        return self._read(
+            lambda view: listing.list_groups(view, self._known(view, namespace), wanted)
+        )
+
+    async def group_step(self, namespace: str, group_id: str, cursor: Cursor) -> Step:
+        return self._read(
+            lambda view: progress.step(view, self._known(view, namespace), group_id, cursor)
+        )
+
+    async def scan(
+        self, namespace: str, wanted: result_service_pb2.ListResultsRequest
+    ) -> Page:
+        return self._read(
+            lambda view: listing.list_results(view, self._known(view, namespace), wanted)
+        )
+
+    async def sweep(self, budget: int) -> Swept:
+        def operation(unit: Unit) -> Swept:
+            before = unit.expired_incomplete
+            steps, expired = expiry.sweep(unit, budget)
+            return Swept(steps, expired, unit.expired_incomplete - before)
+
+        # Looked at first, so that a store with nothing due commits nothing.
+        if not self._read(expiry.anything_due):
+            return Swept(0, 0, 0)
+        return await self._write(operation, grows=False)
+
+
+def _store(unit: Unit, namespace: Namespace, report: Report) -> StoreOutcome:
+    try:
+        return records.store(unit, namespace, report)
+    except DomainError as error:
+        return error
+
+
+def _claim(
+    unit: Unit, namespace: Namespace, request: ClaimRequest
+) -> group_service_pb2.ClaimGroupResponse:
+    group = groups.require(unit, namespace, request.group_id)
+    if request.action == group_service_pb2.CLAIM_ACTION_DONE:
+        outcome = claims.finish(unit, group, request.token)
+    elif request.action == group_service_pb2.CLAIM_ACTION_RELEASE:
+        outcome = claims.release(unit, group, request.token)
+    else:
+        outcome = claims.acquire(unit, group, request.token, request.holder, request.lease_ms)
+    granted = outcome == group_service_pb2.CLAIM_OUTCOME_GRANTED
+    return group_service_pb2.ClaimGroupResponse(
+        outcome=outcome, group=group_rows.to_message(unit, group, brief=not granted)
+    )

@@ -1,0 +1,120 @@
+"""The exclusive right to act on a complete group, held for a lease."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from resultd.v1 import group_service_pb2 as pb
+from resultd_server import limits
+from resultd_server.ledger import counters, keys
+from resultd_server.ledger.counters import Counters
+from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.txn import Db
+from resultd_server.ledger.unit import Unit, View
+
+_FIELDS = struct.Struct(">QBB")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A claim as stored."""
+
+    lease_ms: int
+    token: str
+    holder: str
+
+
+def find(view: View, group: Counters) -> Held | None:
+    """The claim on a group, its lease running or run out."""
+    raw = view.txn.get(Db.CLAIMS, keys.group(group.number))
+    if raw is None:
+        return None
+    lease_ms, token_bytes, _ = _FIELDS.unpack_from(raw)
+    token_end = _FIELDS.size + token_bytes
+    return Held(lease_ms, raw[_FIELDS.size : token_end].decode(), raw[token_end:].decode())
+
+
+def _put(unit: Unit, group: Counters, held: Held) -> None:
+    token = held.token.encode()
+    row = _FIELDS.pack(held.lease_ms, len(token), 0) + token + held.holder.encode()
+    unit.txn.put(Db.CLAIMS, keys.group(group.number), row)
+
+
+def acquire(
+    unit: Unit, group: Counters, token: str, holder: str, lease_ms: int
+) -> pb.ClaimOutcome.ValueType:
+    """Takes the claim, or renews it for the token that holds it."""
+    if not group.complete:
+        return pb.CLAIM_OUTCOME_INCOMPLETE
+    if group.claimed_done:
+        return pb.CLAIM_OUTCOME_DONE
+    held = find(unit, group)
+    if held is not None and held.token != token and held.lease_ms > unit.now_ms:
+        return pb.CLAIM_OUTCOME_HELD
+    _put(unit, group, Held(unit.now_ms + lease_ms, token, holder))
+    group.touch(unit)
+    return pb.CLAIM_OUTCOME_GRANTED
+
+
+def finish(unit: Unit, group: Counters, token: str) -> pb.ClaimOutcome.ValueType:
+    """Says that the work is done. Nobody is told of this group again.
+
+    A holder whose lease ran out and whose claim nobody took still holds it.
+    """
+    held = find(unit, group)
+    if held is None or held.token != token:
+        return pb.CLAIM_OUTCOME_DONE if group.claimed_done else pb.CLAIM_OUTCOME_LOST
+    if not group.claimed_done:
+        group.claimed_done = True
+        unit.txn.delete(Db.CLAIMABLE, keys.claimable(group.namespace, group.scope, group.number))
+        group.touch(unit)
+    return pb.CLAIM_OUTCOME_GRANTED
+
+
+def release(unit: Unit, group: Counters, token: str) -> pb.ClaimOutcome.ValueType:
+    """Gives the claim back undone."""
+    held = find(unit, group)
+    if group.claimed_done:
+        return pb.CLAIM_OUTCOME_DONE
+    if held is None or held.token != token:
+        return pb.CLAIM_OUTCOME_LOST
+    unit.txn.delete(Db.CLAIMS, keys.group(group.number))
+    group.touch(unit)
+    return pb.CLAIM_OUTCOME_GRANTED
+
+
+def free(view: View, group: Counters) -> bool:
+    """Whether a complete group waits for somebody to act on it."""
+    if not group.complete or group.claimed_done:
+        return False
+    held = find(view, group)
+    return held is None or held.lease_ms <= view.now_ms
+
+
+def offer(unit: Unit, group: Counters) -> None:
+    """The group is complete: name it to reports of its scope."""
+    if group.scope:
+        key = keys.claimable(group.namespace, group.scope, group.number)
+        unit.txn.put(Db.CLAIMABLE, key, b"")
+
+
+def withdraw(unit: Unit, group: Counters) -> None:
+    """The run is over: nothing to claim."""
+    unit.txn.delete(Db.CLAIMS, keys.group(group.number))
+    unit.txn.delete(Db.CLAIMABLE, keys.claimable(group.namespace, group.scope, group.number))
+
+
+def claimable(view: View, namespace: Namespace, scope: str) -> list[str]:
+    """Up to 8 complete groups of a scope whose claim is free."""
+    prefix = keys.claimable_scope(namespace, scope)
+    found: list[str] = []
+    rows = view.txn.scan(Db.CLAIMABLE, prefix, keys.after_prefix(prefix))
+    for seen, (key, _) in enumerate(rows):
+        # Held ones stand in the way only until their leases run out.
+        if seen == limits.CLAIMABLE_SCANNED or len(found) == limits.CLAIMABLE_PER_ANSWER:
+            break
+        group = counters.load(view, keys.U64.unpack(key[-8:])[0])
+        if group is not None and free(view, group):
+            found.append(group.group_id)
+    return found

@@ -1,0 +1,48 @@
+"""What is due goes, a bounded number of rows at a time."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from resultd_server.ledger import groups, keys, namespaces, records, revocations
+from resultd_server.ledger.keys import U64
+from resultd_server.ledger.txn import Db
+from resultd_server.ledger.unit import Unit, View
+
+
+def sweep(unit: Unit, budget: int) -> tuple[int, int]:
+    """Handles up to `budget` due entries and deletes up to as many left-over rows.
+
+    (steps taken, records and groups that expired). As many steps as `budget` or more
+    say that there is more to do.
+    """
+    due = list(islice(unit.txn.scan(Db.EXPIRY, b"", U64.pack(unit.now_ms + 1)), budget))
+    by_prefix = namespaces.names(unit.txn) if due else {}
+    expired = 0
+    for key, _ in due:
+        unit.txn.delete(Db.EXPIRY, key)
+        _, kind, prefix, id_ = keys.parse_expiry(key)
+        namespace = by_prefix[prefix]
+        if kind == keys.TASK:
+            expired += records.expire(unit, namespace, id_)
+        elif kind == keys.GROUP:
+            expired += groups.expire(unit, namespace, id_)
+        elif kind == keys.REVOCATION:
+            revocations.expire(unit, namespace, id_)
+        else:
+            _expire_tombstone(unit, keys.tombstone(namespace, kind.lower(), id_))
+    return len(due) + groups.collect_garbage(unit, budget), expired
+
+
+def anything_due(view: View) -> bool:
+    """Whether a sweep would have anything to do."""
+    due = view.txn.scan(Db.EXPIRY, b"", U64.pack(view.now_ms + 1))
+    garbage = view.txn.scan(Db.GARBAGE, b"", keys.ALL)
+    return next(due, None) is not None or next(garbage, None) is not None
+
+
+def _expire_tombstone(unit: Unit, key: bytes) -> None:
+    raw = unit.txn.get(Db.TOMBSTONES, key)
+    # A later tombstone of the same id has a later entry of its own.
+    if raw is not None and U64.unpack_from(raw)[0] <= unit.now_ms:
+        unit.txn.delete(Db.TOMBSTONES, key)

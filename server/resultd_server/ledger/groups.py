@@ -1,0 +1,332 @@
+"""Groups: declared, added to, sealed, listed, deleted.
+
+Every operation checks the whole request before it changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from resultd.v1 import group_pb2, state_pb2
+from resultd_server import limits
+from resultd_server.errors import (
+    GroupConflict,
+    GroupNotFound,
+    GroupSealed,
+    GroupTotalMismatch,
+    LimitExceeded,
+    ValueTooLarge,
+)
+from resultd_server.ledger import group_rows, keys, memberships, nesting, records
+from resultd_server.ledger.counters import GONE, Counters
+from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.memberships import Member, Place
+from resultd_server.ledger.transitions import TERMINAL
+from resultd_server.ledger.txn import Db
+from resultd_server.ledger.unit import Unit, View
+
+
+class NewMember(NamedTuple):
+    """A member as asked for. `index` None: the next free one."""
+
+    kind: bytes
+    id: str
+    index: int | None
+
+
+class Declaration(NamedTuple):
+    """A validated CreateGroup. `ttl_ms` 0: the group never expires."""
+
+    group_id: str
+    members: Sequence[NewMember]
+    said: group_pb2.GroupMeta
+    ttl_ms: int
+    seal: bool
+    new_epoch: bool
+
+
+def require(view: View, namespace: Namespace, group_id: str) -> Counters:
+    """The group. Raises GroupNotFound."""
+    group = group_rows.find(view, namespace, group_id)
+    if group is None:
+        raise GroupNotFound(group_id)
+    return group
+
+
+def create(unit: Unit, namespace: Namespace, declared: Declaration) -> group_pb2.GroupMeta:
+    """Declares a group; the same declaration again changes nothing.
+
+    Raises GroupConflict, GroupSealed, GroupNesting, LimitExceeded, ValueTooLarge.
+    """
+    said = declared.said
+    if said.ByteSize() > limits.RECORD_BYTES_MAX:
+        raise ValueTooLarge(
+            f"Group {declared.group_id!r}", said.ByteSize(), limits.RECORD_BYTES_MAX
+        )
+    group = group_rows.find(unit, namespace, declared.group_id)
+    if group is not None and declared.new_epoch:
+        _check_new(unit, group, declared.members)
+        epoch = group.epoch + 1
+        group_rows.drop_run(unit, group)
+        unit.txn.delete(Db.GROUPS, keys.record(namespace, declared.group_id))
+        group = group_rows.start(
+            unit, namespace, declared.group_id, ttl_ms=declared.ttl_ms, epoch=epoch
+        )
+    elif group is None:
+        _check_new(unit, _unborn(namespace, declared.group_id), declared.members)
+        group = group_rows.start(unit, namespace, declared.group_id, ttl_ms=declared.ttl_ms)
+    else:
+        _check_again(unit, group, declared)
+        group.ttl_ms = declared.ttl_ms
+        group.touch(unit)
+        group_rows.file_expiry(unit, group)
+    group.scope = said.claim_scope
+    group_rows.put_payloads(unit, group, said)
+    _add(unit, group, declared.members)
+    if declared.seal and not group.sealed:
+        _seal(unit, group, group.members)
+    return group_rows.to_message(unit, group)
+
+
+def _unborn(namespace: Namespace, group_id: str) -> Counters:
+    return Counters(0, namespace, group_id, 1, 0, 0, 0, 0)
+
+
+def _check_new(unit: Unit, group: Counters, members: Sequence[NewMember]) -> None:
+    """The members of a run that has none yet must fit one another."""
+    run = Counters(0, group.namespace, group.group_id, group.epoch, 0, 0, 0, 0)
+    _check_members(unit, run, members)
+
+
+def _check_again(unit: Unit, group: Counters, declared: Declaration) -> None:
+    """A group that exists takes the declaration if nothing contradicts it."""
+    if group.complete or group.sealed:
+        before = group_rows.payloads(unit, group)
+        if before.continuation != declared.said.continuation or (
+            before.claim_scope != declared.said.claim_scope
+        ):
+            raise GroupConflict(
+                f"Group {declared.group_id!r} was sealed with another continuation or claim "
+                "scope: delete it first, or say new_epoch.",
+                group_id=declared.group_id,
+            )
+    _check_members(unit, group, declared.members)
+
+
+def add_members(
+    unit: Unit, namespace: Namespace, group_id: str, members: Sequence[NewMember]
+) -> tuple[group_pb2.GroupMeta, list[int]]:
+    """Adds members and counts those that are terminal already.
+
+    Raises GroupNotFound, GroupConflict, GroupSealed, GroupNesting, LimitExceeded.
+    """
+    group = require(unit, namespace, group_id)
+    _check_members(unit, group, members)
+    indexes = _add(unit, group, members)
+    return group_rows.to_message(unit, group), indexes
+
+
+def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) -> None:
+    taken: dict[int, tuple[bytes, str]] = {}
+    for kind, id_, index in members:
+        if index is not None:
+            there = taken.get(index)
+            row = memberships.find(unit, group.number, index) if there is None else None
+            if row is not None:
+                there = (row.kind, row.id)
+            if there not in (None, (kind, id_)):
+                raise GroupConflict(
+                    f"Index {index} of group {group.group_id!r} belongs to another member: "
+                    "name a free one, or none.",
+                    group_id=group.group_id,
+                    index=index,
+                )
+            if row is not None:
+                continue
+            taken[index] = (kind, id_)
+        _check_one(unit, group, kind, id_)
+    if not taken and all(member.index is not None for member in members):
+        return
+    last = max([*taken, group.next_index - 1])
+    if last + sum(member.index is None for member in members) > limits.INDEX_MAX:
+        raise LimitExceeded("index", last, limits.INDEX_MAX, "start a new group")
+
+
+def _check_one(unit: Unit, group: Counters, kind: bytes, id_: str) -> None:
+    if group.sealed:
+        raise GroupSealed(
+            f"Group {group.group_id!r} is sealed and takes no new members but those that "
+            "reports name: raise its total with AddToTotal, or start a new group.",
+            group_id=group.group_id,
+        )
+    if memberships.in_too_many(unit, group.namespace, kind, id_):
+        raise LimitExceeded(
+            f"groups of {id_!r}",
+            limits.GROUPS_PER_MEMBER + 1,
+            limits.GROUPS_PER_MEMBER,
+            "delete some",
+        )
+    if kind == keys.GROUP:
+        nesting.check(unit, group, id_)
+
+
+def _add(unit: Unit, group: Counters, members: Sequence[NewMember]) -> list[int]:
+    # Named places first, so that members without one take what is free after them.
+    named = {member.index for member in members if member.index is not None}
+    group.next_index = max(group.next_index, *(index + 1 for index in named), 0)
+    indexes = []
+    for kind, id_, index in members:
+        at = group.next_index if index is None else index
+        indexes.append(at)
+        if memberships.find(unit, group.number, at) is not None:
+            continue
+        memberships.insert(unit, group, at, Member(kind, id_))
+        if kind == keys.GROUP:
+            nesting.raise_heights(unit, group, id_)
+        state = _counts_as(unit, group.namespace, kind, id_)
+        if state is not None:
+            memberships.settle(unit, [Place(group, at)], state)
+    return indexes
+
+
+def _counts_as(view: View, namespace: Namespace, kind: bytes, id_: str) -> int | None:
+    """What a member would be counted as now; None while it is not terminal."""
+    if kind == keys.GROUP:
+        group = group_rows.find(view, namespace, id_)
+        return group.outcome if group is not None and group.complete else None
+    state = records.live_state(view, namespace, id_)
+    return state if state in TERMINAL else None
+
+
+def seal(
+    unit: Unit, namespace: Namespace, group_id: str, total: int | None
+) -> group_pb2.GroupMeta:
+    """Says how many members there will be. Raises GroupNotFound, GroupTotalMismatch."""
+    group = require(unit, namespace, group_id)
+    if group.sealed:
+        if total is not None and total != group.declared:
+            raise GroupTotalMismatch(
+                f"Group {group_id!r} is sealed with {group.declared} members: seal it with the "
+                "same total, or raise it with AddToTotal.",
+                group_id=group_id,
+                expected_total=group.declared,
+            )
+        return group_rows.to_message(unit, group)
+    declared = group.members - group.added if total is None else total
+    _seal(unit, group, max(declared, 0))
+    return group_rows.to_message(unit, group)
+
+
+def _seal(unit: Unit, group: Counters, declared: int) -> None:
+    expected = declared + group.added
+    if expected < group.members:
+        raise GroupTotalMismatch(
+            f"Group {group.group_id!r} has {group.members} members already and cannot be sealed "
+            f"with {expected}: name the right total.",
+            group_id=group.group_id,
+            members=group.members,
+        )
+    if expected > limits.TOTAL_MAX:
+        raise LimitExceeded("expected_total", expected, limits.TOTAL_MAX, "start a new group")
+    group.sealed, group.declared, group.expected = True, declared, expected
+    group.touch(unit)
+    memberships.complete_if_due(unit, group)
+
+
+def add_to_total(
+    unit: Unit, namespace: Namespace, group_id: str, delta: int, request_id: str
+) -> group_pb2.GroupMeta:
+    """Raises the number expected, once per `request_id`.
+
+    Raises GroupNotFound, GroupSealed where the group is complete, LimitExceeded.
+    """
+    group = require(unit, namespace, group_id)
+    key = keys.group(group.number)
+    seen = (unit.txn.get(Db.TOTALS, key) or b"").split(b"\0")
+    if request_id.encode() in seen:
+        return group_rows.to_message(unit, group)
+    if group.complete:
+        raise GroupSealed(
+            f"Group {group_id!r} is complete: start a new group, or a new epoch.",
+            group_id=group_id,
+        )
+    if group.declared + group.added + delta > limits.TOTAL_MAX:
+        raise LimitExceeded("total", group.added + delta, limits.TOTAL_MAX, "start a new group")
+    kept = [*seen, request_id.encode()][-limits.TOTAL_REQUESTS_REMEMBERED :]
+    unit.txn.put(Db.TOTALS, key, b"\0".join(kept))
+    group.added += delta
+    if group.sealed:
+        group.expected += delta
+    group.touch(unit)
+    return group_rows.to_message(unit, group)
+
+
+def read(
+    view: View, namespace: Namespace, group_id: str, *, brief: bool = False
+) -> group_pb2.GroupMeta:
+    """The group, or what is known about its absence."""
+    group = group_rows.find(view, namespace, group_id)
+    if group is None:
+        return group_rows.absent(view, namespace, group_id)
+    return group_rows.to_message(view, group, brief=brief)
+
+
+def delete(unit: Unit, namespace: Namespace, group_id: str) -> bool:
+    """Deletes a group, not its members' records; whether there was one."""
+    return _end(unit, namespace, group_id, state_pb2.EXISTENCE_FORGOTTEN) is not None
+
+
+def _end(unit: Unit, namespace: Namespace, group_id: str, existence: int) -> Counters | None:
+    ended = group_rows.remove(unit, namespace, group_id, existence)
+    if ended is not None and not ended.complete:
+        places = memberships.of(unit, namespace, keys.GROUP, group_id)
+        memberships.settle(unit, places, GONE)
+    return ended
+
+
+def expire(unit: Unit, namespace: Namespace, group_id: str) -> bool:
+    """An expiry entry is due: ends the group, or files it for when it is.
+
+    Whether the group is gone now.
+    """
+    number = group_rows.number_of(unit, namespace, group_id)
+    if number is None:
+        return False
+    group = group_rows.raw_counters(unit, number)
+    if group.alive(unit.now_ms):
+        group_rows.file_expiry(unit, group)
+        return False
+    unit.expired_incomplete += not group.complete
+    _end(unit, namespace, group_id, state_pb2.EXISTENCE_EXPIRED)
+    return True
+
+
+def collect_garbage(unit: Unit, budget: int) -> int:
+    """Deletes up to `budget` rows of runs that are over; how many."""
+    runs = []
+    for key, prefix in unit.txn.scan(Db.GARBAGE, b"", keys.ALL):
+        runs.append((keys.U64.unpack(key)[0], Namespace("", prefix)))
+        break
+    for number, namespace in runs:
+        removed = _collect_run(unit, number, namespace, budget)
+        if removed < budget:
+            unit.txn.delete(Db.TOTALS, keys.group(number))
+            unit.txn.delete(Db.GARBAGE, keys.group(number))
+            removed += 1
+        return removed
+    return 0
+
+
+def _collect_run(unit: Unit, number: int, namespace: Namespace, budget: int) -> int:
+    removed = 0
+    for index, member in list(islice(memberships.scan(unit, number, 0), budget)):
+        key = keys.membership(namespace, member.kind, member.id, number, index)
+        unit.txn.delete(Db.MEMBERSHIPS, key)
+        unit.txn.delete(Db.MEMBERS, keys.member(number, index))
+        removed += 1
+    for entry in list(islice(memberships.log(unit, number, 0), budget - removed)):
+        unit.txn.delete(Db.LOG, keys.member(number, entry.position))
+        removed += 1
+    return removed

@@ -1,0 +1,167 @@
+"""Pages of records, groups and members: bounded steps, opaque tokens."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from itertools import islice
+from typing import NamedTuple
+
+from resultd.v1 import group_pb2, group_service_pb2, result_service_pb2, task_pb2
+from resultd_server import limits
+from resultd_server.errors import FieldInvalid
+from resultd_server.ledger import claims, counters, group_rows, keys, memberships, records
+from resultd_server.ledger.keys import U64, Namespace
+from resultd_server.ledger.times import to_ms
+from resultd_server.ledger.txn import Db
+from resultd_server.ledger.unit import View
+
+
+class Page(NamedTuple):
+    """Serialized messages, and where the next page begins (None: nowhere)."""
+
+    rows: list[bytes]
+    next_token: str
+
+
+def encode_token(cursor: bytes) -> str:
+    """An opaque page token."""
+    return base64.urlsafe_b64encode(cursor).decode()
+
+
+def decode_token(token: str) -> bytes:
+    """The cursor of a page token. Raises FieldInvalid."""
+    try:
+        return base64.b64decode(token.encode(), altchars=b"-_", validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise FieldInvalid(
+            "page_token", "is not one of ours", "pass the next_page_token of the page before"
+        ) from None
+
+
+def list_results(
+    view: View, namespace: Namespace, wanted: result_service_pb2.ListResultsRequest
+) -> Page:
+    """A page of records by id, or by index where one group is asked for."""
+    if wanted.group_id:
+        return _list_group_results(view, namespace, wanted)
+    start = namespace.prefix + decode_token(wanted.page_token)
+    stop = keys.after_prefix(namespace.prefix)
+    rows, cursor, size_bytes = [], b"", 0
+    for key, _ in islice(view.txn.scan(Db.TASKS, start, stop), limits.READ_ROWS_MAX):
+        id_ = key[len(namespace.prefix) :]
+        # Before a record that has no room: the page ends, the next begins with it.
+        found = records.read(view, namespace, id_.decode())
+        if found.existence == records.KNOWN and _matches(found, wanted):
+            size_bytes += len(found.wire)
+            if rows and size_bytes > limits.RESPONSE_BYTES_MAX // 2:
+                return Page(rows, encode_token(id_))
+            rows.append(found.wire)
+        cursor = id_ + b"\0"
+        if len(rows) == wanted.page_size:
+            break
+    more = next(view.txn.scan(Db.TASKS, namespace.prefix + cursor, stop), None) if cursor else None
+    return Page(rows, encode_token(cursor) if more is not None else "")
+
+
+def _list_group_results(
+    view: View, namespace: Namespace, wanted: result_service_pb2.ListResultsRequest
+) -> Page:
+    group = group_rows.find(view, namespace, wanted.group_id)
+    if group is None:
+        return Page([], "")
+    first = _index_of_token(wanted.page_token)
+    rows, size_bytes, seen = [], 0, 0
+    for index, member in memberships.scan(view, group.number, first):
+        if seen == limits.READ_ROWS_MAX or len(rows) == wanted.page_size:
+            return Page(rows, _index_token(index))
+        seen += 1
+        if member.kind != keys.TASK:
+            continue
+        found = records.read(view, namespace, member.id)
+        if found.existence != records.KNOWN or not _matches(found, wanted):
+            continue
+        size_bytes += len(found.wire)
+        if rows and size_bytes > limits.RESPONSE_BYTES_MAX // 2:
+            return Page(rows, _index_token(index))
+        rows.append(found.wire)
+    return Page(rows, "")
+
+
+def _matches(found: records.Record, wanted: result_service_pb2.ListResultsRequest) -> bool:
+    if wanted.states and found.state not in wanted.states:
+        return False
+    if not wanted.name and not wanted.HasField("since"):
+        return True
+    meta = task_pb2.TaskMeta.FromString(found.wire)
+    if wanted.name and meta.name != wanted.name:
+        return False
+    return not wanted.HasField("since") or to_ms(meta.updated_time) >= to_ms(wanted.since)
+
+
+def _index_token(index: int) -> str:
+    return encode_token(U64.pack(index))
+
+
+def _index_of_token(token: str) -> int:
+    if not token:
+        return 0
+    raw = decode_token(token)
+    if len(raw) != U64.size or U64.unpack(raw)[0] > limits.INDEX_MAX:
+        raise FieldInvalid(
+            "page_token", "is not one of ours", "pass the next_page_token of the page before"
+        )
+    return int(U64.unpack(raw)[0])
+
+
+def list_groups(
+    view: View, namespace: Namespace, wanted: group_service_pb2.ListGroupsRequest
+) -> Page:
+    """A page of groups by id."""
+    start = namespace.prefix + decode_token(wanted.page_token)
+    stop = keys.after_prefix(namespace.prefix)
+    rows, cursor = [], b""
+    for key, raw in islice(view.txn.scan(Db.GROUPS, start, stop), limits.READ_ROWS_MAX):
+        cursor = key[len(namespace.prefix) :] + b"\0"
+        group = counters.load(view, U64.unpack_from(raw)[0])
+        if group is not None and _group_matches(view, group, wanted):
+            rows.append(group_rows.to_message(view, group, brief=True).SerializeToString())
+            if len(rows) == wanted.page_size:
+                break
+    more = next(view.txn.scan(Db.GROUPS, namespace.prefix + cursor, stop), None) if cursor else None
+    return Page(rows, encode_token(cursor) if more is not None else "")
+
+
+def _group_matches(
+    view: View, group: counters.Counters, wanted: group_service_pb2.ListGroupsRequest
+) -> bool:
+    if wanted.incomplete and group.complete:
+        return False
+    if wanted.claim_scope and group.scope != wanted.claim_scope:
+        return False
+    if wanted.HasField("unchanged_since") and group.updated_ms > to_ms(wanted.unchanged_since):
+        return False
+    return not wanted.claimable or claims.free(view, group)
+
+
+def list_members(
+    view: View, group: counters.Counters, page_size: int, page_token: str
+) -> Page:
+    """A page of a group's members by index."""
+    rows: list[bytes] = []
+    for index, member in memberships.scan(view, group.number, _index_of_token(page_token)):
+        if len(rows) == page_size:
+            return Page(rows, _index_token(index))
+        rows.append(member_message(index, member).SerializeToString())
+    return Page(rows, "")
+
+
+def member_message(index: int, member: memberships.Member) -> group_pb2.GroupMember:
+    """A member as it goes over the wire."""
+    message = group_pb2.GroupMember(index=index, id=member.id, position=member.position)
+    message.kind = (
+        task_pb2.MEMBER_KIND_GROUP if member.kind == keys.GROUP else task_pb2.MEMBER_KIND_TASK
+    )
+    if member.position and member.counted_as != counters.GONE:
+        message.state = member.counted_as  # type: ignore[assignment]  # stored as its number
+    return message

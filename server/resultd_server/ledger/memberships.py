@@ -1,0 +1,253 @@
+"""Members: joining a group, and being counted in it exactly once.
+
+A member's row says whether it was counted and as what; the completion log says which
+was n-th. A member enters the log once; what it counts as may change afterwards.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from resultd.v1 import result_service_pb2 as pb
+from resultd_server import limits
+from resultd_server.ledger import claims, counters, group_rows, keys
+from resultd_server.ledger.counters import GONE, Counters
+from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.txn import Db
+from resultd_server.ledger.unit import Unit, View
+
+_MEMBER = struct.Struct(">cIB")
+_ENTRY = struct.Struct(">cI")
+
+
+class Member(NamedTuple):
+    """A member's row. `position` 0: not counted yet; `counted_as` a state or GONE."""
+
+    kind: bytes
+    id: str
+    position: int = 0
+    counted_as: int = 0
+
+    def pack(self) -> bytes:
+        return _MEMBER.pack(self.kind, self.position, self.counted_as) + self.id.encode()
+
+
+class Entry(NamedTuple):
+    """A row of the completion log."""
+
+    position: int
+    index: int
+    kind: bytes
+    id: str
+
+
+class Place(NamedTuple):
+    """One of the groups an id is a member of, and where."""
+
+    group: Counters
+    index: int
+
+
+class Slot(enum.Enum):
+    """What became of a report's wish to be in a group."""
+
+    COUNTED_BEFORE = pb.MEMBERSHIP_ALREADY
+    WAITING = pb.MEMBERSHIP_PENDING
+    SEALED = pb.MEMBERSHIP_SEALED
+    INDEX_TAKEN = pb.MEMBERSHIP_INDEX_TAKEN
+    NOT_A_MEMBER = pb.MEMBERSHIP_NOT_A_MEMBER
+
+
+def find(view: View, group_no: int, index: int) -> Member | None:
+    """The member at an index."""
+    raw = view.txn.get(Db.MEMBERS, keys.member(group_no, index))
+    return None if raw is None else _unpack(raw)
+
+
+def _unpack(raw: bytes) -> Member:
+    kind, position, counted_as = _MEMBER.unpack_from(raw)
+    return Member(kind, raw[_MEMBER.size :].decode(), position, counted_as)
+
+
+def scan(view: View, group_no: int, from_index: int) -> Iterator[tuple[int, Member]]:
+    """Members by index, from `from_index` on."""
+    start, stop = keys.member(group_no, from_index), keys.group(group_no + 1)
+    for key, raw in view.txn.scan(Db.MEMBERS, start, stop):
+        yield keys.parse_member(key)[1], _unpack(raw)
+
+
+def log(view: View, group_no: int, after: int) -> Iterator[Entry]:
+    """The completion log after a position, in order."""
+    start, stop = keys.member(group_no, after + 1), keys.group(group_no + 1)
+    for key, raw in view.txn.scan(Db.LOG, start, stop):
+        kind, index = _ENTRY.unpack_from(raw)
+        yield Entry(keys.parse_member(key)[1], index, kind, raw[_ENTRY.size :].decode())
+
+
+def log_entry(view: View, group_no: int, position: int) -> Entry | None:
+    """The entry at a position."""
+    return next((e for e in log(view, group_no, position - 1) if e.position == position), None)
+
+
+def of(view: View, namespace: Namespace, kind: bytes, id_: str) -> list[Place]:
+    """The groups an id is a member of, those still alive."""
+    prefix = keys.memberships(namespace, kind, id_)
+    rows = [key for key, _ in view.txn.scan(Db.MEMBERSHIPS, prefix, keys.after_prefix(prefix))]
+    places = []
+    for key in rows:
+        number, index = keys.parse_membership(key)
+        group = counters.load(view, number)
+        if group is not None:
+            places.append(Place(group, index))
+    return places
+
+
+def kept_until(view: View, namespace: Namespace, kind: bytes, id_: str) -> int | None:
+    """Until when the groups of a member keep its record; None if none does.
+
+    A group that never expires keeps it until it is deleted: looked at again in a day.
+    """
+    forever_ms = view.now_ms + limits.TTL_DEFAULT_MS
+    ends = [place.group.expire_ms or forever_ms for place in of(view, namespace, kind, id_)]
+    return max(ends, default=None)
+
+
+def join_by_report(
+    unit: Unit,
+    namespace: Namespace,
+    group_id: str,
+    index: int | None,
+    task_id: str,
+    *,
+    create: bool,
+) -> Slot:
+    """A report names its group: finds its slot, or takes it. Never refuses the report.
+
+    `create`: whether a group nobody has declared begins to exist by being named.
+    """
+    group = group_rows.find(unit, namespace, group_id)
+    if group is None:
+        if not create or group_rows.deleted(unit, namespace, group_id):
+            return Slot.NOT_A_MEMBER
+        group = group_rows.start(unit, namespace, group_id)
+    if index is None:
+        index = index_of(unit, group, keys.TASK, task_id)
+    if index is None:
+        index = group.next_index
+    there = find(unit, group.number, index)
+    if there is not None:
+        if (there.kind, there.id) != (keys.TASK, task_id):
+            return Slot.INDEX_TAKEN
+        return Slot.COUNTED_BEFORE if there.position else Slot.WAITING
+    if not create:
+        return Slot.NOT_A_MEMBER
+    if group.full:
+        return Slot.SEALED
+    if index > limits.INDEX_MAX or in_too_many(unit, namespace, keys.TASK, task_id):
+        return Slot.NOT_A_MEMBER
+    insert(unit, group, index, Member(keys.TASK, task_id))
+    return Slot.WAITING
+
+
+def answer(slot: Slot, terminal: bool) -> pb.Membership.ValueType:
+    """What a report is told of its slot once it has been counted."""
+    if slot is Slot.WAITING and terminal:
+        return pb.MEMBERSHIP_COUNTED
+    return slot.value
+
+
+def index_of(view: View, group: Counters, kind: bytes, id_: str) -> int | None:
+    """The lowest index of an id in a group, or None."""
+    start = keys.membership(group.namespace, kind, id_, group.number, 0)
+    stop = keys.membership(group.namespace, kind, id_, group.number + 1, 0)
+    for key, _ in view.txn.scan(Db.MEMBERSHIPS, start, stop):
+        return keys.parse_membership(key)[1]
+    return None
+
+
+def in_too_many(view: View, namespace: Namespace, kind: bytes, id_: str) -> bool:
+    """Whether an id is in as many groups as it may be."""
+    return len(of(view, namespace, kind, id_)) >= limits.GROUPS_PER_MEMBER
+
+
+def insert(unit: Unit, group: Counters, index: int, member: Member) -> None:
+    """Adds a member at a free index. Does not count it."""
+    unit.txn.put(Db.MEMBERS, keys.member(group.number, index), member.pack())
+    unit.txn.put(
+        Db.MEMBERSHIPS,
+        keys.membership(group.namespace, member.kind, member.id, group.number, index),
+        b"",
+    )
+    group.members += 1
+    group.next_index = max(group.next_index, index + 1)
+    group.touch(unit)
+
+
+def settle(unit: Unit, places: list[Place], state: int) -> None:
+    """A member is terminal (or GONE): counts it where it was not counted yet, and
+    changes what it counts as where it was."""
+    for group, index in places:
+        member = find(unit, group.number, index)
+        if member is None:
+            continue
+        if member.position:
+            _recount(unit, group, index, member, state)
+        else:
+            _count(unit, group, index, member, state)
+
+
+def _count(unit: Unit, group: Counters, index: int, member: Member, state: int) -> None:
+    group.done += 1
+    group.tally(state, 1)
+    counted = member._replace(position=group.done, counted_as=state)
+    unit.txn.put(Db.MEMBERS, keys.member(group.number, index), counted.pack())
+    unit.txn.put(
+        Db.LOG,
+        keys.member(group.number, group.done),
+        _ENTRY.pack(member.kind, index) + member.id.encode(),
+    )
+    group.touch(unit)
+    complete_if_due(unit, group)
+
+
+def _recount(unit: Unit, group: Counters, index: int, member: Member, state: int) -> None:
+    # An entry that says GONE is final: the member group that comes later is another.
+    if member.counted_as in (state, GONE) or state == GONE:
+        return
+    group.tally(member.counted_as, -1)
+    group.tally(state, 1)
+    unit.txn.put(
+        Db.MEMBERS, keys.member(group.number, index), member._replace(counted_as=state).pack()
+    )
+    group.touch(unit)
+    if group.complete:
+        _tell_parents(unit, group)
+
+
+def complete_if_due(unit: Unit, group: Counters) -> None:
+    """Notes that a group is complete, once, and counts it in the groups it is in."""
+    if group.complete or not group.sealed:
+        return
+    if group.members < group.expected or group.done < group.members:
+        return
+    group.complete = True
+    group.completed_ms = unit.now_ms
+    group.touch(unit)
+    claims.offer(unit, group)
+    _tell_parents(unit, group)
+
+
+def _tell_parents(unit: Unit, group: Counters) -> None:
+    places = of(unit, group.namespace, keys.GROUP, group.group_id)
+    settle(unit, places, group.outcome)
+
+
+def awaiting_action(places: list[Place]) -> list[str]:
+    """Ids of complete groups that nobody has finished acting on."""
+    ids = dict.fromkeys(
+        group.group_id for group, _ in places if group.complete and not group.claimed_done
+    )
+    return list(ids)[: limits.COMPLETE_GROUPS_PER_ANSWER]

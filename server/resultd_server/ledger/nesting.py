@@ -1,0 +1,56 @@
+"""Groups in groups: at most 16 deep, and never inside themselves."""
+
+from __future__ import annotations
+
+from resultd_server import limits
+from resultd_server.errors import GroupNesting, LimitExceeded
+from resultd_server.ledger import group_rows, keys, memberships
+from resultd_server.ledger.counters import Counters
+from resultd_server.ledger.unit import Unit
+
+
+def check(unit: Unit, parent: Counters, child_id: str) -> None:
+    """Raises GroupNesting where a group would contain itself or be nested too deep."""
+    child = group_rows.find(unit, parent.namespace, child_id)
+    height = 1 if child is None else child.height
+    level, visited = [parent], 0
+    while level:
+        height += 1
+        if height > limits.GROUP_DEPTH_MAX:
+            raise GroupNesting(
+                f"Groups nest at most {limits.GROUP_DEPTH_MAX} deep: flatten the workflow.",
+                group_id=parent.group_id,
+            )
+        above: dict[int, Counters] = {}
+        for group in level:
+            if group.group_id == child_id:
+                raise GroupNesting(
+                    f"Group {child_id!r} would contain itself: leave it out of "
+                    f"{parent.group_id!r}.",
+                    group_id=parent.group_id,
+                )
+            for place in memberships.of(unit, group.namespace, keys.GROUP, group.group_id):
+                above[place.group.number] = place.group
+            visited += 1
+            if visited > limits.GROUP_PARENTS_VISITED:
+                raise LimitExceeded(
+                    "groups above", visited, limits.GROUP_PARENTS_VISITED, "nest fewer groups"
+                )
+        level = list(above.values())
+
+
+def raise_heights(unit: Unit, parent: Counters, child_id: str) -> None:
+    """Notes how tall a group and those above it are, once a member group was added."""
+    child = group_rows.find(unit, parent.namespace, child_id)
+    level, height = [parent], 1 if child is None else child.height
+    while level:
+        height += 1
+        above: dict[int, Counters] = {}
+        for group in level:
+            if group.height >= height:
+                continue
+            group.height = height
+            group.touch(unit)
+            for place in memberships.of(unit, group.namespace, keys.GROUP, group.group_id):
+                above[place.group.number] = place.group
+        level = list(above.values())

@@ -1,0 +1,164 @@
+"""What a stream over a group sends next: read in one short step, from where it stands."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from resultd.v1 import group_pb2
+from resultd.v1 import result_service_pb2 as pb
+from resultd_server import limits
+from resultd_server.errors import FieldInvalid
+from resultd_server.ledger import counters, group_rows, keys, memberships, records, wire
+from resultd_server.ledger.counters import Counters
+from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.memberships import Entry
+from resultd_server.ledger.unit import View
+
+AS_COMPLETED = pb.MEMBER_ORDER_AS_COMPLETED
+MEMBER = pb.MEMBER_ORDER_MEMBER
+
+_CURSOR = struct.Struct(">BIQ")
+
+
+class Cursor(NamedTuple):
+    """Where a stream stands.
+
+    `position`: of the last entry sent, from 1; in member order one more than the last
+    index sent. `id`: who stood there, so that a store that is not the same is noticed.
+    """
+
+    order: int
+    epoch: int = 0
+    position: int = 0
+    id: str = ""
+
+    def encode(self) -> bytes:
+        """The opaque `after` of a frame."""
+        return _CURSOR.pack(self.order, self.epoch, self.position) + self.id.encode()
+
+    @classmethod
+    def decode(cls, after: bytes, order: int) -> Cursor:
+        """The cursor of a request. Raises FieldInvalid."""
+        if not after:
+            return cls(order)
+        try:
+            said, epoch, position = _CURSOR.unpack_from(after)
+            found = cls(said, epoch, position, after[_CURSOR.size :].decode())
+        except (struct.error, UnicodeDecodeError):
+            found = cls(-1)
+        if found.order != order or len(after) > _CURSOR.size + limits.ID_BYTES_MAX:
+            raise FieldInvalid(
+                "after",
+                "is not one of this order's",
+                "pass the `after` of the last frame received, or nothing",
+            )
+        return found
+
+
+class Step(NamedTuple):
+    """What to send, and where that leads.
+
+    `group` None: there is no such group (`existence` says why). `reset`: the cursor
+    fits no more and the stream starts again; nothing is sent in this step.
+    """
+
+    group: Counters | None
+    existence: int
+    events: list[bytes]
+    cursor: Cursor
+    more: bool
+    reset: bool = False
+
+
+def step(view: View, namespace: Namespace, group_id: str, cursor: Cursor) -> Step:
+    """The next events, at most a frame."""
+    group = group_rows.find(view, namespace, group_id)
+    if group is None:
+        existence = group_rows.absent(view, namespace, group_id).existence
+        return Step(None, existence, [], cursor, more=False)
+    if cursor.position and not _fits(view, group, cursor):
+        return Step(group, records.KNOWN, [], Cursor(cursor.order), more=False, reset=True)
+    cursor = cursor._replace(epoch=group.epoch)
+    rows = _log_rows if cursor.order == AS_COMPLETED else _member_rows
+    events: list[bytes] = []
+    size_bytes = 0
+    for entry, position in rows(view, group, cursor):
+        event = _event(view, group, entry)
+        if events and (
+            len(events) == limits.FRAME_EVENTS_MAX or size_bytes + len(event) > limits.FRAME_BYTES
+        ):
+            return Step(group, records.KNOWN, events, cursor, more=True)
+        events.append(event)
+        size_bytes += len(event)
+        cursor = cursor._replace(position=position, id=entry.id)
+    return Step(group, records.KNOWN, events, cursor, more=False)
+
+
+def finished(group: Counters, cursor: Cursor) -> bool:
+    """Whether a complete group has been sent whole."""
+    if not group.complete:
+        return False
+    if cursor.order == AS_COMPLETED:
+        return cursor.position >= group.done
+    return cursor.position >= group.next_index
+
+
+def _fits(view: View, group: Counters, cursor: Cursor) -> bool:
+    if cursor.epoch != group.epoch:
+        return False
+    if cursor.order == AS_COMPLETED:
+        entry = memberships.log_entry(view, group.number, cursor.position)
+        return entry is not None and entry.id == cursor.id
+    if cursor.position > limits.INDEX_MAX + 1:
+        return False
+    member = memberships.find(view, group.number, cursor.position - 1)
+    return member is not None and member.id == cursor.id
+
+
+_Row = tuple[Entry, int]
+"""What to send, and the cursor's position after it."""
+
+
+def _log_rows(view: View, group: Counters, cursor: Cursor) -> Iterator[_Row]:
+    if cursor.position >= 2**32:
+        return
+    for entry in memberships.log(view, group.number, cursor.position):
+        yield entry, entry.position
+
+
+def _member_rows(view: View, group: Counters, cursor: Cursor) -> Iterator[_Row]:
+    expected = cursor.position
+    for index, member in memberships.scan(view, group.number, cursor.position):
+        # A gap may still be filled, unless the group is complete.
+        if not member.position or (index != expected and not group.complete):
+            return
+        expected = index + 1
+        yield Entry(member.position, index, member.kind, member.id), index + 1
+
+
+def _event(view: View, group: Counters, entry: Entry) -> bytes:
+    """One serialized Event. A task's record is passed on as it is stored."""
+    if entry.kind == keys.TASK:
+        found = records.read(view, group.namespace, entry.id)
+        if found.existence == records.UNKNOWN:
+            # It was terminal once, and its tombstone is gone too.
+            found = records.absent(entry.id, records.FORGOTTEN)
+        return wire.task_event(found.wire, index=entry.index, position=entry.position)
+    member = memberships.find(view, group.number, entry.index)
+    meta = _brief(view, group.namespace, entry.id)
+    return wire.group_event(
+        meta.SerializeToString(),
+        index=entry.index,
+        position=entry.position,
+        gone=member is not None and member.counted_as == counters.GONE,
+    )
+
+
+def _brief(view: View, namespace: Namespace, group_id: str) -> group_pb2.GroupMeta:
+    """A member group as an event shows it: without its payloads."""
+    group = group_rows.find(view, namespace, group_id)
+    if group is None:
+        return group_rows.absent(view, namespace, group_id)
+    return group_rows.to_message(view, group, brief=True)

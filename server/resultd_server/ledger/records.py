@@ -1,0 +1,324 @@
+"""Records: what a report makes of one, how it is read, how it goes.
+
+A row is a short header and the serialized TaskMeta as it goes over the wire. The
+header answers what the transition rule and the streams ask without parsing.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from resultd.v1 import result_service_pb2 as pb
+from resultd.v1 import state_pb2, task_pb2
+from resultd_server import limits
+from resultd_server.errors import ValueTooLarge
+from resultd_server.ledger import claims, keys, memberships, revocations, tombstones
+from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.times import set_ms
+from resultd_server.ledger.transitions import (
+    APPLIED,
+    DUPLICATE,
+    TERMINAL,
+    Standing,
+    content_digest,
+    decide,
+    same_report,
+)
+from resultd_server.ledger.txn import Db
+from resultd_server.ledger.unit import TASK, Unit, View
+
+_HEADER = struct.Struct(">QQIB")  # expire_ms (0: never), version, attempt, state
+
+KNOWN = state_pb2.EXISTENCE_KNOWN
+UNKNOWN = state_pb2.EXISTENCE_UNKNOWN
+EXPIRED = state_pb2.EXISTENCE_EXPIRED
+FORGOTTEN = state_pb2.EXISTENCE_FORGOTTEN
+
+_REPLACED = ("state", "custom_state", "value", "failure", "progress", "worker")
+_OUTPUT = ("terminal", "created_time", "updated_time", "expire_time", "version", "existence")
+_FILLED_WHOLE = (
+    "args",
+    "kwargs",
+    "children",
+    "received_time",
+    "started_time",
+    "done_time",
+)
+"""Fields a report gives whole: protobuf's merge would mix them with what was there."""
+
+_TIME_OF_STATE = {
+    state_pb2.STATE_RECEIVED: "received_time",
+    state_pb2.STATE_STARTED: "started_time",
+    state_pb2.STATE_SUCCESS: "done_time",
+    state_pb2.STATE_FAILURE: "done_time",
+    state_pb2.STATE_REVOKED: "done_time",
+    state_pb2.STATE_IGNORED: "done_time",
+}
+
+
+class Report(NamedTuple):
+    """A validated report. `ttl_ms` 0: the record never expires."""
+
+    meta: task_pb2.TaskMeta
+    ttl_ms: int
+    claim_scope: str = ""
+
+
+class Record(NamedTuple):
+    """A record as it is read: `wire` is its TaskMeta, serialized.
+
+    Of an id without a record too: `existence` says why, `version` is then 0.
+    """
+
+    existence: int
+    version: int
+    state: int
+    wire: bytes
+
+    @property
+    def terminal(self) -> bool:
+        return self.state in TERMINAL
+
+
+class _Stored(NamedTuple):
+    expire_ms: int
+    version: int
+    attempt: int
+    state: int
+    wire: bytes
+
+    def meta(self) -> task_pb2.TaskMeta:
+        return task_pb2.TaskMeta.FromString(self.wire)
+
+    def standing(self) -> Standing:
+        return Standing(self.state, self.attempt, lambda: content_digest(self.meta()))
+
+
+def _find(view: View, namespace: Namespace, task_id: str) -> _Stored | None:
+    raw = view.txn.get(Db.TASKS, keys.record(namespace, task_id))
+    return None if raw is None else _Stored(*_HEADER.unpack_from(raw), raw[_HEADER.size :])
+
+
+def _due(view: View, namespace: Namespace, task_id: str, stored: _Stored) -> bool:
+    """Whether a record's life is over: its own, and that of its groups."""
+    if not stored.expire_ms or stored.expire_ms > view.now_ms:
+        return False
+    return memberships.kept_until(view, namespace, keys.TASK, task_id) is None
+
+
+def read(view: View, namespace: Namespace, task_id: str) -> Record:
+    """The record, or what is known about its absence."""
+    stored = _find(view, namespace, task_id)
+    if stored is not None:
+        if not _due(view, namespace, task_id, stored):
+            return Record(KNOWN, stored.version, stored.state, stored.wire)
+        return absent(task_id, EXPIRED)
+    stone = tombstones.find(view, namespace, keys.TASK, task_id)
+    return absent(task_id, UNKNOWN if stone is None else stone.existence)
+
+
+def absent(task_id: str, existence: int) -> Record:
+    """What is read where there is no record."""
+    meta = task_pb2.TaskMeta(task_id=task_id, state=state_pb2.STATE_PENDING)
+    meta.existence = existence  # type: ignore[assignment]  # stored as the enum's number
+    return Record(existence, 0, state_pb2.STATE_PENDING, meta.SerializeToString())
+
+
+def live_state(view: View, namespace: Namespace, task_id: str) -> int | None:
+    """The state of a record that exists, else None."""
+    stored = _find(view, namespace, task_id)
+    if stored is None or _due(view, namespace, task_id, stored):
+        return None
+    return stored.state
+
+
+class _Now(NamedTuple):
+    """Where the task stands after a report."""
+
+    disposition: pb.Disposition.ValueType
+    version: int
+    state: int
+    custom_state: str
+    exists: bool = True
+
+
+def store(unit: Unit, namespace: Namespace, report: Report) -> pb.StoreResultResponse:
+    """Applies a report by the transition rule, and counts it in its groups.
+
+    Raises ValueTooLarge, before anything is changed.
+    """
+    meta = report.meta
+    task_id, group_id = meta.task_id, meta.group_id
+    index = meta.index if meta.HasField("index") else None
+    stored = _find(unit, namespace, task_id)
+    if stored is not None and _due(unit, namespace, task_id, stored):
+        bury(unit, namespace, task_id, EXPIRED)
+        stored = None
+    now = (
+        _store_first(unit, namespace, report)
+        if stored is None
+        else _store_next(unit, namespace, report, stored)
+    )
+    answer = pb.StoreResultResponse(
+        disposition=now.disposition, version=now.version, custom_state=now.custom_state
+    )
+    answer.state = now.state  # type: ignore[assignment]  # stored as the enum's number
+    slot = None
+    if group_id:
+        slot = memberships.join_by_report(
+            unit, namespace, group_id, index, task_id, create=now.exists
+        )
+    if now.state in TERMINAL:
+        groups = memberships.of(unit, namespace, keys.TASK, task_id)
+        if now.exists and (now.disposition == APPLIED or group_id):
+            memberships.settle(unit, groups, now.state)
+        answer.complete_group_ids.extend(memberships.awaiting_action(groups))
+    if slot is not None:
+        answer.membership = memberships.answer(slot, now.state in TERMINAL and now.exists)
+    if report.claim_scope:
+        answer.claimable_group_ids.extend(
+            claims.claimable(unit, namespace, report.claim_scope)
+        )
+    answer.cancel_requested = revocations.requested(unit, namespace, task_id)
+    return answer
+
+
+def _store_first(unit: Unit, namespace: Namespace, report: Report) -> _Now:
+    """A report about a task without a record: new, or forgotten, or expired."""
+    meta = report.meta
+    stone = tombstones.find(unit, namespace, keys.TASK, meta.task_id)
+    version = 1
+    if stone is not None:
+        gone = Standing(stone.state, stone.attempt, lambda: stone.digest)
+        said = Standing(meta.state, meta.attempt, lambda: content_digest(meta))
+        if gone.terminal and same_report(gone, said):
+            return _Now(DUPLICATE, stone.version, stone.state, "", exists=False)
+        version = stone.version + 1
+    for name in _OUTPUT:
+        meta.ClearField(name)  # type: ignore[arg-type]  # names of fields, checked by tests
+    set_ms(meta.created_time, unit.now_ms)
+    _write(unit, namespace, meta, meta.attempt, version, report.ttl_ms, filed_ms=None)
+    if stone is not None:
+        tombstones.remove(unit, namespace, keys.TASK, meta.task_id)
+    return _Now(APPLIED, version, meta.state, meta.custom_state)
+
+
+def _store_next(unit: Unit, namespace: Namespace, report: Report, stored: _Stored) -> _Now:
+    """A report about a task that has a record."""
+    meta = report.meta
+    said = Standing(meta.state, meta.attempt, lambda: content_digest(meta))
+    disposition = decide(stored.standing(), said)
+    old = stored.meta()
+    if disposition != APPLIED:
+        return _Now(disposition, stored.version, stored.state, old.custom_state)
+    merged = merge(old, meta)
+    attempt = max(stored.attempt, meta.attempt)
+    version = stored.version + 1
+    _write(
+        unit, namespace, merged, attempt, version, report.ttl_ms, filed_ms=stored.expire_ms
+    )
+    return _Now(APPLIED, version, merged.state, merged.custom_state)
+
+
+def merge(old: task_pb2.TaskMeta, report: task_pb2.TaskMeta) -> task_pb2.TaskMeta:
+    """The record after an accepted report. Changes and returns `old`.
+
+    State, value, failure, progress and worker are replaced; everything else is filled
+    where the report has it, and never cleared.
+    """
+    for name in _OUTPUT:
+        report.ClearField(name)  # type: ignore[arg-type]  # names of fields, checked by tests
+    given = {field.name for field, _ in report.ListFields()}
+    for name in (*_REPLACED, *(name for name in _FILLED_WHOLE if name in given)):
+        old.ClearField(name)  # type: ignore[arg-type]  # names of fields, checked by tests
+    if (name := _TIME_OF_STATE.get(report.state, "")) and name not in given:
+        old.ClearField(name)  # type: ignore[arg-type]  # a new attempt has times of its own
+    old.MergeFrom(report)
+    return old
+
+
+def _write(
+    unit: Unit,
+    namespace: Namespace,
+    meta: task_pb2.TaskMeta,
+    attempt: int,
+    version: int,
+    ttl_ms: int,
+    filed_ms: int | None,
+) -> None:
+    """Puts the record. `filed_ms`: when the one before was to expire (0: never)."""
+    expire_ms = unit.now_ms + ttl_ms if ttl_ms else 0
+    meta.attempt = attempt
+    meta.version = version
+    meta.terminal = meta.state in TERMINAL
+    meta.existence = KNOWN
+    set_ms(meta.updated_time, unit.now_ms)
+    if expire_ms:
+        set_ms(meta.expire_time, expire_ms)
+    else:
+        meta.ClearField("expire_time")
+    if (name := _TIME_OF_STATE.get(meta.state)) and not meta.HasField(name):  # type: ignore[arg-type]
+        set_ms(getattr(meta, name), unit.now_ms)
+    wire = meta.SerializeToString()
+    if len(wire) > limits.RECORD_BYTES_MAX:
+        raise ValueTooLarge(f"The record of {meta.task_id!r}", len(wire), limits.RECORD_BYTES_MAX)
+    unit.txn.put(
+        Db.TASKS,
+        keys.record(namespace, meta.task_id),
+        _HEADER.pack(expire_ms, version, attempt, meta.state) + wire,
+    )
+    # An entry filed for an earlier time stays: the sweeper files it again when it is
+    # due. So a task that reports often moves no expiry rows.
+    if expire_ms and (not filed_ms or expire_ms < filed_ms):
+        unit.txn.put(Db.EXPIRY, keys.expiry(expire_ms, keys.TASK, namespace, meta.task_id), b"")
+    unit.hint(namespace, TASK, meta.task_id)
+
+
+def forget(unit: Unit, namespace: Namespace, task_id: str) -> bool:
+    """Deletes the record and leaves a tombstone; whether there was one."""
+    if _find(unit, namespace, task_id) is None:
+        return False
+    bury(unit, namespace, task_id, FORGOTTEN)
+    return True
+
+
+def bury(unit: Unit, namespace: Namespace, task_id: str, existence: int) -> None:
+    """Replaces a record by its tombstone. Members keep their slots and log entries."""
+    stored = _find(unit, namespace, task_id)
+    if stored is None:
+        return
+    unit.txn.delete(Db.TASKS, keys.record(namespace, task_id))
+    tombstones.put(
+        unit,
+        namespace,
+        keys.TASK,
+        task_id,
+        existence=existence,
+        version=stored.version,
+        attempt=stored.attempt,
+        state=stored.state,
+        digest=content_digest(stored.meta()) if stored.state in TERMINAL else bytes(16),
+    )
+    unit.hint(namespace, TASK, task_id)
+
+
+def expire(unit: Unit, namespace: Namespace, task_id: str) -> bool:
+    """An expiry entry is due: buries the record, or files it for when it is.
+
+    Whether the record is gone now.
+    """
+    stored = _find(unit, namespace, task_id)
+    if stored is None:
+        return False
+    if not stored.expire_ms:
+        return False
+    if stored.expire_ms > unit.now_ms:
+        again_ms: int | None = stored.expire_ms
+    else:
+        again_ms = memberships.kept_until(unit, namespace, keys.TASK, task_id)
+    if again_ms is None:
+        bury(unit, namespace, task_id, EXPIRED)
+        return True
+    unit.txn.put(Db.EXPIRY, keys.expiry(again_ms, keys.TASK, namespace, task_id), b"")
+    return False

@@ -1,0 +1,42 @@
+"""Who is to stop: kept a day, told to workers with every report and on a stream."""
+
+from __future__ import annotations
+
+from resultd.v1 import worker_service_pb2 as pb
+from resultd_server import limits
+from resultd_server.ledger import keys
+from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.times import set_ms, to_ms
+from resultd_server.ledger.txn import Db
+from resultd_server.ledger.unit import REVOCATION, Unit, View
+
+
+def find(view: View, namespace: Namespace, task_id: str) -> bytes | None:
+    """The serialized Revocation, or None."""
+    return view.txn.get(Db.REVOCATIONS, keys.record(namespace, task_id))
+
+
+def requested(view: View, namespace: Namespace, task_id: str) -> bool:
+    """Whether somebody wants this task to stop."""
+    return find(view, namespace, task_id) is not None
+
+
+def put(unit: Unit, namespace: Namespace, revocation: pb.Revocation) -> None:
+    """Stores the wish; a later one replaces it."""
+    expire_ms = unit.now_ms + limits.REVOCATION_MS
+    set_ms(revocation.create_time, unit.now_ms)
+    key = keys.record(namespace, revocation.task_id)
+    unit.txn.put(Db.REVOCATIONS, key, revocation.SerializeToString())
+    due = keys.expiry(expire_ms, keys.REVOCATION, namespace, revocation.task_id)
+    unit.txn.put(Db.EXPIRY, due, b"")
+    unit.hint(namespace, REVOCATION, revocation.task_id)
+
+
+def expire(unit: Unit, namespace: Namespace, task_id: str) -> bool:
+    """An expiry entry is due: removes the wish, unless a later one has replaced it."""
+    raw = find(unit, namespace, task_id)
+    if raw is None:
+        return False
+    if to_ms(pb.Revocation.FromString(raw).create_time) + limits.REVOCATION_MS > unit.now_ms:
+        return False
+    return unit.txn.delete(Db.REVOCATIONS, keys.record(namespace, task_id))

@@ -1,0 +1,59 @@
+"""What stays of a record that is gone: for an hour, enough to know a late repeat."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from resultd_server import limits
+from resultd_server.ledger import keys
+from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.txn import Db
+from resultd_server.ledger.unit import Unit, View
+
+_FIELDS = struct.Struct(">QQIBB16s")
+NO_DIGEST = bytes(16)
+
+
+class Tombstone(NamedTuple):
+    """`version` is the record's last version, or the group's last epoch."""
+
+    expire_ms: int
+    version: int
+    attempt: int
+    state: int
+    existence: int
+    digest: bytes
+
+
+def find(view: View, namespace: Namespace, kind: bytes, id_: str) -> Tombstone | None:
+    """The tombstone, unless its hour is over."""
+    raw = view.txn.get(Db.TOMBSTONES, keys.tombstone(namespace, kind, id_))
+    if raw is None:
+        return None
+    found = Tombstone._make(_FIELDS.unpack(raw))
+    return found if found.expire_ms > view.now_ms else None
+
+
+def put(
+    unit: Unit,
+    namespace: Namespace,
+    kind: bytes,
+    id_: str,
+    *,
+    existence: int,
+    version: int,
+    attempt: int = 0,
+    state: int = 0,
+    digest: bytes = NO_DIGEST,
+) -> None:
+    """Leaves a tombstone, due for deletion in an hour."""
+    expire_ms = unit.now_ms + limits.TOMBSTONE_MS
+    stone = Tombstone(expire_ms, version, attempt, state, existence, digest)
+    unit.txn.put(Db.TOMBSTONES, keys.tombstone(namespace, kind, id_), _FIELDS.pack(*stone))
+    unit.txn.put(Db.EXPIRY, keys.expiry(expire_ms, kind.upper(), namespace, id_), b"")
+
+
+def remove(unit: Unit, namespace: Namespace, kind: bytes, id_: str) -> None:
+    """The id is alive again."""
+    unit.txn.delete(Db.TOMBSTONES, keys.tombstone(namespace, kind, id_))

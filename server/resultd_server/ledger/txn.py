@@ -1,0 +1,47 @@
+"""What the rules need of a store: an ordered map of bytes, several by name, in one transaction."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class Db(enum.Enum):
+    """The named databases. The key layouts are in `keys`."""
+
+    META = b"meta"
+    NAMESPACES = b"namespaces"
+    TASKS = b"tasks"
+    TOMBSTONES = b"tombstones"
+    EXPIRY = b"expiry"
+    GROUPS = b"groups"
+    COUNTERS = b"counters"
+    MEMBERS = b"members"
+    MEMBERSHIPS = b"memberships"
+    LOG = b"log"
+    CLAIMS = b"claims"
+    CLAIMABLE = b"claimable"
+    TOTALS = b"totals"
+    REVOCATIONS = b"revocations"
+    GARBAGE = b"garbage"
+
+
+class ReadTxn(Protocol):
+    """A consistent view. Held for one short step, never across an await."""
+
+    def get(self, db: Db, key: bytes) -> bytes | None:
+        """The value, or None."""
+
+    def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Rows with start <= key < stop, in key order. Do not write while scanning."""
+
+
+class WriteTxn(ReadTxn, Protocol):
+    """A view that can change; all of it becomes durable, or none."""
+
+    def put(self, db: Db, key: bytes, value: bytes) -> None:
+        """Sets the value."""
+
+    def delete(self, db: Db, key: bytes) -> bool:
+        """Removes the key; whether it was there."""

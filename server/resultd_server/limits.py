@@ -1,0 +1,91 @@
+"""Every bound of the server, in one place, with its reason.
+
+Units stand last in a name. What a client may ask about is in `advertised()`.
+"""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+
+ID_BYTES_MAX = 255  # leaves room for the parts of a key around it: LMDB takes 511
+NAMESPACE_BYTES_MAX = 64
+CUSTOM_STATE_BYTES_MAX = 64
+SHORT_TEXT_BYTES_MAX = 1 * KIB  # worker, name, queue, signal, reason, holder
+CONTENT_TYPE_BYTES_MAX = 255
+CHILDREN_MAX = 10_000
+LABELS_MAX = 64
+LABELS_BYTES_MAX = 4 * KIB
+EXTRA_MAX = 64
+CAUSES_MAX = 16
+
+RECORD_BYTES_MAX = 3 * MIB  # so that every record fits a frame, and a frame 4 MiB
+TRACEBACK_BYTES_MAX = 64 * KIB
+REQUEST_BYTES_MAX = 16 * MIB  # above the record's limit: a large value gets its named reason
+RESPONSE_BYTES_MAX = 3_670_016  # 3.5 MiB: clients receive 4 MiB by default
+METADATA_BYTES_MAX = 8 * KIB
+
+IDS_PER_CALL = 10_000
+REPORTS_PER_BATCH = 1_000
+WATCHED_IDS_PER_STREAM = 100_000
+WATCHED_GROUPS_PER_STREAM = 10_000
+WATCHED_GROUPS_PER_MESSAGE = 1_000
+PAGE_MAX = 1_000
+MEMBERS_PAGE_MAX = 10_000
+INDEX_MAX = 2**31 - 1
+TOTAL_MAX = 2**31 - 1
+TOTAL_DELTA_MAX = 1_000_000
+TOTAL_REQUESTS_REMEMBERED = 64
+COMPLETE_GROUPS_PER_ANSWER = 64
+GROUPS_PER_MEMBER = 1_000  # each terminal report visits all of them
+CLAIMABLE_PER_ANSWER = 8
+CLAIMABLE_SCANNED = 64
+GROUP_DEPTH_MAX = 16
+GROUP_PARENTS_VISITED = 10_000
+
+FRAME_EVENTS_MAX = 64
+FRAME_BYTES = 1 * MIB  # a frame is flushed beyond this; one record may take it to 3 MiB
+
+SECOND_MS = 1_000
+TTL_DEFAULT_MS = 86_400 * SECOND_MS  # Celery's result_expires
+TTL_MIN_MS = 1 * SECOND_MS
+TTL_MAX_MS = 10 * 366 * 86_400 * SECOND_MS
+TOMBSTONE_MS = 3_600 * SECOND_MS
+REVOCATION_MS = 86_400 * SECOND_MS
+LEASE_DEFAULT_MS = 30 * SECOND_MS
+LEASE_MIN_MS = 1 * SECOND_MS
+LEASE_MAX_MS = 3_600 * SECOND_MS
+
+HEARTBEAT_DEFAULT_S = 20.0
+HEARTBEAT_MIN_S = 1.0
+HEARTBEAT_MAX_S = 240.0
+TIMEOUT_MAX_S = 366 * 86_400.0
+STREAM_AGE_S = 600.0
+STREAM_AGE_JITTER = 0.2
+STALLED_WRITE_S = 60.0
+STREAMS_MAX = 20_000  # at 17 to 22 kB each: 440 MB
+STREAMS_PER_CONNECTION = 1_000
+HANDSHAKE_TIMEOUT_S = 5.0
+
+READ_ROWS_MAX = 1_000  # rows of one read transaction: it pins pages while it lives
+WRITES_QUEUED_MAX = 100_000
+WRITES_QUEUED_BYTES_MAX = 256 * MIB
+COMMIT_OPERATIONS_MAX = 4_096
+SWEEP_ROWS = 500
+
+
+def advertised() -> dict[str, int]:
+    """The limits GetServerInfo names."""
+    return {
+        "id_bytes_max": ID_BYTES_MAX,
+        "record_bytes_max": RECORD_BYTES_MAX,
+        "traceback_bytes_max": TRACEBACK_BYTES_MAX,
+        "request_bytes_max": REQUEST_BYTES_MAX,
+        "ids_per_call": IDS_PER_CALL,
+        "reports_per_batch": REPORTS_PER_BATCH,
+        "watched_ids_per_stream": WATCHED_IDS_PER_STREAM,
+        "watched_groups_per_stream": WATCHED_GROUPS_PER_STREAM,
+        "frame_events_max": FRAME_EVENTS_MAX,
+        "group_depth_max": GROUP_DEPTH_MAX,
+        "streams_per_connection": STREAMS_PER_CONNECTION,
+    }

@@ -1,0 +1,1 @@
+"""The RPCs: validate, delegate, answer. Handlers are raw: bytes in, bytes out."""

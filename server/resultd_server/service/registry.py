@@ -1,0 +1,86 @@
+"""From a servicer to grpc's handlers: raw bytes at the edge, so that nothing is parsed
+or serialized more often than it must be, and malformed bytes get an answer of ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from resultd_server.errors import MalformedMessage
+from resultd_server.interceptors import Context, Handler, Interceptor, Raw
+from resultd_server.interceptors.auth import namespace_of
+
+
+class Call(NamedTuple):
+    """One RPC under way."""
+
+    method: str
+    namespace: str
+    context: Context
+
+
+def handlers(
+    service: ServiceDescriptor,
+    servicer: object,
+    interceptors: Sequence[Interceptor],
+    of_streams: Sequence[Interceptor] = (),
+) -> grpc.GenericRpcHandler:
+    """Serves every method of a service by the servicer's method of its snake-case name.
+
+    Unary methods take (request, call) and return a message or its bytes; streaming ones
+    write to `call.context` and return None; those with a stream of requests get an
+    async iterator of parsed ones. The first interceptor is the outermost.
+    """
+    found = {}
+    for method in service.methods:
+        name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
+        handler = _adapt(method, getattr(servicer, name))
+        around = (*interceptors, *of_streams) if method.server_streaming else interceptors
+        for interceptor in reversed(around):
+            handler = interceptor(method.full_name, handler)
+        found[method.name] = _rpc(method, handler)
+    return grpc.method_handlers_generic_handler(service.full_name, found)
+
+
+def _rpc(method: MethodDescriptor, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
+    if method.client_streaming:
+        return grpc.stream_stream_rpc_method_handler(handler)  # type: ignore[arg-type]  # aio's
+    if method.server_streaming:
+        return grpc.unary_stream_rpc_method_handler(handler)  # type: ignore[arg-type]  # aio's
+    return grpc.unary_unary_rpc_method_handler(handler)  # type: ignore[arg-type]  # aio's
+
+
+def _adapt(method: MethodDescriptor, serve: Callable[[Any, Call], Any]) -> Handler:
+    message = message_factory.GetMessageClass(method.input_type)
+    name = method.full_name
+
+    async def handler(raw: Raw, context: Context) -> bytes | None:
+        call = Call(name, namespace_of(context), context)
+        if isinstance(raw, bytes):
+            answer = await serve(_parse(message, raw), call)
+        else:
+            answer = await serve(_parse_each(message, raw), call)
+        return answer.SerializeToString() if isinstance(answer, Message) else answer
+
+    return handler
+
+
+async def _parse_each(message: type[Message], raws: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    async for raw in raws:
+        yield _parse(message, raw)
+
+
+def _parse(message: type[Message], raw: bytes) -> Message:
+    try:
+        return message.FromString(raw)
+    except DecodeError as error:
+        raise MalformedMessage(
+            f"The bytes are not a {message.DESCRIPTOR.full_name}: {error}. Use the protocol's "
+            "generated messages, and valid UTF-8 in strings."
+        ) from None

@@ -1,0 +1,196 @@
+"""ResultService: store, read, wait, list, forget."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+from resultd.v1 import state_pb2
+from resultd.v1 import result_service_pb2 as pb
+from resultd_server import limits
+from resultd_server.core.sources import IterateSource, WaitForSource, WatchSource
+from resultd_server.engine.base import Engine, StoreOutcome
+from resultd_server.errors import DomainError, GroupNotFound, LimitExceeded
+from resultd_server.interceptors.errors import code_of
+from resultd_server.ledger import wire
+from resultd_server.ledger.progress import Cursor
+from resultd_server.ledger.records import Report
+from resultd_server.ledger.times import set_ms
+from resultd_server.service import validate
+from resultd_server.service.registry import Call
+from resultd_server.service.streams import Streams
+
+_READ_AT_ONCE = 256
+
+
+class ServerInfo(NamedTuple):
+    """Who answers."""
+
+    version: str
+    features: tuple[str, ...]
+    start_ms: int
+
+
+class ResultService:
+    """Thin: every method validates, asks the engine, and answers."""
+
+    def __init__(self, engine: Engine, streams: Streams, info: ServerInfo) -> None:
+        self._engine = engine
+        self._streams = streams
+        self._info = info
+
+    async def store_result(
+        self, request: pb.StoreResultRequest, call: Call
+    ) -> pb.StoreResultResponse:
+        report = validate.report(request)
+        outcome = (await self._engine.put(call.namespace, [report]))[0]
+        if isinstance(outcome, DomainError):
+            raise outcome
+        return outcome
+
+    async def batch_store_results(
+        self, request: pb.BatchStoreResultsRequest, call: Call
+    ) -> pb.BatchStoreResultsResponse:
+        if len(request.reports) > limits.REPORTS_PER_BATCH:
+            raise LimitExceeded(
+                "reports", len(request.reports), limits.REPORTS_PER_BATCH, "send several batches"
+            )
+        checked = [_check(each) for each in request.reports]
+        sound = [each for each in checked if isinstance(each, Report)]
+        stored = iter(await self._engine.put(call.namespace, sound) if sound else ())
+        answer = pb.BatchStoreResultsResponse()
+        for each in checked:
+            outcome = next(stored) if isinstance(each, Report) else each
+            answer.outcomes.append(_outcome(outcome))
+        return answer
+
+    async def get_result(self, request: pb.GetResultRequest, call: Call) -> bytes:
+        task_id = validate.id_("task_id", request.task_id)
+        record = (await self._engine.get(call.namespace, (task_id,)))[0]
+        return wire.message_field(1, record.wire)
+
+    async def batch_get_results(self, request: pb.BatchGetResultsRequest, call: Call) -> bytes:
+        ids = validate.ids("task_ids", request.task_ids, empty=True)
+        parts: list[bytes] = []
+        # Ids that do not fit are named in the answer: they take room too.
+        room = limits.RESPONSE_BYTES_MAX - sum(len(id_.encode()) + 4 for id_ in ids)
+        read = 0
+        while read < len(ids):
+            for record in await self._engine.get(call.namespace, ids[read : read + _READ_AT_ONCE]):
+                part = wire.message_field(1, record.wire)
+                if parts and len(part) > room:
+                    return b"".join((*parts, wire.repeated(2, (i.encode() for i in ids[read:]))))
+                parts.append(part)
+                room -= len(part)
+                read += 1
+        return b"".join(parts)
+
+    async def wait_for(self, request: pb.WaitForRequest, call: Call) -> None:
+        ids = validate.ids("task_ids", request.task_ids)
+        validate.known_enum("return_when", request.return_when, pb.ReturnWhen.values())
+        validate.known_enum("on_gone", request.on_gone, pb.OnGone.values())
+        heartbeat_s = validate.heartbeat_s(request)
+        timeout_s = validate.timeout_s(request)
+        source = WaitForSource(
+            self._engine,
+            call.namespace,
+            ids,
+            return_when=request.return_when,
+            transitions=request.transitions,
+            wait_for_gone=request.on_gone == pb.ON_GONE_WAIT,
+        )
+        source.heartbeat_s = heartbeat_s
+        await self._streams.run(call, source, timeout_s)
+
+    async def iterate(self, request: pb.IterateRequest, call: Call) -> None:
+        group_id = validate.id_("group_id", request.group_id)
+        validate.known_enum("order", request.order, pb.MemberOrder.values())
+        order = request.order or pb.MEMBER_ORDER_AS_COMPLETED
+        cursor = Cursor.decode(request.after, order)
+        heartbeat_s = validate.heartbeat_s(request)
+        timeout_s = validate.timeout_s(request)
+        if request.require_known:
+            await self._require_group(call.namespace, group_id)
+        source = IterateSource(self._engine, call.namespace, group_id, cursor)
+        source.heartbeat_s = heartbeat_s
+        await self._streams.run(call, source, timeout_s)
+
+    async def _require_group(self, namespace: str, group_id: str) -> None:
+        found = await self._engine.group_get(namespace, group_id)
+        if found.existence != state_pb2.EXISTENCE_KNOWN:
+            raise GroupNotFound(group_id)
+
+    async def watch(self, requests: AsyncIterator[pb.WatchRequest], call: Call) -> None:
+        source = WatchSource(self._engine, call.namespace)
+
+        def apply(request: pb.WatchRequest) -> None:
+            _check_watch(request)
+            if request.HasField("heartbeat"):
+                source.heartbeat_s = validate.heartbeat_s(request)
+            source.apply(request)
+
+        await self._streams.run_changing(call, source, requests, apply)
+
+    async def forget_results(
+        self, request: pb.ForgetResultsRequest, call: Call
+    ) -> pb.ForgetResultsResponse:
+        ids = validate.ids("task_ids", request.task_ids, empty=True)
+        return pb.ForgetResultsResponse(forgotten=await self._engine.delete(call.namespace, ids))
+
+    async def list_results(self, request: pb.ListResultsRequest, call: Call) -> bytes:
+        request.page_size = validate.page_size(request.page_size)
+        validate.text("name", request.name)
+        for state in request.states:
+            validate.known_enum("states", state, state_pb2.State.values())
+        if request.group_id:
+            validate.id_("group_id", request.group_id)
+        if request.HasField("since"):
+            validate.timestamp("since", request.since)
+        page = await self._engine.scan(call.namespace, request)
+        return wire.page(page.rows, page.next_token)
+
+    async def get_server_info(
+        self, request: pb.GetServerInfoRequest, call: Call
+    ) -> pb.GetServerInfoResponse:
+        answer = pb.GetServerInfoResponse(
+            version=self._info.version,
+            engine=self._engine.name,
+            limits=limits.advertised(),
+            features=self._info.features,
+            store_id=self._engine.store_id,
+        )
+        set_ms(answer.start_time, self._info.start_ms)
+        return answer
+
+
+def _check(request: pb.StoreResultRequest) -> Report | DomainError:
+    try:
+        return validate.report(request)
+    except DomainError as error:
+        return error
+
+
+def _outcome(outcome: StoreOutcome) -> pb.StoreOutcome:
+    if not isinstance(outcome, DomainError):
+        return pb.StoreOutcome(result=outcome)
+    return pb.StoreOutcome(
+        error=pb.ReportError(
+            code=code_of(outcome).value[0], reason=outcome.reason, message=outcome.sentence
+        )
+    )
+
+
+def _check_watch(request: pb.WatchRequest) -> None:
+    validate.known_enum("on_gone", request.on_gone, pb.OnGone.values())
+    validate.ids("add_task_ids", request.add_task_ids, empty=True)
+    validate.ids("remove_task_ids", request.remove_task_ids, empty=True)
+    validate.ids("remove_group_ids", request.remove_group_ids, empty=True)
+    if len(request.add_groups) > limits.WATCHED_GROUPS_PER_MESSAGE:
+        raise LimitExceeded(
+            "add_groups",
+            len(request.add_groups),
+            limits.WATCHED_GROUPS_PER_MESSAGE,
+            "send several messages",
+        )
+    for group in request.add_groups:
+        validate.id_("add_groups.group_id", group.group_id)

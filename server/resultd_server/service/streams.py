@@ -1,0 +1,188 @@
+"""Pacing streams: frames, heartbeats, the end. The only place that writes to one.
+
+A source says what counts; this says when: at once while there is something, a
+heartbeat when there is not, END when the source, the request's timeout, the stream's
+age or the server's draining says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from resultd.v1 import stream_pb2
+from resultd_server import limits
+from resultd_server.core.sources import ChangingSource, Source
+from resultd_server.ledger.times import set_ms
+from resultd_server.service.registry import Call
+
+DRAIN_RETRY_DELAY_MS = 500
+_WATCHDOG_S = 5.0
+_HEARTBEAT = stream_pb2.CONTROL_KIND_HEARTBEAT
+_SYNCED = stream_pb2.CONTROL_KIND_SYNCED
+_END = stream_pb2.CONTROL_KIND_END
+
+M = TypeVar("M", bound=Message)
+
+
+class Streams:
+    """The streams under way: counted, drained together, dropped when stalled."""
+
+    def __init__(self, *, age_s: float = limits.STREAM_AGE_S) -> None:
+        self._age_s = age_s
+        self._running: set[Stream] = set()
+        self.draining = False
+        self.stalled = 0
+
+    @property
+    def streams(self) -> int:
+        """Streams under way."""
+        return len(self._running)
+
+    def drain(self) -> None:
+        """Ends every stream with DRAINING, as soon as its frame is written."""
+        self.draining = True
+        for stream in self._running:
+            stream.source.subscription.wake()
+
+    async def watch_stalled(self) -> None:
+        """Drops streams whose write has not moved for a minute. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(_WATCHDOG_S)
+            self.drop_stalled(asyncio.get_running_loop().time())
+
+    def drop_stalled(self, now_s: float) -> None:
+        """Cancels the handlers of streams that stalled before `now_s`."""
+        for stream in self._running:
+            if stream.writing_since_s is not None and (
+                now_s - stream.writing_since_s > limits.STALLED_WRITE_S
+            ):
+                self.stalled += 1
+                stream.task.cancel()
+
+    async def run(self, call: Call, source: Source, timeout_s: float | None = None) -> None:
+        """Sends what the source has until the stream ends, and frees it."""
+        age_s = self._age_s * random.uniform(  # so that streams opened together part
+            1 - limits.STREAM_AGE_JITTER, 1 + limits.STREAM_AGE_JITTER
+        )
+        stream = Stream(call, source, timeout_s, age_s)
+        self._running.add(stream)
+        try:
+            await stream.run(self)
+        finally:
+            self._running.discard(stream)
+            source.close()
+
+    async def run_changing(
+        self,
+        call: Call,
+        source: ChangingSource,
+        requests: AsyncIterator[M],
+        apply: Callable[[M], None],
+    ) -> None:
+        """The same, while requests change what is waited for."""
+        reader = asyncio.create_task(_read_requests(source, requests, apply))
+        stream = asyncio.create_task(self.run(call, source))
+        try:
+            await asyncio.wait({stream, reader}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done() and not stream.done():
+                reader.result()  # raises what was wrong with a request
+                source.closing = True
+                source.subscription.wake()
+            await stream
+        finally:
+            for task in (reader, stream):
+                task.cancel()
+            await asyncio.gather(reader, stream, return_exceptions=True)
+
+
+async def _read_requests(
+    source: ChangingSource, requests: AsyncIterator[M], apply: Callable[[M], None]
+) -> None:
+    async for request in requests:
+        apply(request)
+        while source.congested:
+            # The client is to read its answers before it asks for more.
+            await source.answered()
+
+
+class Stream:
+    """One stream under way."""
+
+    def __init__(
+        self, call: Call, source: Source, timeout_s: float | None, age_s: float
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # handlers run in tasks
+        self.task = task
+        self.source = source
+        self.writing_since_s: float | None = None
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        now_s = self._loop.time()
+        self._written_s = now_s
+        self._dies_s = now_s + age_s
+        self._times_out_s = None if timeout_s is None else now_s + timeout_s
+
+    async def run(self, streams: Streams) -> None:
+        """Until it ends."""
+        source = self.source
+        synced = not source.says_synced
+        while True:
+            frame = await source.next_frame()
+            if frame is not None:
+                await self._write(frame)
+            reason = source.end if frame is None else None
+            if frame is None and not synced:
+                synced = True
+                await self._control(_SYNCED)
+            if reason is None:
+                reason = self._overdue(streams.draining)
+            if reason is not None:
+                await self._end(reason)
+                return
+            if frame is None and not await source.subscription.wait(self._rest_s()):
+                await self._beat()
+
+    def _overdue(self, draining: bool) -> stream_pb2.EndReason.ValueType | None:
+        now_s = self._loop.time()
+        if self._times_out_s is not None and now_s >= self._times_out_s:
+            return stream_pb2.END_REASON_TIMEOUT
+        if draining:
+            return stream_pb2.END_REASON_DRAINING
+        return stream_pb2.END_REASON_MAX_AGE if now_s >= self._dies_s else None
+
+    def _rest_s(self) -> float:
+        until_s = min(self._written_s + self.source.heartbeat_s, self._dies_s)
+        if self._times_out_s is not None:
+            until_s = min(until_s, self._times_out_s)
+        return until_s - self._loop.time()
+
+    async def _beat(self) -> None:
+        if self._loop.time() - self._written_s >= self.source.heartbeat_s * 0.999:
+            await self._control(_HEARTBEAT)
+
+    async def _control(self, kind: stream_pb2.ControlKind.ValueType) -> None:
+        await self._write(self.source.frame(self._message(kind)))
+
+    async def _end(self, reason: stream_pb2.EndReason.ValueType) -> None:
+        message = self._message(_END)
+        message.end_reason = reason
+        if reason == stream_pb2.END_REASON_DRAINING:
+            message.retry_delay.nanos = DRAIN_RETRY_DELAY_MS * 1_000_000
+        await self._write(self.source.frame(message))
+
+    def _message(self, kind: stream_pb2.ControlKind.ValueType) -> stream_pb2.Control:
+        message = stream_pb2.Control(kind=kind)
+        set_ms(message.server_time, self.source.now_ms())
+        return message
+
+    async def _write(self, frame: bytes) -> None:
+        self.writing_since_s = self._loop.time()
+        await self._call.context.write(frame)
+        self.writing_since_s = None
+        self._written_s = self._loop.time()

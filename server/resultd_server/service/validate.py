@@ -1,0 +1,311 @@
+"""Bad input, refused at the door: field, problem, remedy. Nothing is stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from resultd.v1 import (
+    group_service_pb2,
+    result_service_pb2,
+    state_pb2,
+    task_pb2,
+    value_pb2,
+    worker_service_pb2,
+)
+from resultd_server import limits
+from resultd_server.errors import FieldInvalid, LimitExceeded, ValueTooLarge
+from resultd_server.ledger.records import Report
+from resultd_server.ledger.times import to_ms
+from resultd_server.ledger.transitions import RANK
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_CUT = "\n… cut by resultd: {} bytes in all\n"
+_SECONDS_MAX = 253_402_300_799  # the last of year 9999, as far as a Timestamp goes
+_BUILT_IN_NAMES = frozenset(name.removeprefix("STATE_") for name in state_pb2.State.keys())
+
+_CARRY_FAILURE = frozenset(
+    {
+        state_pb2.STATE_FAILURE,
+        state_pb2.STATE_RETRY,
+        state_pb2.STATE_REVOKED,
+        state_pb2.STATE_REJECTED,
+    }
+)
+
+
+_Expiring = (
+    result_service_pb2.StoreResultRequest | group_service_pb2.CreateGroupRequest
+)
+_Paced = (
+    result_service_pb2.WaitForRequest
+    | result_service_pb2.IterateRequest
+    | result_service_pb2.WatchRequest
+    | worker_service_pb2.WatchRevocationsRequest
+)
+_Timed = result_service_pb2.WaitForRequest | result_service_pb2.IterateRequest
+
+
+def namespace(name: str) -> str:
+    """A namespace from call metadata; "default" if there is none."""
+    if not name:
+        return "default"
+    if not _NAMESPACE.fullmatch(name):
+        raise FieldInvalid(
+            "resultd-namespace",
+            "is not a namespace",
+            "use 1 to 64 of a-z, 0-9, dot, underscore and hyphen, beginning with a letter or digit",
+        )
+    return name
+
+
+def text(field: str, value: str, limit_bytes: int = limits.SHORT_TEXT_BYTES_MAX) -> str:
+    """Short text for people."""
+    if len(value) > limit_bytes or len(value.encode()) > limit_bytes:
+        raise FieldInvalid(field, f"has more than {limit_bytes} bytes of UTF-8", "shorten it")
+    return value
+
+
+def id_(field: str, value: str) -> str:
+    """An id of a task or group."""
+    if not value:
+        raise FieldInvalid(field, "is empty", "name the task or group")
+    text(field, value, limits.ID_BYTES_MAX)
+    if _CONTROL.search(value):
+        raise FieldInvalid(field, "holds control characters", "use printable characters")
+    return value
+
+
+def ids(field: str, values: Sequence[str], *, empty: bool = False) -> list[str]:
+    """Ids of a call, repeats collapsed."""
+    if not values and not empty:
+        raise FieldInvalid(field, "is empty", "name at least one")
+    if len(values) > limits.IDS_PER_CALL:
+        raise LimitExceeded(field, len(values), limits.IDS_PER_CALL, "make several calls")
+    for value in values:
+        id_(field, value)
+    return list(dict.fromkeys(values))
+
+
+def duration_ms(field: str, value: Duration, low_ms: int, high_ms: int) -> int:
+    """A Duration within bounds, in milliseconds."""
+    in_range = 0 <= value.nanos < 1_000_000_000 and low_ms <= to_ms(value) <= high_ms
+    if not in_range:
+        raise FieldInvalid(
+            field, f"is not between {low_ms / 1000:g} s and {high_ms / 1000:g} s", "choose one"
+        )
+    return to_ms(value)
+
+
+def ttl_ms(request: _Expiring) -> int:
+    """How long to keep something, in milliseconds; 0 for ever."""
+    if request.no_expiry:
+        if request.HasField("ttl"):
+            raise FieldInvalid("ttl", "contradicts no_expiry", "set one of them")
+        return 0
+    if not request.HasField("ttl"):
+        return limits.TTL_DEFAULT_MS
+    return duration_ms("ttl", request.ttl, limits.TTL_MIN_MS, limits.TTL_MAX_MS)
+
+
+def heartbeat_s(request: _Paced) -> float:
+    """How often to hear from a quiet stream, in seconds."""
+    if not request.HasField("heartbeat"):
+        return limits.HEARTBEAT_DEFAULT_S
+    low, high = int(limits.HEARTBEAT_MIN_S * 1000), int(limits.HEARTBEAT_MAX_S * 1000)
+    return duration_ms("heartbeat", request.heartbeat, low, high) / 1000
+
+
+def timeout_s(request: _Timed) -> float | None:
+    """How long a stream may wait, in seconds; None for no limit of its own."""
+    if not request.HasField("timeout"):
+        return None
+    return duration_ms("timeout", request.timeout, 0, int(limits.TIMEOUT_MAX_S * 1000)) / 1000
+
+
+def page_size(value: int, default: int = 100, limit: int = limits.PAGE_MAX) -> int:
+    """Rows of a page."""
+    if value > limit:
+        raise LimitExceeded("page_size", value, limit, "ask for smaller pages")
+    return value or default
+
+
+def known_enum(field: str, value: int, values: Iterable[int]) -> None:
+    """An enum's number that this version knows."""
+    if value not in values:
+        raise FieldInvalid(field, f"has the unknown value {value}", "use one the protocol lists")
+
+
+def report(request: result_service_pb2.StoreResultRequest) -> Report:
+    """A report that makes sense. Cuts what is to be cut."""
+    meta = request.meta
+    id_("meta.task_id", meta.task_id)
+    _state(meta)
+    _contents(meta)
+    for field, value in (("parent_id", meta.parent_id), ("root_id", meta.root_id),
+                         ("group_id", meta.group_id)):  # fmt: skip
+        if value:
+            id_(f"meta.{field}", value)
+    for field, value in (("worker", meta.worker), ("name", meta.name), ("queue", meta.queue)):
+        text(f"meta.{field}", value)
+    if meta.HasField("index"):
+        if not meta.group_id:
+            raise FieldInvalid("meta.index", "has no group", "name meta.group_id too")
+        index("meta.index", meta.index)
+    if len(meta.children) > limits.CHILDREN_MAX:
+        raise LimitExceeded(
+            "meta.children", len(meta.children), limits.CHILDREN_MAX, "put them into a group"
+        )
+    for child in meta.children:
+        id_("meta.children.id", child.id)
+        known_enum("meta.children.kind", child.kind, task_pb2.MemberKind.values())
+    labels("meta.labels", meta.labels)
+    extra("meta.extra", meta.extra)
+    for field in ("received_time", "started_time", "done_time"):
+        if meta.HasField(field):  # type: ignore[arg-type]  # three fields named above
+            timestamp(f"meta.{field}", getattr(meta, field))
+    text("claim_scope", request.claim_scope, limits.ID_BYTES_MAX)
+    no_control("claim_scope", request.claim_scope)
+    if meta.ByteSize() > limits.RECORD_BYTES_MAX:
+        raise ValueTooLarge(
+            f"The record of {meta.task_id!r}", meta.ByteSize(), limits.RECORD_BYTES_MAX
+        )
+    return Report(meta, ttl_ms(request), request.claim_scope)
+
+
+def no_control(field: str, value: str) -> None:
+    """Text that becomes part of a key."""
+    if _CONTROL.search(value):
+        raise FieldInvalid(field, "holds control characters", "use printable characters")
+
+
+def index(field: str, value: int) -> int:
+    """A member's index."""
+    if value > limits.INDEX_MAX:
+        raise FieldInvalid(field, f"is more than {limits.INDEX_MAX}", "count from 0")
+    return value
+
+
+def timestamp(field: str, value: Timestamp) -> None:
+    """A Timestamp as protobuf defines one, after 1970."""
+    if not (0 <= value.seconds <= _SECONDS_MAX and 0 <= value.nanos < 1_000_000_000):
+        raise FieldInvalid(field, "is not a time since 1970", "leave it out, or send a valid one")
+
+
+def labels(field: str, values: Mapping[str, str]) -> None:
+    """Labels, bounded."""
+    if len(values) > limits.LABELS_MAX:
+        raise LimitExceeded(field, len(values), limits.LABELS_MAX, "keep fewer")
+    size_bytes = sum(len(key.encode()) + len(value.encode()) for key, value in values.items())
+    if size_bytes > limits.LABELS_BYTES_MAX:
+        raise FieldInvalid(
+            field, f"have more than {limits.LABELS_BYTES_MAX} bytes together", "shorten them"
+        )
+
+
+def extra(field: str, values: Mapping[str, value_pb2.Payload]) -> None:
+    """What a task system keeps besides, bounded."""
+    if len(values) > limits.EXTRA_MAX:
+        raise LimitExceeded(field, len(values), limits.EXTRA_MAX, "keep fewer")
+    for key, value in values.items():
+        text(f"{field} key", key, limits.ID_BYTES_MAX)
+        payload(f"{field}[{key!r}]", value)
+
+
+def payload(field: str, value: value_pb2.Payload) -> None:
+    """A payload's description; its bytes are its producer's."""
+    for name, said in (
+        ("content_type", value.content_type),
+        ("content_encoding", value.content_encoding),
+    ):
+        text(f"{field}.{name}", said, limits.CONTENT_TYPE_BYTES_MAX)
+        no_control(f"{field}.{name}", said)
+
+
+def _state(meta: task_pb2.TaskMeta) -> None:
+    state = meta.state
+    if state not in RANK:
+        problem = f"has the unknown value {state}" if state else "is not said"
+        raise FieldInvalid("meta.state", problem, "use a state the protocol lists")
+    if state == state_pb2.STATE_CUSTOM:
+        text("meta.custom_state", meta.custom_state, limits.CUSTOM_STATE_BYTES_MAX)
+        no_control("meta.custom_state", meta.custom_state)
+        if not meta.custom_state:
+            raise FieldInvalid("meta.custom_state", "is empty", "name the state")
+        if meta.custom_state in _BUILT_IN_NAMES:
+            raise FieldInvalid(
+                "meta.custom_state",
+                f"is the built-in state {meta.custom_state}",
+                f"say STATE_{meta.custom_state} in meta.state",
+            )
+    elif meta.custom_state:
+        raise FieldInvalid(
+            "meta.custom_state", "goes with STATE_CUSTOM only", "clear it, or say STATE_CUSTOM"
+        )
+
+
+def _contents(meta: task_pb2.TaskMeta) -> None:
+    state = meta.state
+    if meta.HasField("value"):
+        payload("meta.value", meta.value)
+        if state in _CARRY_FAILURE and state != state_pb2.STATE_REJECTED:
+            raise FieldInvalid(
+                "meta.value",
+                f"contradicts {state_pb2.State.Name(state)}",
+                "say what went wrong in meta.failure",
+            )
+    elif state == state_pb2.STATE_SUCCESS:
+        raise FieldInvalid(
+            "meta.value", "is missing", "a SUCCESS has a value: JSON null where there is none"
+        )
+    if meta.HasField("failure"):
+        if state not in _CARRY_FAILURE:
+            raise FieldInvalid(
+                "meta.failure",
+                f"contradicts {state_pb2.State.Name(state)}",
+                "report FAILURE, RETRY, REVOKED or REJECTED with it",
+            )
+        _failure(meta.failure)
+    elif state == state_pb2.STATE_FAILURE:
+        raise FieldInvalid("meta.failure", "is missing", "a FAILURE says why: type and message")
+    for field in ("args", "kwargs"):
+        if meta.HasField(field):  # type: ignore[arg-type]  # two fields named above
+            payload(f"meta.{field}", getattr(meta, field))
+
+
+def _failure(failure: value_pb2.Failure) -> None:
+    cause = failure
+    for _ in range(limits.CAUSES_MAX):
+        if not cause.type:
+            raise FieldInvalid("meta.failure.type", "is empty", "name the exception's class")
+        for field, value in (("type", cause.type), ("module", cause.module),
+                             ("language", cause.language)):  # fmt: skip
+            text(f"meta.failure.{field}", value)
+        payload("meta.failure.args", cause.args)
+        cut_traceback(cause)
+        if not cause.HasField("cause"):
+            return
+        cause = cause.cause
+    raise LimitExceeded(
+        "meta.failure.cause", limits.CAUSES_MAX + 1, limits.CAUSES_MAX, "keep the newest causes"
+    )
+
+
+def cut_traceback(failure: value_pb2.Failure) -> None:
+    """Cuts a traceback to 64 KiB of UTF-8, its end kept: that is where it happened."""
+    if len(failure.traceback) * 4 <= limits.TRACEBACK_BYTES_MAX:
+        return
+    encoded = failure.traceback.encode()
+    if len(encoded) <= limits.TRACEBACK_BYTES_MAX:
+        return
+    mark = _CUT.format(len(encoded)).encode()
+    room = limits.TRACEBACK_BYTES_MAX - len(mark)
+    head, tail = encoded[: room // 4], encoded[-(room - room // 4) :]
+    kept = head.decode(errors="ignore") + mark.decode() + tail.decode(errors="ignore")
+    failure.traceback = kept
+
+
