@@ -115,16 +115,27 @@ def use_client(address: str) -> None:
     assert asyncio.run(asyncio.wait_for(awaited(), CALL_SECONDS)) == {"sum": 30}
 
 
+def wait_until_ready(server: subprocess.Popen[bytes], address: str) -> None:
+    """Returns once the server accepts connections; raises if it ends or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    with grpc.insecure_channel(address) as channel:
+        ready = grpc.channel_ready_future(channel)
+        while server.poll() is None and time.monotonic() < deadline:
+            try:
+                return ready.result(timeout=0.1)
+            except grpc.FutureTimeoutError:
+                continue
+        ready.cancel()
+    raise AssertionError(f"no server at {address}; its exit status: {server.poll()}")
+
+
 def try_server(command: list[str]) -> str:
     """The client does its main jobs against a server in another process."""
     address = free_address()
     with tempfile.TemporaryDirectory() as data:
         server = subprocess.Popen([*command, "--data", data, "--listen", address])
         try:
-            deadline = time.monotonic() + START_SECONDS
-            with grpc.insecure_channel(address) as channel:
-                ready = grpc.channel_ready_future(channel)
-                ready.result(timeout=deadline - time.monotonic())
+            wait_until_ready(server, address)
             use_client(address)
         finally:
             server.terminate()
