@@ -1,8 +1,8 @@
 """Settings: flags, then `RESULTD_*` of the environment, then a TOML file, then defaults.
 
-    resultd serve --data /var/lib/resultd --listen 127.0.0.1:7758
-    RESULTD_LISTEN=127.0.0.1:7758 resultd serve
-    resultd serve --config resultd.toml
+resultd serve --data /var/lib/resultd --listen 127.0.0.1:7758
+RESULTD_LISTEN=127.0.0.1:7758 resultd serve
+resultd serve --config resultd.toml
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found]  # 3.10 only
 
 ENV_PREFIX = "RESULTD_"
 NOT_SETTINGS = frozenset({"RESULTD_URL", "RESULTD_CONFIG"})
@@ -145,9 +145,10 @@ def load(
 
 def _read_file(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
+        found: dict[str, Any] = tomllib.loads(file.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"The configuration {file} cannot be read: {error}.") from None
+    return found
 
 
 def _refuse_unknown(found: Iterable[str], known: Iterable[str], where: Any) -> None:

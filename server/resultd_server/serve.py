@@ -35,10 +35,11 @@ async def run(settings: Settings) -> int:
     try:
         address = await app.start()
     except (DomainError, OSError) as error:
-        print(f"resultd: {error}", file=sys.stderr)
+        _complain(error)
         return EXIT_CONFIG
     # For whoever started the server: the address is known and it answers.
-    print(f"resultd ready on {address}", flush=True)
+    sys.stdout.write(f"resultd ready on {address}\n")
+    sys.stdout.flush()
     log.info("serving", address=address, engine=settings.engine, data=str(settings.data or ""))
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -57,6 +58,10 @@ async def run(settings: Settings) -> int:
     return code
 
 
+def _complain(error: Exception) -> None:
+    sys.stderr.write(f"resultd: {error}\n")
+
+
 async def _drain(app: App, signals: asyncio.Queue[signal.Signals]) -> None:
     log.info("draining")
     draining = asyncio.create_task(app.drain())
@@ -73,10 +78,18 @@ def serve(config_file: Path | None = None, **flags: Any) -> None:
     try:
         settings = config.load(flags, file=config_file)
     except ConfigError as error:
-        print(f"resultd: {error}", file=sys.stderr)
+        _complain(error)
         raise typer.Exit(EXIT_CONFIG) from None
     logs.configure(settings.log_level)
     raise typer.Exit(uvloop.run(run(settings)))
+
+
+_FLAG_TYPES: dict[str, type] = {
+    str(bool): bool,
+    str(float): float,
+    str(Path | None): Path,
+}
+"""What a flag takes, by its setting's type; text where the settings parse it."""
 
 
 def _command_signature() -> inspect.Signature:
@@ -94,7 +107,7 @@ def _command_signature() -> inspect.Signature:
         option = typer.Option(
             help=f"{field.description} [default: {field.default}]", show_default=False
         )
-        kind = {bool: bool, int: str, float: float, Path | None: Path}.get(field.annotation, str)
+        kind = _FLAG_TYPES.get(str(field.annotation), str)
         parameters.append(
             inspect.Parameter(
                 name,

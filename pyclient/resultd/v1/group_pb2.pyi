@@ -241,7 +241,9 @@ class GroupMember(google.protobuf.message.Message):
     POSITION_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
     index: builtins.int
-    """Its place. On adding: unset takes the next free one."""
+    """Its place. On adding: unset takes the place its id has already, else the next
+    free one.
+    """
     id: builtins.str
     """The task's or the group's id."""
     kind: resultd.v1.task_pb2.MemberKind.ValueType

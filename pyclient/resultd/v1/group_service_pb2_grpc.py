@@ -102,7 +102,7 @@ class GroupServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AddGroupMembers(self, request, context):
-        """Adds up to 10,000 members. Idempotent for members that name their index.
+        """Adds up to 10,000 members. Idempotent: to add an id a second time name an index.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,7 @@ class GroupServiceStub:
         resultd.v1.group_service_pb2.AddGroupMembersRequest,
         resultd.v1.group_service_pb2.AddGroupMembersResponse,
     ]
-    """Adds up to 10,000 members. Idempotent for members that name their index."""
+    """Adds up to 10,000 members. Idempotent: to add an id a second time name an index."""
 
     AddToTotal: grpc.UnaryUnaryMultiCallable[
         resultd.v1.group_service_pb2.AddToTotalRequest,
@@ -96,7 +96,7 @@ class GroupServiceAsyncStub:
         resultd.v1.group_service_pb2.AddGroupMembersRequest,
         resultd.v1.group_service_pb2.AddGroupMembersResponse,
     ]
-    """Adds up to 10,000 members. Idempotent for members that name their index."""
+    """Adds up to 10,000 members. Idempotent: to add an id a second time name an index."""
 
     AddToTotal: grpc.aio.UnaryUnaryMultiCallable[
         resultd.v1.group_service_pb2.AddToTotalRequest,
@@ -161,7 +161,7 @@ class GroupServiceServicer(metaclass=abc.ABCMeta):
         request: resultd.v1.group_service_pb2.AddGroupMembersRequest,
         context: _ServicerContext,
     ) -> typing.Union[resultd.v1.group_service_pb2.AddGroupMembersResponse, collections.abc.Awaitable[resultd.v1.group_service_pb2.AddGroupMembersResponse]]:
-        """Adds up to 10,000 members. Idempotent for members that name their index."""
+        """Adds up to 10,000 members. Idempotent: to add an id a second time name an index."""
 
     @abc.abstractmethod
     def AddToTotal(

@@ -183,8 +183,10 @@ class WatchSource(ChangingSource):
         self._due_groups: dict[str, None] = {}
 
     def apply(self, request: pb.WatchRequest) -> None:
-        """Changes what is waited for; the first one says how. Raises LimitExceeded,
-        FieldInvalid."""
+        """Changes what is waited for; the first request says how.
+
+        Raises LimitExceeded, FieldInvalid.
+        """
         if self._first:
             self._first = False
             self._tasks.transitions = request.transitions
@@ -267,9 +269,7 @@ class RevocationSource(ChangingSource):
     def apply(self, request: worker_service_pb2.WatchRevocationsRequest) -> None:
         """Changes what is watched. Raises LimitExceeded."""
         running = self.subscription.noted.get(REVOCATION, {})
-        _check_room(
-            "running tasks", running, request.add_task_ids, limits.WATCHED_IDS_PER_STREAM
-        )
+        _check_room("running tasks", running, request.add_task_ids, limits.WATCHED_IDS_PER_STREAM)
         self.subscription.discard(REVOCATION, request.remove_task_ids)
         for task_id in request.remove_task_ids:
             self._due.pop(task_id, None)

@@ -1,1 +1,1 @@
-"""Engines keep records durably. `base` is the contract, `memory` the reference, `lmdb` the default."""
+"""Engines keep records durably: `base` is the contract, `memory` the reference."""

@@ -137,9 +137,7 @@ class Engine(abc.ABC):
         """A page of members by index. Raises GroupNotFound, FieldInvalid."""
 
     @abc.abstractmethod
-    async def group_list(
-        self, namespace: str, wanted: group_service_pb2.ListGroupsRequest
-    ) -> Page:
+    async def group_list(self, namespace: str, wanted: group_service_pb2.ListGroupsRequest) -> Page:
         """A page of groups by id. Raises FieldInvalid."""
 
     @abc.abstractmethod
@@ -147,9 +145,7 @@ class Engine(abc.ABC):
         """The next frame of a stream over the group."""
 
     @abc.abstractmethod
-    async def scan(
-        self, namespace: str, wanted: result_service_pb2.ListResultsRequest
-    ) -> Page:
+    async def scan(self, namespace: str, wanted: result_service_pb2.ListResultsRequest) -> Page:
         """A page of records. Raises FieldInvalid."""
 
     @abc.abstractmethod

@@ -76,14 +76,15 @@ class _Txn:
         self._dbs = dbs
 
     def get(self, db: Db, key: bytes) -> bytes | None:
-        row = self._txn.get(key, db=self._dbs[db])
+        row: Any = self._txn.get(key, db=self._dbs[db])  # bytes, since buffers=False
         return None if row is None else _open(key, row)
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         with self._txn.cursor(db=self._dbs[db]) as cursor:
             if not cursor.set_range(start[: limits.ID_BYTES_MAX * 2]):
                 return
-            for key, row in cursor:
+            rows: Iterator[tuple[Any, Any]] = iter(cursor)  # bytes, since buffers=False
+            for key, row in rows:
                 if key >= stop:
                     return
                 yield key, _open(key, row)
@@ -215,7 +216,7 @@ class LmdbEngine(TransactionalEngine):
                 self._fail(error)
                 refusal = _failed(error)
             done, changed = [_Done(each, None, refusal) for each in operations], set()
-        except BaseException as error:  # as an executor does: the caller's to raise
+        except BaseException as error:  # noqa: BLE001  as an executor: the caller's to raise
             if len(operations) > 1:
                 self._commit_singly(operations)
                 return

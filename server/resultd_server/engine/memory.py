@@ -16,7 +16,7 @@ from resultd_server.ledger.unit import Unit, View
 class MemoryTxn:
     """A transaction on sorted maps, with a log to take it back."""
 
-    def __init__(self, maps: dict[Db, SortedDict]) -> None:
+    def __init__(self, maps: dict[Db, SortedDict[bytes, bytes]]) -> None:
         self._maps = maps
         self._undo: list[tuple[Db, bytes, bytes | None]] = []
 
@@ -56,7 +56,7 @@ class MemoryEngine(TransactionalEngine):
     def __init__(self, clock: Callable[[], int]) -> None:
         super().__init__(clock)
         self.store_id = uuid.uuid4().hex
-        self._maps = {db: SortedDict() for db in Db}
+        self._maps: dict[Db, SortedDict[bytes, bytes]] = {db: SortedDict() for db in Db}
 
     async def start(self) -> None:
         """Nothing to open."""

@@ -166,9 +166,7 @@ class TransactionalEngine(Engine):
 
         return self._read(operation)
 
-    async def group_list(
-        self, namespace: str, wanted: group_service_pb2.ListGroupsRequest
-    ) -> Page:
+    async def group_list(self, namespace: str, wanted: group_service_pb2.ListGroupsRequest) -> Page:
         return self._read(
             lambda view: listing.list_groups(view, self._known(view, namespace), wanted)
         )
@@ -178,9 +176,7 @@ class TransactionalEngine(Engine):
             lambda view: progress.step(view, self._known(view, namespace), group_id, cursor)
         )
 
-    async def scan(
-        self, namespace: str, wanted: result_service_pb2.ListResultsRequest
-    ) -> Page:
+    async def scan(self, namespace: str, wanted: result_service_pb2.ListResultsRequest) -> Page:
         return self._read(
             lambda view: listing.list_results(view, self._known(view, namespace), wanted)
         )

@@ -62,9 +62,7 @@ class Counters:
 
     def pack(self) -> bytes:
         flags = (
-            _SEALED * self.sealed
-            | _COMPLETE * self.complete
-            | _CLAIMED_DONE * self.claimed_done
+            _SEALED * self.sealed | _COMPLETE * self.complete | _CLAIMED_DONE * self.claimed_done
         )
         group_id = self.group_id.encode()
         return (

@@ -96,9 +96,7 @@ def remove(unit: Unit, namespace: Namespace, group_id: str, existence: int) -> C
         return None
     group = raw_counters(unit, number)
     unit.txn.delete(Db.GROUPS, keys.record(namespace, group_id))
-    tombstones.put(
-        unit, namespace, keys.GROUP, group_id, existence=existence, version=group.epoch
-    )
+    tombstones.put(unit, namespace, keys.GROUP, group_id, existence=existence, version=group.epoch)
     drop_run(unit, group)
     return group
 

@@ -5,7 +5,8 @@ Every operation checks the whole request before it changes anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
@@ -28,7 +29,8 @@ from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Unit, View
 
 
-class NewMember(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NewMember:
     """A member as asked for. `index` None: the next free one."""
 
     kind: bytes
@@ -67,7 +69,8 @@ def create(unit: Unit, namespace: Namespace, declared: Declaration) -> group_pb2
         )
     group = group_rows.find(unit, namespace, declared.group_id)
     if group is not None and declared.new_epoch:
-        _check_new(unit, group, declared.members)
+        members = declared.members
+        _check_new(unit, group, members)
         epoch = group.epoch + 1
         group_rows.drop_run(unit, group)
         unit.txn.delete(Db.GROUPS, keys.record(namespace, declared.group_id))
@@ -75,16 +78,18 @@ def create(unit: Unit, namespace: Namespace, declared: Declaration) -> group_pb2
             unit, namespace, declared.group_id, ttl_ms=declared.ttl_ms, epoch=epoch
         )
     elif group is None:
-        _check_new(unit, _unborn(namespace, declared.group_id), declared.members)
+        members = declared.members
+        _check_new(unit, _unborn(namespace, declared.group_id), members)
         group = group_rows.start(unit, namespace, declared.group_id, ttl_ms=declared.ttl_ms)
     else:
-        _check_again(unit, group, declared)
+        members = _known_places(unit, group, declared.members)
+        _check_again(unit, group, declared, members)
         group.ttl_ms = declared.ttl_ms
         group.touch(unit)
         group_rows.file_expiry(unit, group)
     group.scope = said.claim_scope
     group_rows.put_payloads(unit, group, said)
-    _add(unit, group, declared.members)
+    _add(unit, group, members)
     if declared.seal and not group.sealed:
         _seal(unit, group, group.members)
     return group_rows.to_message(unit, group)
@@ -100,7 +105,9 @@ def _check_new(unit: Unit, group: Counters, members: Sequence[NewMember]) -> Non
     _check_members(unit, run, members)
 
 
-def _check_again(unit: Unit, group: Counters, declared: Declaration) -> None:
+def _check_again(
+    unit: Unit, group: Counters, declared: Declaration, members: Sequence[NewMember]
+) -> None:
     """A group that exists takes the declaration if nothing contradicts it."""
     if group.complete or group.sealed:
         before = group_rows.payloads(unit, group)
@@ -112,7 +119,29 @@ def _check_again(unit: Unit, group: Counters, declared: Declaration) -> None:
                 "scope: delete it first, or say new_epoch.",
                 group_id=declared.group_id,
             )
-    _check_members(unit, group, declared.members)
+    _check_members(unit, group, members)
+
+
+def _known_places(view: View, group: Counters, members: Sequence[NewMember]) -> list[NewMember]:
+    """Gives members without an index the places their ids have already.
+
+    So that a call made twice adds nothing, and a group declared after its reports finds
+    the members they brought. The k-th such mention of an id takes its k-th place.
+    """
+    named = {member.index for member in members if member.index is not None}
+    places: dict[tuple[bytes, str], Iterator[int]] = {}
+    known = []
+    for member in members:
+        if member.index is None:
+            who = (member.kind, member.id)
+            if who not in places:
+                found = memberships.indexes_of(view, group, *who)
+                places[who] = iter([index for index in found if index not in named])
+            index = next(places[who], None)
+            known.append(NewMember(member.kind, member.id, index))
+        else:
+            known.append(member)
+    return known
 
 
 def add_members(
@@ -123,6 +152,7 @@ def add_members(
     Raises GroupNotFound, GroupConflict, GroupSealed, GroupNesting, LimitExceeded.
     """
     group = require(unit, namespace, group_id)
+    members = _known_places(unit, group, members)
     _check_members(unit, group, members)
     indexes = _add(unit, group, members)
     return group_rows.to_message(unit, group), indexes
@@ -130,7 +160,8 @@ def add_members(
 
 def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) -> None:
     taken: dict[int, tuple[bytes, str]] = {}
-    for kind, id_, index in members:
+    for member in members:
+        kind, id_, index = member.kind, member.id, member.index
         if index is not None:
             there = taken.get(index)
             row = memberships.find(unit, group.number, index) if there is None else None
@@ -177,8 +208,9 @@ def _add(unit: Unit, group: Counters, members: Sequence[NewMember]) -> list[int]
     named = {member.index for member in members if member.index is not None}
     group.next_index = max(group.next_index, *(index + 1 for index in named), 0)
     indexes = []
-    for kind, id_, index in members:
-        at = group.next_index if index is None else index
+    for member in members:
+        kind, id_ = member.kind, member.id
+        at = group.next_index if member.index is None else member.index
         indexes.append(at)
         if memberships.find(unit, group.number, at) is not None:
             continue
@@ -200,9 +232,7 @@ def _counts_as(view: View, namespace: Namespace, kind: bytes, id_: str) -> int |
     return state if state in TERMINAL else None
 
 
-def seal(
-    unit: Unit, namespace: Namespace, group_id: str, total: int | None
-) -> group_pb2.GroupMeta:
+def seal(unit: Unit, namespace: Namespace, group_id: str, total: int | None) -> group_pb2.GroupMeta:
     """Says how many members there will be. Raises GroupNotFound, GroupTotalMismatch."""
     group = require(unit, namespace, group_id)
     if group.sealed:

@@ -47,7 +47,8 @@ def list_results(
         return _list_group_results(view, namespace, wanted)
     start = namespace.prefix + decode_token(wanted.page_token)
     stop = keys.after_prefix(namespace.prefix)
-    rows, cursor, size_bytes = [], b"", 0
+    rows: list[bytes] = []
+    cursor, size_bytes = b"", 0
     for key, _ in islice(view.txn.scan(Db.TASKS, start, stop), limits.READ_ROWS_MAX):
         id_ = key[len(namespace.prefix) :]
         # Before a record that has no room: the page ends, the next begins with it.
@@ -71,7 +72,8 @@ def _list_group_results(
     if group is None:
         return Page([], "")
     first = _index_of_token(wanted.page_token)
-    rows, size_bytes, seen = [], 0, 0
+    rows: list[bytes] = []
+    size_bytes, seen = 0, 0
     for index, member in memberships.scan(view, group.number, first):
         if seen == limits.READ_ROWS_MAX or len(rows) == wanted.page_size:
             return Page(rows, _index_token(index))
@@ -144,9 +146,7 @@ def _group_matches(
     return not wanted.claimable or claims.free(view, group)
 
 
-def list_members(
-    view: View, group: counters.Counters, page_size: int, page_token: str
-) -> Page:
+def list_members(view: View, group: counters.Counters, page_size: int, page_token: str) -> Page:
     """A page of a group's members by index."""
     rows: list[bytes] = []
     for index, member in memberships.scan(view, group.number, _index_of_token(page_token)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
@@ -23,7 +23,8 @@ _MEMBER = struct.Struct(">cIB")
 _ENTRY = struct.Struct(">cI")
 
 
-class Member(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Member:
     """A member's row. `position` 0: not counted yet; `counted_as` a state or GONE."""
 
     kind: bytes
@@ -35,7 +36,8 @@ class Member(NamedTuple):
         return _MEMBER.pack(self.kind, self.position, self.counted_as) + self.id.encode()
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Entry:
     """A row of the completion log."""
 
     position: int
@@ -44,7 +46,8 @@ class Entry(NamedTuple):
     id: str
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Place:
     """One of the groups an id is a member of, and where."""
 
     group: Counters
@@ -134,7 +137,7 @@ def join_by_report(
             return Slot.NOT_A_MEMBER
         group = group_rows.start(unit, namespace, group_id)
     if index is None:
-        index = index_of(unit, group, keys.TASK, task_id)
+        index = next(indexes_of(unit, group, keys.TASK, task_id), None)
     if index is None:
         index = group.next_index
     there = find(unit, group.number, index)
@@ -159,13 +162,12 @@ def answer(slot: Slot, terminal: bool) -> pb.Membership.ValueType:
     return slot.value
 
 
-def index_of(view: View, group: Counters, kind: bytes, id_: str) -> int | None:
-    """The lowest index of an id in a group, or None."""
+def indexes_of(view: View, group: Counters, kind: bytes, id_: str) -> Iterator[int]:
+    """The indexes of an id in a group, the lowest first."""
     start = keys.membership(group.namespace, kind, id_, group.number, 0)
     stop = keys.membership(group.namespace, kind, id_, group.number + 1, 0)
     for key, _ in view.txn.scan(Db.MEMBERSHIPS, start, stop):
-        return keys.parse_membership(key)[1]
-    return None
+        yield keys.parse_membership(key)[1]
 
 
 def in_too_many(view: View, namespace: Namespace, kind: bytes, id_: str) -> bool:
@@ -187,22 +189,25 @@ def insert(unit: Unit, group: Counters, index: int, member: Member) -> None:
 
 
 def settle(unit: Unit, places: list[Place], state: int) -> None:
-    """A member is terminal (or GONE): counts it where it was not counted yet, and
-    changes what it counts as where it was."""
-    for group, index in places:
-        member = find(unit, group.number, index)
+    """A member is terminal (or GONE): counts it where it was not counted yet.
+
+    Where it was, what it counts as is changed.
+    """
+    for place in places:
+        member = find(unit, place.group.number, place.index)
         if member is None:
             continue
         if member.position:
-            _recount(unit, group, index, member, state)
+            _recount(unit, place, member, state)
         else:
-            _count(unit, group, index, member, state)
+            _count(unit, place, member, state)
 
 
-def _count(unit: Unit, group: Counters, index: int, member: Member, state: int) -> None:
+def _count(unit: Unit, place: Place, member: Member, state: int) -> None:
+    group, index = place.group, place.index
     group.done += 1
     group.tally(state, 1)
-    counted = member._replace(position=group.done, counted_as=state)
+    counted = replace(member, position=group.done, counted_as=state)
     unit.txn.put(Db.MEMBERS, keys.member(group.number, index), counted.pack())
     unit.txn.put(
         Db.LOG,
@@ -213,14 +218,17 @@ def _count(unit: Unit, group: Counters, index: int, member: Member, state: int) 
     complete_if_due(unit, group)
 
 
-def _recount(unit: Unit, group: Counters, index: int, member: Member, state: int) -> None:
+def _recount(unit: Unit, place: Place, member: Member, state: int) -> None:
     # An entry that says GONE is final: the member group that comes later is another.
     if member.counted_as in (state, GONE) or state == GONE:
         return
+    group = place.group
     group.tally(member.counted_as, -1)
     group.tally(state, 1)
     unit.txn.put(
-        Db.MEMBERS, keys.member(group.number, index), member._replace(counted_as=state).pack()
+        Db.MEMBERS,
+        keys.member(group.number, place.index),
+        replace(member, counted_as=state).pack(),
     )
     group.touch(unit)
     if group.complete:
@@ -248,6 +256,8 @@ def _tell_parents(unit: Unit, group: Counters) -> None:
 def awaiting_action(places: list[Place]) -> list[str]:
     """Ids of complete groups that nobody has finished acting on."""
     ids = dict.fromkeys(
-        group.group_id for group, _ in places if group.complete and not group.claimed_done
+        place.group.group_id
+        for place in places
+        if place.group.complete and not place.group.claimed_done
     )
     return list(ids)[: limits.COMPLETE_GROUPS_PER_ANSWER]

@@ -97,7 +97,7 @@ class _Stored(NamedTuple):
 
 def _find(view: View, namespace: Namespace, task_id: str) -> _Stored | None:
     raw = view.txn.get(Db.TASKS, keys.record(namespace, task_id))
-    return None if raw is None else _Stored(*_HEADER.unpack_from(raw), raw[_HEADER.size :])
+    return None if raw is None else _Stored._make((*_HEADER.unpack_from(raw), raw[_HEADER.size :]))
 
 
 def _due(view: View, namespace: Namespace, task_id: str, stored: _Stored) -> bool:
@@ -177,9 +177,7 @@ def store(unit: Unit, namespace: Namespace, report: Report) -> pb.StoreResultRes
     if slot is not None:
         answer.membership = memberships.answer(slot, now.state in TERMINAL and now.exists)
     if report.claim_scope:
-        answer.claimable_group_ids.extend(
-            claims.claimable(unit, namespace, report.claim_scope)
-        )
+        answer.claimable_group_ids.extend(claims.claimable(unit, namespace, report.claim_scope))
     answer.cancel_requested = revocations.requested(unit, namespace, task_id)
     return answer
 
@@ -215,9 +213,7 @@ def _store_next(unit: Unit, namespace: Namespace, report: Report, stored: _Store
     merged = merge(old, meta)
     attempt = max(stored.attempt, meta.attempt)
     version = stored.version + 1
-    _write(
-        unit, namespace, merged, attempt, version, report.ttl_ms, filed_ms=stored.expire_ms
-    )
+    _write(unit, namespace, merged, attempt, version, report.ttl_ms, filed_ms=stored.expire_ms)
     return _Now(APPLIED, version, merged.state, merged.custom_state)
 
 

@@ -34,9 +34,7 @@ def number_field(field: int, number: int) -> bytes:
     return varint(field << 3) + varint(number) if number else b""
 
 
-def task_event(
-    task: bytes, *, index: int = 0, position: int = 0
-) -> bytes:
+def task_event(task: bytes, *, index: int = 0, position: int = 0) -> bytes:
     """Event{task, index, position}."""
     return message_field(1, task) + number_field(4, index) + number_field(5, position)
 

@@ -90,14 +90,10 @@ class GroupService:
         page = await self._engine.group_list(call.namespace, request)
         return wire.page(page.rows, page.next_token)
 
-    async def list_group_members(
-        self, request: pb.ListGroupMembersRequest, call: Call
-    ) -> bytes:
+    async def list_group_members(self, request: pb.ListGroupMembersRequest, call: Call) -> bytes:
         group_id = validate.id_("group_id", request.group_id)
         size = validate.page_size(request.page_size, 1_000, limits.MEMBERS_PAGE_MAX)
-        page = await self._engine.group_members(
-            call.namespace, group_id, size, request.page_token
-        )
+        page = await self._engine.group_members(call.namespace, group_id, size, request.page_token)
         return wire.page(page.rows, page.next_token)
 
     async def delete_group(
@@ -107,9 +103,7 @@ class GroupService:
         deleted = await self._engine.group_delete(call.namespace, group_id)
         return pb.DeleteGroupResponse(deleted=deleted)
 
-    async def claim_group(
-        self, request: pb.ClaimGroupRequest, call: Call
-    ) -> pb.ClaimGroupResponse:
+    async def claim_group(self, request: pb.ClaimGroupRequest, call: Call) -> pb.ClaimGroupResponse:
         lease_ms = limits.LEASE_DEFAULT_MS
         if request.HasField("lease"):
             lease_ms = validate.duration_ms(

@@ -1,5 +1,8 @@
-"""From a servicer to grpc's handlers: raw bytes at the edge, so that nothing is parsed
-or serialized more often than it must be, and malformed bytes get an answer of ours."""
+"""From a servicer to grpc's handlers, with raw bytes at the edge.
+
+So nothing is parsed or serialized more often than it must be, and malformed bytes get
+an answer of ours.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +53,10 @@ def handlers(
 
 def _rpc(method: MethodDescriptor, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
     if method.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(handler)  # type: ignore[arg-type]  # aio's
+        return grpc.stream_stream_rpc_method_handler(handler)
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(handler)  # type: ignore[arg-type]  # aio's
-    return grpc.unary_unary_rpc_method_handler(handler)  # type: ignore[arg-type]  # aio's
+        return grpc.unary_stream_rpc_method_handler(handler)
+    return grpc.unary_unary_rpc_method_handler(handler)
 
 
 def _adapt(method: MethodDescriptor, serve: Callable[[Any, Call], Any]) -> Handler:

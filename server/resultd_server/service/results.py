@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from resultd.v1 import state_pb2
 from resultd.v1 import result_service_pb2 as pb
+from resultd.v1 import state_pb2
 from resultd_server import limits
 from resultd_server.core.sources import IterateSource, WaitForSource, WatchSource
 from resultd_server.engine.base import Engine, StoreOutcome

@@ -113,9 +113,7 @@ async def _read_requests(
 class Stream:
     """One stream under way."""
 
-    def __init__(
-        self, call: Call, source: Source, timeout_s: float | None, age_s: float
-    ) -> None:
+    def __init__(self, call: Call, source: Source, timeout_s: float | None, age_s: float) -> None:
         task = asyncio.current_task()
         assert task is not None  # handlers run in tasks
         self.task = task

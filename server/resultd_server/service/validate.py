@@ -23,10 +23,9 @@ from resultd_server.ledger.times import to_ms
 from resultd_server.ledger.transitions import RANK
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _CUT = "\n… cut by resultd: {} bytes in all\n"
 _SECONDS_MAX = 253_402_300_799  # the last of year 9999, as far as a Timestamp goes
-_BUILT_IN_NAMES = frozenset(name.removeprefix("STATE_") for name in state_pb2.State.keys())
+_BUILT_IN_NAMES = frozenset(name.removeprefix("STATE_") for name in state_pb2.State.keys())  # noqa: SIM118  no Mapping
 
 _CARRY_FAILURE = frozenset(
     {
@@ -38,9 +37,7 @@ _CARRY_FAILURE = frozenset(
 )
 
 
-_Expiring = (
-    result_service_pb2.StoreResultRequest | group_service_pb2.CreateGroupRequest
-)
+_Expiring = result_service_pb2.StoreResultRequest | group_service_pb2.CreateGroupRequest
 _Paced = (
     result_service_pb2.WaitForRequest
     | result_service_pb2.IterateRequest
@@ -48,19 +45,6 @@ _Paced = (
     | worker_service_pb2.WatchRevocationsRequest
 )
 _Timed = result_service_pb2.WaitForRequest | result_service_pb2.IterateRequest
-
-
-def namespace(name: str) -> str:
-    """A namespace from call metadata; "default" if there is none."""
-    if not name:
-        return "default"
-    if not _NAMESPACE.fullmatch(name):
-        raise FieldInvalid(
-            "resultd-namespace",
-            "is not a namespace",
-            "use 1 to 64 of a-z, 0-9, dot, underscore and hyphen, beginning with a letter or digit",
-        )
-    return name
 
 
 def text(field: str, value: str, limit_bytes: int = limits.SHORT_TEXT_BYTES_MAX) -> str:
@@ -273,7 +257,7 @@ def _contents(meta: task_pb2.TaskMeta) -> None:
     elif state == state_pb2.STATE_FAILURE:
         raise FieldInvalid("meta.failure", "is missing", "a FAILURE says why: type and message")
     for field in ("args", "kwargs"):
-        if meta.HasField(field):  # type: ignore[arg-type]  # two fields named above
+        if meta.HasField(field):
             payload(f"meta.{field}", getattr(meta, field))
 
 
@@ -307,5 +291,3 @@ def cut_traceback(failure: value_pb2.Failure) -> None:
     head, tail = encoded[: room // 4], encoded[-(room - room // 4) :]
     kept = head.decode(errors="ignore") + mark.decode() + tail.decode(errors="ignore")
     failure.traceback = kept
-
-
