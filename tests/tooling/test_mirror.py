@@ -42,9 +42,7 @@ def has_logic(path: Path) -> bool:
 def mirror(source: Path, package: str) -> Path:
     """Where the tests of a module are looked for."""
     inside = source.relative_to(ROOT / package)
-    if inside.name == "__init__.py":
-        inside = inside.parent.with_suffix(".py")
-    return ROOT / MIRRORS[package] / inside.parent / f"test_{inside.name.lstrip('_')}"
+    return ROOT / MIRRORS[package] / inside.parent / f"test_{inside.stem.strip('_')}.py"
 
 
 @pytest.mark.parametrize("package", MIRRORS)
