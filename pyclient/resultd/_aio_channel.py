@@ -1,0 +1,231 @@
+"""The asyncio shell: one lazy channel per client and event loop.
+
+It does what `_channel` and `_stream` do for threads. A grpc.aio channel belongs to its loop and
+cannot be closed from a fork hook: a process that is going to fork closes its asyncio clients
+first. A child that inherits one anyway opens a channel of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from resultd import _channel, _status, _stubs
+from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Sleep, run_async
+from resultd._stream import AHEAD
+from resultd._url import Url
+from resultd._watcher import Watcher
+from resultd.errors import ResultdError, UnavailableError
+
+
+class LoopMailbox:
+    """A mailbox for tasks of one loop; may be filled from any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._items: deque[Any] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, item: Any) -> None:
+        """Leave an item."""
+        self._items.append(item)
+        if threading.get_ident() == self._thread:
+            self._wake()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake)
+
+    async def receive(self, timeout: float | None) -> list[Any]:
+        """Wait for items and take all there are; [] if none came in time."""
+        if not self._items:
+            await self._wait(timeout)
+        items = list(self._items)
+        self._items.clear()
+        return items
+
+    async def _wait(self, seconds: float | None) -> None:
+        # By hand: asyncio.wait_for can swallow a cancellation before Python 3.12.
+        self._waiter = self._loop.create_future()
+        timer = None if seconds is None else self._loop.call_later(seconds, self._wake)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class LoopStream:
+    """A streaming call read by a task of its own, at most `AHEAD` frames ahead."""
+
+    def __init__(
+        self,
+        start: Callable[[Any], Any],
+        request: Message | None,
+        alive: set[LoopStream],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.mailbox = LoopMailbox(loop)
+        self._room = asyncio.Semaphore(AHEAD)
+        self._requests = LoopMailbox(loop)
+        self._alive = alive
+        self._call = start(request if request is not None else self._outgoing())
+        alive.add(self)
+        self.reader = loop.create_task(self._read(), name="resultd-stream")
+
+    def send(self, request: Message) -> None:
+        """Send a message."""
+        self._requests.put(request)
+
+    def taken(self) -> None:
+        """Make room for the next frame."""
+        self._room.release()
+
+    def cancel(self) -> None:
+        """End the call."""
+        self._call.cancel()
+        self.reader.cancel()
+
+    async def _outgoing(self) -> AsyncIterator[Message]:
+        while True:
+            for request in await self._requests.receive(None):
+                yield request
+
+    async def _read(self) -> None:
+        end: ResultdError = UnavailableError("the stream ended without saying why")
+        try:
+            while True:
+                await self._room.acquire()
+                frame = await self._call.read()
+                if frame is grpc.aio.EOF:
+                    return
+                self.mailbox.put(frame)
+        except grpc.aio.AioRpcError as error:
+            end = _status.from_rpc_error(error)
+        finally:
+            self._call.cancel()  # abandoned calls of grpc.aio live on
+            self._alive.discard(self)
+            self.mailbox.put(end)
+
+
+class AioEndpoint:
+    """A server, as the tasks of one loop see it."""
+
+    def __init__(self, url: Url) -> None:
+        self.url = url
+        self._metadata = _channel.call_metadata(url)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._new_state()
+
+    def _new_state(self) -> None:
+        self._pid = os.getpid()
+        self._channel: grpc.aio.Channel | None = None
+        self._methods: dict[str, Any] = {}
+        self._streams: set[LoopStream] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.watcher = Watcher(self, self.url.heartbeat)
+
+    def enter(self) -> AioEndpoint:
+        """Make sure that this is the loop the channel belongs to.
+
+        Raises:
+            RuntimeError: it belongs to another one that is still open.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is self._loop and self._pid == os.getpid():
+            return self
+        if self._loop is not None and not self._loop.is_closed() and self._pid == os.getpid():
+            raise RuntimeError("an asyncio client belongs to one event loop: make one for each")
+        if self._loop is not None:
+            self._new_state()  # that loop is gone, with all that was open in it
+        self._loop = loop
+        return self
+
+    async def handle(self, effect: Effect) -> Any:
+        """Do what an operation asks for."""
+        if isinstance(effect, Call):
+            return await self._call(effect)
+        if isinstance(effect, Receive):
+            assert isinstance(effect.mailbox, LoopMailbox)
+            return await effect.mailbox.receive(effect.timeout)
+        if isinstance(effect, Open):
+            return self._open(effect)
+        assert isinstance(effect, Sleep)
+        return await asyncio.sleep(effect.seconds)
+
+    def new_mailbox(self) -> Mailbox:
+        """Return a mailbox for tasks of this loop."""
+        return LoopMailbox(self._running())
+
+    def spawn(self, op: Op[None]) -> None:
+        """Drive an operation in a task."""
+        work: Coroutine[Any, Any, None] = run_async(op, self.handle)
+        task = self._running().create_task(work, name="resultd-watch")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def forbid_waiting(self) -> None:
+        """Refuse to wait in the task that everybody who waits depends on."""
+        if asyncio.current_task() in self._tasks:
+            raise RuntimeError("waiting inside a then() callback would wait for ever")
+
+    async def close(self) -> None:
+        """Close streams and channel; whoever waits is told."""
+        if self._loop is None or self._loop is not asyncio.get_running_loop():
+            return
+        self.watcher.fail_all(UnavailableError("the client was closed"))
+        streams = list(self._streams)
+        for stream in streams:
+            stream.cancel()
+        tasks = [*self._tasks, *(stream.reader for stream in streams)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        assert self._loop is not None, "enter() comes first"
+        return self._loop
+
+    async def _call(self, effect: Call) -> Any:
+        method = self._method(effect.method)
+        try:
+            return await method(effect.request, timeout=effect.timeout, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise _status.from_rpc_error(error) from None
+
+    def _open(self, effect: Open) -> LoopStream:
+        method = self._method(effect.method)
+        return LoopStream(
+            lambda request: method(request, metadata=self._metadata),
+            effect.request,
+            self._streams,
+            self._running(),
+        )
+
+    def _method(self, name: str) -> Any:
+        if self._channel is None:
+            self._channel = self._connect()
+            self._methods = _stubs.methods(self._channel)
+        return self._methods[name]
+
+    def _connect(self) -> grpc.aio.Channel:
+        chosen = _channel.options(self.url)
+        if self.url.secure:
+            secret = _channel.credentials(self.url)
+            return grpc.aio.secure_channel(self.url.target, secret, options=chosen)
+        return grpc.aio.insecure_channel(self.url.target, options=chosen)

@@ -1,0 +1,246 @@
+"""One lazy channel per server address in a process, for threads; it survives forks.
+
+Nothing is opened before the first call. Clients of the same address share the endpoint, with
+its channel and its one `Watch` stream; the last one to close it closes them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from resultd import _fork, _status, _stubs
+from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Sleep, run
+from resultd._stream import QueueMailbox, ThreadStream
+from resultd._url import Url
+from resultd._watcher import Watcher
+from resultd.errors import ResultdError, UnavailableError
+
+RECEIVE_BYTES_MAX = 16 * 1024 * 1024
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # Retries are written once, in _operations: two layers would multiply.
+    ("grpc.enable_retries", 0),
+)
+
+
+def credentials(url: Url) -> grpc.ChannelCredentials:
+    """Read the certificates an address names.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return grpc.ssl_channel_credentials(*(_bytes_of(path) for path in (url.ca, url.key, url.cert)))
+
+
+def options(url: Url) -> list[tuple[str, int | str]]:
+    """Return the channel options for an address."""
+    chosen: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
+    if url.server_name:
+        chosen.append(("grpc.ssl_target_name_override", url.server_name))
+    return chosen
+
+
+def call_metadata(url: Url) -> tuple[tuple[str, str], ...]:
+    """Return what every call carries: the namespace, and the token if there is one."""
+    metadata = [("resultd-namespace", url.namespace)]
+    if url.token:
+        metadata.append(("authorization", f"Bearer {url.token}"))
+    return tuple(metadata)
+
+
+def _bytes_of(path: str) -> bytes | None:
+    return Path(path).read_bytes() if path else None
+
+
+class Endpoint:
+    """A server, as the threads of this process see it."""
+
+    def __init__(self, url: Url) -> None:
+        self.url = url
+        self.users = 0
+        self.watcher = Watcher(self, url.heartbeat)
+        self._metadata = call_metadata(url)
+        self._generation = 0
+        self._new_state()
+
+    def _new_state(self) -> None:
+        # Held while a channel is made, and over a whole fork: nothing opens meanwhile.
+        self._gate = threading.RLock()
+        self._channel: grpc.Channel | None = None
+        self._methods: dict[str, Any] = {}
+        self._streams: set[ThreadStream] = set()
+        self._background: threading.Thread | None = None
+        self._in_flight = 0
+        self._counting = threading.Lock()
+
+    # What operations ask for
+
+    def handle(self, effect: Effect) -> Any:
+        """Do what an operation asks for."""
+        if isinstance(effect, Call):
+            return self._call(effect)
+        if isinstance(effect, Receive):
+            assert isinstance(effect.mailbox, QueueMailbox)
+            return effect.mailbox.receive(effect.timeout)
+        if isinstance(effect, Open):
+            return self._open(effect)
+        assert isinstance(effect, Sleep)
+        return time.sleep(effect.seconds)
+
+    def new_mailbox(self) -> Mailbox:
+        """Return a mailbox for threads."""
+        return QueueMailbox()
+
+    def spawn(self, op: Op[None]) -> None:
+        """Drive an operation in a daemon thread."""
+        with self._gate:
+            self._background = threading.Thread(
+                target=run, args=(op, self.handle), name="resultd-watch", daemon=True
+            )
+            self._background.start()
+
+    def forbid_waiting(self) -> None:
+        """Refuse to wait in the thread that everybody who waits depends on."""
+        if threading.current_thread() is self._background:
+            raise RuntimeError(
+                "waiting inside a then() callback would wait for ever: the callback runs in the "
+                "thread that brings results. Hand the work to another thread"
+            )
+
+    def _call(self, effect: Call) -> Any:
+        generation = self._generation
+        method = self._method(effect.method)
+        self._count(1)
+        try:
+            return method(effect.request, timeout=effect.timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            if generation != self._generation:
+                raise _closed_under_us() from error
+            raise _status.from_rpc_error(error) from None
+        except ValueError as error:  # what grpc raises on a channel that was closed meanwhile
+            if generation != self._generation:
+                raise _closed_under_us() from error
+            raise
+        finally:
+            self._count(-1)
+
+    def _open(self, effect: Open) -> ThreadStream:
+        with self._gate:
+            method = self._method(effect.method)
+            return ThreadStream(
+                lambda request: method(request, metadata=self._metadata),
+                effect.request,
+                self._streams,
+            )
+
+    def _method(self, name: str) -> Any:
+        with self._gate:
+            if self._channel is None:
+                self._channel = self._connect()
+                self._methods = _stubs.methods(self._channel)
+                _fork.guard(self)
+            return self._methods[name]
+
+    def _connect(self) -> grpc.Channel:
+        chosen = options(self.url)
+        if self.url.secure:
+            return grpc.secure_channel(self.url.target, credentials(self.url), options=chosen)
+        return grpc.insecure_channel(self.url.target, options=chosen)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._in_flight += change
+
+    # The end, and forks
+
+    def close(self, error: ResultdError) -> None:
+        """Close stream and channel; whoever waits is told `error`."""
+        self.watcher.fail_all(error)
+        with self._gate:
+            self.close_streams()
+            self._close_channel()
+
+    def close_streams(self) -> None:
+        """Cancel every stream."""
+        for stream in list(self._streams):
+            stream.cancel()
+
+    def _close_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        self._methods = {}
+        self._generation += 1
+        if channel is not None:
+            channel.close()
+
+    def before_fork(self, deadline: float) -> None:
+        """Leave gRPC, with every thread; the gate stays shut until after the fork."""
+        self.watcher.suspend()
+        self._gate.acquire()
+        streams = list(self._streams)
+        self.close_streams()
+        for stream in streams:
+            stream.join(deadline)
+        self._close_channel()
+        self._background_join(deadline)
+        while self._in_flight and time.monotonic() < deadline:
+            time.sleep(0.0005)  # calls of other threads, on their way out with CANCELLED
+
+    def _background_join(self, deadline: float) -> None:
+        # Without the gate the thread could not come out of an Open. It is let through: what
+        # it finds is a watcher that is suspended.
+        thread = self._background
+        if thread is None or thread is threading.current_thread():
+            return
+        thread.join(min(0.05, max(0.0, deadline - time.monotonic())))
+
+    def after_fork_in_parent(self) -> None:
+        """Go on with what was waited for."""
+        self._gate.release()
+        self.watcher.resume()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: locks may be held by threads that do not exist here."""
+        global _sharing
+        _sharing = threading.Lock()
+        self._generation += 1
+        self._new_state()
+        self.watcher.forget_all()
+
+
+def _closed_under_us() -> ResultdError:
+    error = UnavailableError("the channel was closed by a fork or by close()")
+    error.code = "UNAVAILABLE"
+    return error
+
+
+_endpoints: dict[Url, Endpoint] = {}
+_sharing = threading.Lock()
+
+
+def acquire(url: Url) -> Endpoint:
+    """Return the process's endpoint for an address; give it back with `release`."""
+    with _sharing:
+        endpoint = _endpoints.get(url)
+        if endpoint is None:
+            endpoint = _endpoints[url] = Endpoint(url)
+        endpoint.users += 1
+        return endpoint
+
+
+def release(endpoint: Endpoint) -> None:
+    """Give an endpoint back; the last one closes it."""
+    with _sharing:
+        endpoint.users -= 1
+        if endpoint.users > 0:
+            return
+        if _endpoints.get(endpoint.url) is endpoint:
+            del _endpoints[endpoint.url]
+    endpoint.close(UnavailableError("the client was closed"))

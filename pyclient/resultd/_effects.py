@@ -1,0 +1,189 @@
+"""Behaviour as generators: an operation yields what it needs done and gets the outcome.
+
+An operation is written once, as a generator of effects, and driven by two thin shells: one
+calls grpc and blocks, the other awaits grpc.aio. Retries, resume, waiting and decoding live
+in operations; threads and tasks live in shells.
+
+Rules for operations: catch narrowly, clean up in `finally` without yielding (cancelling a
+stream and leaving a wait are plain calls that never block), and never loop without an effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+T = TypeVar("T")
+
+
+class Mailbox(Protocol):
+    """Where a background thread or task leaves things for whoever waits."""
+
+    def put(self, item: Any) -> None:
+        """Leave an item. Never blocks, takes no lock, may be called from a finaliser."""
+
+
+class Stream(Protocol):
+    """An open streaming call. What arrives is in `mailbox`, at most a few frames ahead."""
+
+    mailbox: Mailbox
+
+    def send(self, request: Message) -> None:
+        """Send a message on a bidirectional stream. Never blocks."""
+
+    def taken(self) -> None:
+        """Say that a frame was taken from the mailbox, so that the next may be read."""
+
+    def cancel(self) -> None:
+        """End the call, at once and for good. Never blocks."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """Make a unary call; gives the response, or raises a `ResultdError`."""
+
+    method: str
+    request: Message
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Open:
+    """Open a streaming call; `request` is None for one that also sends a stream."""
+
+    method: str
+    request: Message | None
+
+
+@dataclass(frozen=True)
+class Receive:
+    """Wait up to `timeout` seconds (None: for ever) for items; gives [] when none came."""
+
+    mailbox: Mailbox
+    timeout: float | None
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Do nothing for some seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Emit:
+    """Hand a value to the user who iterates over this operation."""
+
+    value: Any
+
+
+Effect = Call | Open | Receive | Sleep | Emit
+Op = Generator[Effect, Any, T]
+
+
+def run(op: Op[T], handle: Callable[[Effect], Any]) -> T:
+    """Drive an operation to its end, blocking."""
+    try:
+        effect = next(op)
+        while True:
+            try:
+                outcome = handle(effect)
+            except BaseException as error:  # noqa: BLE001 (handed on, Ctrl-C too)
+                effect = op.throw(error)
+            else:
+                effect = op.send(outcome)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+
+
+async def run_async(op: Op[T], handle: Callable[[Effect], Coroutine[Any, Any, Any]]) -> T:
+    """Drive an operation to its end, awaiting."""
+    try:
+        effect = next(op)
+        while True:
+            try:
+                outcome = await handle(effect)
+            except BaseException as error:  # noqa: BLE001 (handed on, cancellation too)
+                effect = op.throw(error)
+            else:
+                effect = op.send(outcome)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+
+
+def iterate(op: Op[None], handle: Callable[[Effect], Any]) -> Iterator[Any]:
+    """Drive an operation that emits values; closing the iterator closes the operation."""
+    step: Callable[[], Effect] = op.__next__
+    try:
+        while True:
+            try:
+                effect = step()
+            except StopIteration:
+                return
+            if isinstance(effect, Emit):
+                yield effect.value
+                step = op.__next__
+                continue
+            try:
+                step = _sender(op, handle(effect))
+            except BaseException as error:  # noqa: BLE001 (handed on)
+                step = _thrower(op, error)
+    finally:
+        op.close()
+
+
+async def iterate_async(
+    op: Op[None], handle: Callable[[Effect], Coroutine[Any, Any, Any]]
+) -> AsyncIterator[Any]:
+    """Drive an operation that emits values; closing the iterator closes the operation."""
+    step: Callable[[], Effect] = op.__next__
+    try:
+        while True:
+            try:
+                effect = step()
+            except StopIteration:
+                return
+            if isinstance(effect, Emit):
+                yield effect.value
+                step = op.__next__
+                continue
+            try:
+                step = _sender(op, await handle(effect))
+            except BaseException as error:  # noqa: BLE001 (handed on)
+                step = _thrower(op, error)
+    finally:
+        op.close()
+
+
+def _sender(op: Op[Any], outcome: object) -> Callable[[], Effect]:
+    return lambda: op.send(outcome)
+
+
+def _thrower(op: Op[Any], error: BaseException) -> Callable[[], Effect]:
+    return lambda: op.throw(error)
+
+
+def each(op: Op[None], use: Callable[[Any], None]) -> Op[None]:
+    """Drive an operation that emits values inside another: `use` is called with each."""
+    step: Callable[[], Effect] = op.__next__
+    try:
+        while True:
+            try:
+                effect = step()
+            except StopIteration:
+                return
+            if isinstance(effect, Emit):
+                use(effect.value)
+                step = op.__next__
+                continue
+            try:
+                step = _sender(op, (yield effect))
+            except BaseException as error:  # noqa: BLE001 (handed on)
+                step = _thrower(op, error)
+    finally:
+        op.close()

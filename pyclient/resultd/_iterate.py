@@ -1,0 +1,198 @@
+"""Streaming the members of a group of any size: resumed after breaks, each member once.
+
+What is kept is the server's `after`, and, so that a stream that starts again can be thinned
+out, one bit for each index delivered: 125 kB for a million members.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from resultd import _backoff, _records, states
+from resultd._deadline import Deadline
+from resultd._effects import Emit, Op, Open, Receive, Stream
+from resultd._hub import SILENT_HEARTBEATS
+from resultd.errors import ResultdError, ResultGoneError, TaskError, UnavailableError
+from resultd.errors import TimeoutError as WaitTimeout
+from resultd.v1 import group_pb2, result_service_pb2, state_pb2, stream_pb2
+
+if TYPE_CHECKING:
+    from resultd._core import ClientCore
+
+_FAILED = frozenset({states.FAILURE, states.REVOKED})
+
+
+@dataclass(frozen=True)
+class MemberResult:
+    """A member of a group that is done.
+
+    Attributes:
+        index: its place in the group.
+        id: the task's id, or the group's where a group is the member.
+        position: it was the n-th to be done, from 1.
+        state: the state it is in; of a group its outcome.
+        result: the value, or the exception; of a group None.
+        meta: the task's meta, None for a group.
+        group: the member group, None for a task.
+        gone: its record was forgotten, deleted, or has expired.
+        counts: the group's numbers as of this frame.
+    """
+
+    index: int
+    id: str
+    position: int
+    state: str
+    result: Any
+    meta: dict[str, Any] | None
+    group: group_pb2.GroupMeta | None
+    gone: bool
+    counts: group_pb2.GroupCounts
+
+    def value(self, propagate: bool = True) -> Any:
+        """Return the result, or raise it if the task failed and `propagate` is true."""
+        if propagate and isinstance(self.result, Exception) and self._is_bad():
+            raise self.result.with_traceback(None)
+        return self.result
+
+    def _is_bad(self) -> bool:
+        return self.gone or self.state in _FAILED or self.meta is None
+
+
+class Bitmap:
+    """A set of small numbers in one bit each."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def add(self, number: int) -> bool:
+        """Add a number; says whether it is new."""
+        place, bit = number >> 3, 1 << (number & 7)
+        if place >= len(self._bytes):
+            # Twice what is needed, so that growing costs nothing on average.
+            self._bytes.extend(bytes(2 * place + 64 - len(self._bytes)))
+        new = not self._bytes[place] & bit
+        self._bytes[place] |= bit
+        return new
+
+
+class Progress:
+    """What a stream over a group has brought so far: the part without I/O."""
+
+    def __init__(self, client: ClientCore) -> None:
+        self._client = client
+        self._seen = Bitmap()
+        self.after = b""
+        self.breaks = 0
+
+    def members(self, frame: result_service_pb2.IterateResponse) -> list[MemberResult]:
+        """Take a frame; gives the members in it that were not delivered before."""
+        if frame.control.kind == stream_pb2.CONTROL_KIND_RESET:
+            self.after = b""
+        fresh = [event for event in frame.events if self._seen.add(event.index)]
+        if frame.after:
+            self.after = frame.after
+        if frame.events or frame.control.kind == stream_pb2.CONTROL_KIND_SYNCED:
+            self.breaks = 0
+        return [self._member(event, frame.counts) for event in fresh]
+
+    def _member(self, event: stream_pb2.Event, counts: group_pb2.GroupCounts) -> MemberResult:
+        if event.HasField("group"):
+            return self._group(event, counts)
+        meta = self._client.meta_of(event.task)
+        task_id, state, result = meta["task_id"], meta["status"], meta["result"]
+        gone = event.task.existence in (
+            state_pb2.EXISTENCE_FORGOTTEN,
+            state_pb2.EXISTENCE_EXPIRED,
+        )
+        if gone:
+            why = meta["existence"].lower()
+            result = ResultGoneError(f"the result of {task_id} counted and is {why} now")
+        return MemberResult(
+            event.index, task_id, event.position, state, result, meta, None, gone, counts
+        )
+
+    def _group(self, event: stream_pb2.Event, counts: group_pb2.GroupCounts) -> MemberResult:
+        group = event.group
+        result: Exception | None = None
+        state = _records.state_name(group.outcome)
+        if event.gone:
+            result = ResultGoneError(f"the group {group.group_id} was deleted or has expired")
+        elif state == states.FAILURE:
+            result = TaskError("GroupFailed", f"a member of the group {group.group_id} failed")
+        return MemberResult(
+            event.index, group.group_id, event.position, state, result, None, group,
+            event.gone, counts,
+        )  # fmt: skip
+
+
+def members(
+    client: ClientCore, request: result_service_pb2.IterateRequest, timeout: float | None
+) -> Op[None]:
+    """Emit every member once, until the group is complete.
+
+    Raises:
+        TimeoutError: the time ran out before that.
+        GroupNotFoundError: `require_known` and there is no such group.
+        ResultGoneError: the group was deleted, or expired.
+    """
+    deadline = Deadline(timeout)
+    progress = Progress(client)
+    heartbeat = client.url.heartbeat
+    request.heartbeat.FromNanoseconds(int(heartbeat * 1e9))
+    pause: float | None = 0.0
+    while pause is not None:
+        if pause:
+            mailbox = client.watcher().port.new_mailbox()
+            yield Receive(mailbox, deadline.within(pause))
+        deadline.check()
+        request.after = progress.after
+        stream: Stream = yield Open("Iterate", request)
+        try:
+            pause = yield from _read(stream, progress, deadline, heartbeat)
+        except ResultdError as error:
+            if error.final or isinstance(error, (WaitTimeout, ResultGoneError)):
+                raise
+            pause = _backoff.full_jitter(progress.breaks, error.retry_delay)
+            progress.breaks += 1
+        finally:
+            stream.cancel()
+
+
+def _read(
+    stream: Stream, progress: Progress, deadline: Deadline, heartbeat: float
+) -> Op[float | None]:
+    """Read one stream to its end; gives the seconds until the next, None if all is done."""
+    silent_at = time.monotonic() + SILENT_HEARTBEATS * heartbeat
+    while True:
+        left = deadline.within(max(0.0, silent_at - time.monotonic()))
+        items = yield Receive(stream.mailbox, left)
+        if not items:
+            deadline.check()
+            if time.monotonic() >= silent_at:
+                raise UnavailableError("the server fell silent; the stream is opened again")
+        for frame in items:
+            if isinstance(frame, ResultdError):
+                raise frame
+            for member in progress.members(frame):
+                yield Emit(member)
+            # Only now: a slow user keeps the server from sending more.
+            stream.taken()
+            end = frame.control
+            if end.kind == stream_pb2.CONTROL_KIND_END:
+                return _after_end(end, progress)
+        # Counted from here: however long the user took, the stream was not listened to.
+        silent_at = time.monotonic() + SILENT_HEARTBEATS * heartbeat
+
+
+def _after_end(end: stream_pb2.Control, progress: Progress) -> float | None:
+    if end.end_reason == stream_pb2.END_REASON_COMPLETE:
+        return None
+    if end.end_reason == stream_pb2.END_REASON_GONE:
+        raise ResultGoneError("the group was deleted, or has expired, before it was complete")
+    if end.end_reason == stream_pb2.END_REASON_DRAINING:
+        progress.breaks += 1
+        delay = end.retry_delay.seconds + end.retry_delay.nanos / 1e9
+        return _backoff.full_jitter(progress.breaks, delay)
+    return 0.0

@@ -1,0 +1,139 @@
+"""Waiting for results: read what there is, then have the hub tell of the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from resultd._deadline import Deadline
+from resultd._effects import Op, Receive
+from resultd._watcher import Wait
+from resultd.errors import ResultdError
+from resultd.errors import TimeoutError as WaitTimeout
+from resultd.v1 import task_pb2
+
+if TYPE_CHECKING:
+    from resultd._core import ClientCore
+    from resultd._result import ResultCore
+
+# Seconds that the first read is given even if the wait is shorter, so that `timeout=0` finds
+# a result that is there. On an answering server it takes about 1 ms.
+READ_AT_LEAST = 0.25
+
+
+class Pending:
+    """Results of which some are not ready yet.
+
+        pending = Pending(client, results)
+        try:
+            while pending:
+                for result in (yield from pending.next(deadline)): ...
+        finally:
+            pending.close()
+
+    `on_message` is called with the meta of every state seen, `on_interval` with nothing every
+    `interval` seconds.
+    """
+
+    def __init__(
+        self,
+        client: ClientCore,
+        results: Iterable[ResultCore],
+        *,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+        interval: float = 0.5,
+    ) -> None:
+        self._client = client
+        self._ready: list[ResultCore] = []
+        self._waiting: dict[str, list[ResultCore]] = {}
+        for result in {id(result): result for result in results}.values():
+            if result._cache is not None:
+                self._ready.append(result)
+            else:
+                self._waiting.setdefault(result.id, []).append(result)
+        self._on_message = on_message
+        self._versions: dict[str, int] = {}
+        self._on_interval = on_interval
+        self._interval = max(interval, 0.001)
+        self._tick = time.monotonic() + self._interval
+        self._was_read = False
+        self._wait: Wait | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._ready or self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """How many ids are not ready."""
+        return len(self._waiting)
+
+    def next(self, deadline: Deadline) -> Op[list[ResultCore]]:
+        """Give the results that have become ready, at least one; [] if none is left.
+
+        Raises:
+            TimeoutError: none became ready in time.
+        """
+        if not self._was_read:
+            yield from self.read(deadline)
+        while not self._ready and self._waiting:
+            deadline.check()
+            yield from self._receive(deadline)
+        ready, self._ready = self._ready, []
+        return ready
+
+    def read(self, deadline: Deadline) -> Op[None]:
+        """Read what has not been known to be ready, once."""
+        self._was_read = True
+        if not self._waiting:
+            return
+        left = deadline.left()
+        limit = None if left is None else max(left, READ_AT_LEAST)
+        try:
+            metas = yield from self._client.operations.read(list(self._waiting), limit)
+        except ResultdError as error:
+            if error.retryable and deadline.left() == 0.0:
+                raise WaitTimeout("The operation timed out: no server answered.") from error
+            raise
+        for meta in metas:
+            self._take(meta)
+
+    def close(self) -> None:
+        """Stop waiting. Never blocks."""
+        if self._wait is not None:
+            self._wait.close()
+
+    def _receive(self, deadline: Deadline) -> Op[None]:
+        if self._wait is None:
+            transitions = self._on_message is not None
+            self._wait = Wait(self._client.watcher(), self._waiting, transitions)
+        self._wait.join()
+        pause = deadline.left()
+        if self._on_interval is not None:
+            pause = deadline.within(max(0.0, self._tick - time.monotonic()))
+        for item in (yield Receive(self._wait.mailbox, pause)):
+            if isinstance(item, ResultdError):
+                raise item
+            for meta in item:
+                self._take(meta)
+        if self._on_interval is not None and time.monotonic() >= self._tick:
+            self._tick = time.monotonic() + self._interval
+            self._on_interval()
+
+    def _take(self, meta: task_pb2.TaskMeta) -> None:
+        if meta.task_id not in self._waiting:
+            return
+        if self._on_message is not None and self._is_news(meta):
+            self._on_message(self._client.meta_of(meta))
+        if meta.terminal:
+            for result in self._waiting.pop(meta.task_id):
+                result._accept(meta)
+                self._ready.append(result)
+
+    def _is_news(self, meta: task_pb2.TaskMeta) -> bool:
+        """Whether this version was not seen before: the stream begins with what was read."""
+        if meta.version <= self._versions.get(meta.task_id, 0):
+            return False
+        self._versions[meta.task_id] = meta.version
+        return True

@@ -1,0 +1,335 @@
+"""Between Python values and the messages of the protocol: reports going out, records coming in."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from resultd import _failures, states
+from resultd.errors import ResultdError, SerializationError, TaskError
+from resultd.serialization import Registry
+from resultd.v1 import result_service_pb2, state_pb2, task_pb2
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict
+
+    class ReportFields(TypedDict, total=False):
+        """The keyword arguments of `store_result`; what each means is said in `Report`."""
+
+        traceback: object
+        attempt: int
+        children: Iterable[Any] | None
+        parent_id: str | None
+        root_id: str | None
+        group_id: str | None
+        index: int | None
+        progress: Progress | tuple[int, int] | tuple[int, int, str] | None
+        ttl: float | datetime.timedelta | None
+        name: str | None
+        args: Any
+        kwargs: Any
+        worker: str | None
+        queue: str | None
+        retries: int
+        labels: Mapping[str, str] | None
+        claim_scope: str | None
+
+
+_STATE_NUMBERS: dict[str, state_pb2.State.ValueType] = {
+    name.removeprefix("STATE_"): number for name, number in state_pb2.State.items() if number
+}
+del _STATE_NUMBERS["CUSTOM"]  # not a state of its own: custom states have their names
+_STATE_NAMES: dict[int, str] = {number: name for name, number in _STATE_NUMBERS.items()}
+_FAILURE_STATES = frozenset({states.FAILURE, states.RETRY, states.REVOKED})
+_INT64_MAX = 2**63 - 1
+
+
+class Progress(NamedTuple):
+    """How far a task has come; `total` is 0 if nobody knows."""
+
+    current: int
+    total: int = 0
+    message: str = ""
+
+
+@dataclass
+class Report:
+    """What a worker says about a task: one element of `store_results`.
+
+    Attributes:
+        task_id: chosen by the producer: 1 to 255 bytes of UTF-8, no control characters.
+        result: the value; with FAILURE, RETRY and REVOKED the exception, or its message.
+        state: a state's name; names that Celery does not have are kept as they are.
+        traceback: text that goes before the exception's own.
+        attempt: 1, 2, ... for each time the task is tried; 0 if nobody counts.
+        children: results, ids or tuples of what the task called.
+        group_id, index: the group it is a member of, and its place there.
+        progress: how far it has come; taken from `result` if that is a dict with ints
+            `current` and `total`.
+        ttl: seconds to keep the record after this report, `math.inf` for ever, None for the
+            server's default of a day.
+        labels: for people and filters.
+        claim_scope: whose complete groups the answer should name.
+    """
+
+    task_id: str
+    result: Any = None
+    state: str = states.SUCCESS
+    traceback: object = None
+    attempt: int = 0
+    children: Iterable[Any] | None = None
+    parent_id: str | None = None
+    root_id: str | None = None
+    group_id: str | None = None
+    index: int | None = None
+    progress: Progress | tuple[int, int] | tuple[int, int, str] | None = None
+    ttl: float | datetime.timedelta | None = None
+    name: str | None = None
+    args: Any = None
+    kwargs: Any = None
+    worker: str | None = None
+    queue: str | None = None
+    retries: int = 0
+    labels: Mapping[str, str] | None = None
+    claim_scope: str | None = None
+
+    @classmethod
+    def of(cls, item: Report | Mapping[str, Any] | tuple[Any, ...]) -> Report:
+        """Take a report, a mapping of its fields, or a tuple (task_id, result, state)."""
+        if isinstance(item, Report):
+            return item
+        return cls(**item) if isinstance(item, Mapping) else cls(*item[:3])
+
+    def request(self, registry: Registry, serializer: str) -> result_service_pb2.StoreResultRequest:
+        """Write the message that stores this report.
+
+        Raises:
+            SerializationError: the value cannot be encoded.
+            TypeError, ValueError: a field is not what it should be.
+        """
+        meta = task_pb2.TaskMeta(
+            task_id=self.task_id,
+            attempt=self.attempt,
+            worker=self.worker or "",
+            name=self.name or "",
+            queue=self.queue or "",
+            retries=self.retries,
+            parent_id=self.parent_id or "",
+            root_id=self.root_id or "",
+            group_id=self.group_id or "",
+            index=self.index,
+            labels=self.labels or {},
+            children=[child(item) for item in self.children or ()],
+        )
+        self._write_state(meta)
+        self._write_outcome(meta, registry, serializer)
+        if self.args is not None:
+            meta.args.CopyFrom(registry.encode(self.args, serializer))
+        if self.kwargs is not None:
+            meta.kwargs.CopyFrom(registry.encode(self.kwargs, serializer))
+        return result_service_pb2.StoreResultRequest(
+            meta=meta, claim_scope=self.claim_scope or "", **ttl_fields(self.ttl)
+        )
+
+    def _write_state(self, meta: task_pb2.TaskMeta) -> None:
+        if not self.state:
+            raise ValueError("a report names a state: 'SUCCESS', 'FAILURE', 'STARTED', ...")
+        meta.state, meta.custom_state = state_fields(self.state)
+
+    def _write_outcome(self, meta: task_pb2.TaskMeta, registry: Registry, serializer: str) -> None:
+        rejected = self.state == states.REJECTED and isinstance(self.result, BaseException)
+        if self.state in _FAILURE_STATES or rejected:
+            meta.failure.CopyFrom(_failures.failure_from(self.result, self.traceback))
+        elif self.state == states.SUCCESS or (
+            self.result is not None and self.state != states.IGNORED
+        ):
+            meta.value.CopyFrom(registry.encode(self.result, serializer))
+        progress = self.progress or _progress_in(self.result)
+        if progress is not None:
+            current, total, message = Progress(*progress)
+            meta.progress.current, meta.progress.total = current, total
+            meta.progress.message = message
+
+
+class StoreOutcome(NamedTuple):
+    """What became of a report.
+
+    Attributes:
+        disposition: "APPLIED", "DUPLICATE" or "SUPERSEDED"; "" where `error` is set.
+        state: the record's state now.
+        version: the record's version now.
+        membership: what the report meant to its group: "COUNTED", "ALREADY", "PENDING",
+            "NOT_A_MEMBER", "SEALED", "INDEX_TAKEN"; "" if it names none.
+        complete_group_ids: groups of this task that are complete and not acted on yet.
+        claimable_group_ids: complete groups of the caller's scope whose claim is free.
+        cancel_requested: somebody wants this task to stop.
+        error: of a batch: why this report was refused.
+    """
+
+    disposition: str = ""
+    state: str = ""
+    version: int = 0
+    membership: str = ""
+    complete_group_ids: tuple[str, ...] = ()
+    claimable_group_ids: tuple[str, ...] = ()
+    cancel_requested: bool = False
+    error: ResultdError | None = None
+
+
+def store_outcome(response: result_service_pb2.StoreResultResponse) -> StoreOutcome:
+    """Read the answer to a report."""
+    return StoreOutcome(
+        disposition=enum_name(result_service_pb2.Disposition, response.disposition),
+        state=state_name(response.state, response.custom_state),
+        version=response.version,
+        membership=enum_name(result_service_pb2.Membership, response.membership),
+        complete_group_ids=tuple(response.complete_group_ids),
+        claimable_group_ids=tuple(response.claimable_group_ids),
+        cancel_requested=response.cancel_requested,
+    )
+
+
+def state_fields(name: str) -> tuple[state_pb2.State.ValueType, str]:
+    """Return what stands for a state in a message: its number and its custom name."""
+    number = _STATE_NUMBERS.get(name)
+    if number is None:
+        return state_pb2.STATE_CUSTOM, name
+    return number, ""
+
+
+def state_name(number: int, custom: str = "") -> str:
+    """Return a state's name; of a number that a newer server may send, "STATE_<number>"."""
+    if number in (state_pb2.STATE_CUSTOM, state_pb2.STATE_UNSPECIFIED):
+        return custom or states.PENDING
+    return _STATE_NAMES.get(number) or f"STATE_{number}"
+
+
+def ttl_fields(ttl: float | datetime.timedelta | None) -> dict[str, Any]:
+    """Return the fields of a request that say how long to keep something."""
+    if ttl is None:
+        return {}
+    seconds = ttl.total_seconds() if isinstance(ttl, datetime.timedelta) else float(ttl)
+    if math.isinf(seconds) and seconds > 0:
+        return {"no_expiry": True}
+    if not seconds >= 0:
+        raise ValueError(f"a ttl is seconds, math.inf for ever, None for a day; not {ttl!r}")
+    return {"ttl": duration(seconds)}
+
+
+def duration(seconds: float) -> Duration:
+    """Write seconds as a message."""
+    whole = int(seconds)
+    return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))
+
+
+def timestamp(when: datetime.datetime | float) -> Timestamp:
+    """Write a time as a message; a datetime without zone is local time, as Python has it."""
+    seconds = when.timestamp() if isinstance(when, datetime.datetime) else when
+    return Timestamp(seconds=math.floor(seconds), nanos=int(seconds % 1 * 1e9))
+
+
+def moment(message: Any, field: str) -> datetime.datetime | None:
+    """Read a time of a message, in UTC; None if it is not set."""
+    if not message.HasField(field):
+        return None
+    stamp = getattr(message, field)
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    return epoch + datetime.timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
+
+
+def meta_dict(meta: task_pb2.TaskMeta, registry: Registry) -> dict[str, Any]:
+    """Read a record into the dict that Celery calls a task's meta, and some keys more.
+
+    A value that cannot be decoded stands as the error that says why, so that one bad record
+    does not spoil a batch; `get()` raises it.
+    """
+    state = state_name(meta.state, meta.custom_state)
+    failure = meta.failure if meta.HasField("failure") else None
+    found: dict[str, Any] = {
+        "task_id": meta.task_id,
+        "status": state,
+        "result": _result(meta, state, registry),
+        "traceback": (failure.traceback or None) if failure else None,
+        "children": [(child.id, child.kind) for child in meta.children],
+        "date_done": moment(meta, "done_time"),
+        "terminal": meta.terminal,
+        "existence": enum_name(state_pb2.Existence, meta.existence),
+        "progress": None,
+        "attempt": meta.attempt,
+        "version": meta.version,
+        "labels": dict(meta.labels),
+        "index": meta.index if meta.HasField("index") else None,
+    }
+    for key in ("name", "worker", "queue", "parent_id", "root_id", "group_id"):
+        found[key] = getattr(meta, key) or None
+    for key in ("args", "kwargs"):
+        payload = getattr(meta, key)
+        found[key] = _decoded(payload, registry) if payload.ByteSize() else None
+    found["retries"] = meta.retries if found["existence"] == "KNOWN" else None
+    if meta.HasField("progress"):
+        shown = meta.progress
+        found["progress"] = Progress(shown.current, shown.total, shown.message)
+    return found
+
+
+def _result(meta: task_pb2.TaskMeta, state: str, registry: Registry) -> Any:
+    if state == states.REVOKED:
+        return _failures.revoked_from(meta.failure if meta.HasField("failure") else None, registry)
+    if meta.HasField("failure"):
+        return _failures.exception_from(meta.failure, registry)
+    if state in (states.FAILURE, states.RETRY):
+        return TaskError("UnknownError", f"the {state} report said nothing more")
+    return _decoded(meta.value, registry) if meta.HasField("value") else None
+
+
+def _decoded(payload: Any, registry: Registry) -> Any:
+    try:
+        return registry.decode(payload)
+    except SerializationError as error:
+        return error
+
+
+def child(item: Any) -> task_pb2.Child:
+    """Read a child given as a result, an id, an (id, kind) pair, or a result's tuple."""
+    kind = task_pb2.MEMBER_KIND_TASK
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        head, nodes = item
+        if isinstance(nodes, int):
+            kind = task_pb2.MemberKind.ValueType(nodes)
+        elif nodes is not None:
+            kind = task_pb2.MEMBER_KIND_GROUP
+        item = head[0] if isinstance(head, (tuple, list)) else head
+    elif hasattr(item, "results"):
+        kind = task_pb2.MEMBER_KIND_GROUP
+    return task_pb2.Child(id=item if isinstance(item, str) else item.id, kind=kind)
+
+
+def _progress_in(result: object) -> Progress | None:
+    if not isinstance(result, Mapping):
+        return None
+    current, total = result.get("current"), result.get("total")
+    for number in (current, total):
+        if type(number) is not int or abs(number) > _INT64_MAX:  # bool is no number here
+            return None
+    return Progress(current, total)  # type: ignore[arg-type]  # checked in the loop
+
+
+def enum_name(enum: Any, number: int) -> str:
+    """Return an enum value's name without its prefix, "" for 0 and unknown numbers."""
+    value = enum.DESCRIPTOR.values_by_number.get(number)
+    if value is None or number == 0:
+        return ""
+    zero: str = enum.DESCRIPTOR.values_by_number[0].name
+    name: str = value.name
+    return name.removeprefix(zero.removesuffix("UNSPECIFIED"))
+
+
+def is_group(kind: int) -> bool:
+    """Whether a member or child of this kind is a group."""
+    return kind == task_pb2.MEMBER_KIND_GROUP

@@ -1,0 +1,407 @@
+"""What a set of results is and does, for threads and asyncio alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from resultd import _blocking, states
+from resultd._deadline import Deadline
+from resultd._effects import Emit, Op, each
+from resultd._pending import Pending
+from resultd._promise import Promise
+from resultd._result import Meta, ResultBase, ResultCore, wait_all
+
+if TYPE_CHECKING:
+    from resultd._core import ClientCore
+
+
+class SetCore(ResultBase):
+    """Results that are asked about together: one read, one stream, whatever their number."""
+
+    results: Any = None
+
+    def __init__(
+        self, results: Iterable[Any], app: Any = None, ready_barrier: Any = None, **kwargs: Any
+    ) -> None:
+        self._app = app
+        self.results = results if isinstance(results, list) else list(results)
+        self._unheard: list[None] = []
+
+    # Membership
+
+    def add(self, result: Any) -> None:
+        """Add a result; nothing happens if it is a member."""
+        if result not in self.results:
+            self.results.append(result)
+
+    def remove(self, result: Any) -> None:
+        """Remove a result, or the one of this id.
+
+        Raises:
+            KeyError: it is not a member.
+        """
+        try:
+            self.results.remove(result)
+        except ValueError:
+            raise KeyError(result) from None
+
+    def discard(self, result: Any) -> None:
+        """Remove a result if it is a member."""
+        if result in self.results:
+            self.results.remove(result)
+
+    def update(self, results: Iterable[Any]) -> None:
+        """Add each that is not a member yet."""
+        for result in results:
+            self.add(result)
+
+    def clear(self) -> None:
+        """Remove all results; none is forgotten."""
+        self.results[:] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.results)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.results[index]
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, SetCore):
+            return bool(other.results == self.results)
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # sets change, as lists do
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: [{', '.join(map(_name, self.results))}]>"
+
+    @property
+    def app(self) -> Any:
+        """What the set was given as app, else what its first result was; may be assigned."""
+        if self._app is None and self.results:
+            self._app = self.results[0].app
+        return self._app
+
+    @app.setter
+    def app(self, app: Any) -> None:
+        self._app = app
+
+    @property
+    def backend(self) -> Any:
+        """The client."""
+        if self._app is not None:
+            return getattr(self._app, "backend", self._app)
+        for leaf in self._leaves():
+            if leaf.backend is not None:
+                return leaf.backend
+        return self._default_backend()
+
+    def _default_backend(self) -> Any:
+        return None
+
+    @property
+    def supports_native_join(self) -> bool | None:
+        """Whether the first result's client does; None for an empty set."""
+        return self.results[0].supports_native_join if self.results else None
+
+    @property
+    def _client(self) -> ClientCore:
+        return self.backend  # type: ignore[no-any-return]  # Celery's name for what it is here
+
+    def _leaves(self) -> list[ResultCore]:
+        """Return the results of single tasks, those of nested sets included."""
+        return leaves(self.results)
+
+    # What needs the server: operations
+
+    def _refresh(self) -> Op[list[Meta | None]]:
+        """Read what is not known to be ready; gives what is known of each leaf."""
+        found = self._leaves()
+        unknown = [leaf for leaf in found if leaf._cache is None]
+        if unknown:
+            pending = Pending(self._client, unknown)
+            yield from pending.read(Deadline(None))
+        return [leaf._cache for leaf in found]
+
+    def _is_ready(self) -> Op[bool]:
+        return all(meta is not None for meta in (yield from self._refresh()))
+
+    def _count(self, state: str) -> Op[int]:
+        metas = yield from self._refresh()
+        return sum(meta is not None and meta["status"] == state for meta in metas)
+
+    def _is_successful(self) -> Op[bool]:
+        return (yield from self._count(states.SUCCESS)) == len(self._leaves())
+
+    def _completed(self) -> Op[int]:
+        metas = yield from self._refresh()
+        good = {
+            id(leaf)
+            for leaf, meta in zip(self._leaves(), metas, strict=True)
+            if meta is not None and meta["status"] == states.SUCCESS
+        }
+        return sum(all(id(leaf) in good for leaf in leaves([child])) for child in self.results)
+
+    def _children(self) -> Op[list[Any]]:
+        yield from ()
+        return self.results  # type: ignore[no-any-return]
+
+    def _maybe_throw(
+        self, callback: Callable[[str, Any], object] | None, propagate: bool
+    ) -> Op[None]:
+        yield from self._refresh()
+        for leaf in self._leaves():
+            yield from leaf._maybe_throw(propagate, callback)
+
+    def _get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        callback: Callable[[str, Any], object] | None = None,
+        no_ack: bool = True,
+        on_message: Callable[[Meta], object] | None = None,
+        disable_sync_subtasks: bool = True,
+        on_interval: Callable[[], object] | None = None,
+    ) -> Op[list[Any] | None]:
+        join = self._join_native if self.supports_native_join else self._join
+        return (
+            yield from join(
+                timeout=timeout,
+                propagate=propagate,
+                interval=interval,
+                callback=callback,
+                on_message=on_message,
+                disable_sync_subtasks=disable_sync_subtasks,
+                on_interval=on_interval,
+            )
+        )
+
+    def _join(
+        self,
+        timeout: float | None,
+        propagate: bool,
+        interval: float,
+        callback: Callable[[str, Any], object] | None,
+        on_message: Callable[[Meta], object] | None,
+        disable_sync_subtasks: bool,
+        on_interval: Callable[[], object] | None,
+    ) -> Op[list[Any]]:
+        """Give the values in the set's order; a failure is raised when its turn comes."""
+        if disable_sync_subtasks:
+            _blocking.assert_will_not_block()
+        deadline = Deadline(timeout)
+        values: list[Any] = []
+        pending = self._pending(on_message, on_interval, interval)
+        try:
+            for child in self.results:
+                mine = leaves([child])
+                while any(leaf._cache is None for leaf in mine):
+                    deadline.check("join operation timed out")
+                    yield from pending.next(deadline)
+                value = self._value(child, propagate)
+                if callback is None:
+                    values.append(value)
+                else:
+                    callback(child.id, value)
+        finally:
+            pending.close()
+        return values
+
+    def _join_native(
+        self,
+        timeout: float | None,
+        propagate: bool,
+        interval: float,
+        callback: Callable[[str, Any], object] | None,
+        on_message: Callable[[Meta], object] | None,
+        on_interval: Callable[[], object] | None,
+        disable_sync_subtasks: bool,
+    ) -> Op[list[Any] | None]:
+        """Give the values in the set's order; a failure is raised as soon as it arrives.
+
+        With a callback: calls it in the order of completion and gives None.
+        """
+        if disable_sync_subtasks:
+            _blocking.assert_will_not_block()
+        values: list[Any] = [None] * len(self.results)
+
+        def use(item: tuple[int, Any]) -> None:
+            index, child = item
+            values[index] = self._value(child, propagate)
+            if callback is not None:
+                callback(child.id, values[index])
+
+        yield from each(self._as_completed(timeout, on_message, on_interval, interval), use)
+        return values if callback is None else None
+
+    def _iter_native(
+        self,
+        timeout: float | None,
+        interval: float,
+        on_message: Callable[[Meta], object] | None,
+        on_interval: Callable[[], object] | None,
+    ) -> Op[None]:
+        """Emit (id, meta) as tasks complete; of a nested set its id and its results."""
+        op = self._as_completed(timeout, on_message, on_interval, interval)
+        yield from mapped(
+            op,
+            lambda item: (
+                getattr(item[1], "id", None),
+                item[1].results if isinstance(item[1], SetCore) else item[1]._cache,
+            ),
+        )
+
+    def _iterate(self, timeout: float | None, propagate: bool, interval: float) -> Op[None]:
+        """Emit values as tasks complete."""
+        op = self._as_completed(timeout, None, None, interval)
+        yield from mapped(op, lambda item: self._value(item[1], propagate))
+
+    def _as_completed(
+        self,
+        timeout: float | None,
+        on_message: Callable[[Meta], object] | None,
+        on_interval: Callable[[], object] | None,
+        interval: float,
+    ) -> Op[None]:
+        """Emit (index, child) as children complete; a nested set when all of it has."""
+        deadline = Deadline(timeout)
+        left, owners = self._owners()
+        for index, count in enumerate(left):
+            if count == 0:  # an empty set, nested
+                yield Emit((index, self.results[index]))
+        pending = self._pending(on_message, on_interval, interval)
+        try:
+            while pending:
+                for leaf in (yield from pending.next(deadline)):
+                    for index in owners[id(leaf)]:
+                        left[index] -= 1
+                        if left[index] == 0:
+                            yield Emit((index, self.results[index]))
+        finally:
+            pending.close()
+
+    def _owners(self) -> tuple[list[int], dict[int, list[int]]]:
+        """Say how many leaves each child waits for, and which children wait for each leaf."""
+        left: list[int] = []
+        owners: dict[int, list[int]] = {}
+        for index, child in enumerate(self.results):
+            mine = {id(leaf) for leaf in leaves([child])}
+            left.append(len(mine))
+            for key in mine:
+                owners.setdefault(key, []).append(index)
+        return left, owners
+
+    def _pending(
+        self,
+        on_message: Callable[[Meta], object] | None,
+        on_interval: Callable[[], object] | None,
+        interval: float,
+    ) -> Pending:
+        return Pending(
+            self._client,
+            self._leaves(),
+            on_message=on_message,
+            on_interval=on_interval,
+            interval=interval,
+        )
+
+    def _value(self, child: Any, propagate: bool) -> Any:
+        """Return or raise what a complete child holds; of a nested set the list of its values."""
+        if isinstance(child, SetCore):
+            return [self._value(inner, propagate) for inner in child.results]
+        return child._outcome(child._cache, propagate)
+
+    def _forget(self) -> Op[None]:
+        ids: dict[str, None] = {}
+        for leaf in self._leaves():
+            for result in (leaf, *leaf._ancestors()):
+                if isinstance(result, ResultCore) and result.backend is not None:
+                    result._cache = None
+                    result._close_callback()
+                    ids[result.id] = None
+        if ids:
+            yield from self._client.operations.forget(ids)
+
+    def _revoke(
+        self, terminate: bool, signal: object, wait: bool, timeout: float | None
+    ) -> Op[None]:
+        found = [leaf for leaf in self._leaves() if leaf.backend is not None]
+        ids = dict.fromkeys(leaf.id for leaf in found)
+        if ids:
+            yield from self._client.operations.revoke(ids, terminate, signal, "")
+        if wait:
+            yield from wait_all(self._client, found, timeout)
+
+    # Callbacks
+
+    @property
+    def on_ready(self) -> Promise:
+        """The promise behind `then()`."""
+        return self.__dict__.setdefault("_on_ready", Promise())  # type: ignore[no-any-return]
+
+    def then(
+        self,
+        callback: Callable[[Any], object],
+        on_error: Callable[[BaseException], object] | None = None,
+        weak: bool = False,
+    ) -> Promise:
+        """Call `callback(set)` once every result that is in it now is ready; see AsyncResult."""
+        promise = self.on_ready
+        promise.then(callback, on_error)
+        if not promise.ready and not self._unheard:
+            found = list({id(leaf): leaf for leaf in self._leaves()}.values())
+            # One more than there are: nothing is fulfilled before all have been asked.
+            self._unheard.extend([None] * (len(found) + 1))
+            for leaf in found:
+                leaf.then(self._one_ready, promise.throw, weak)
+            self._one_ready(None)
+        return promise
+
+    def _one_ready(self, _: Any) -> None:
+        # From several threads at once: pop() is one step, and whoever finds the list empty
+        # fulfils a promise that takes it once.
+        self._unheard.pop()
+        if not self._unheard:
+            self.on_ready(self)
+
+
+def leaves(results: Iterable[Any]) -> list[ResultCore]:
+    """Return the results of single tasks among results and sets of results."""
+    found: list[ResultCore] = []
+    for result in results:
+        if isinstance(result, SetCore):
+            found += leaves(result.results)
+        else:
+            found.append(result)
+    return found
+
+
+def mapped(op: Op[None], change: Callable[[Any], Any]) -> Op[None]:
+    """Emit `change(value)` for each value an operation emits."""
+    outcome: Any = None
+    error: BaseException | None = None
+    try:
+        while True:
+            try:
+                effect = op.send(outcome) if error is None else op.throw(error)
+            except StopIteration:
+                return
+            outcome = error = None
+            if isinstance(effect, Emit):
+                yield Emit(change(effect.value))
+                continue
+            try:
+                outcome = yield effect
+            except BaseException as thrown:  # noqa: BLE001 (handed on: the operation cleans up)
+                error = thrown
+    finally:
+        op.close()
+
+
+def _name(result: Any) -> str:
+    return str(getattr(result, "id", None) or result)

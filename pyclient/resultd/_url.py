@@ -1,0 +1,185 @@
+"""Addresses: `resultd://host:7758/namespace?timeout=5`, parsed once, secrets kept out of sight."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+DEFAULT_URL = "resultd://127.0.0.1:7758"
+DEFAULT_PORT = 7758  # R-S-L-T on a telephone keypad
+DEFAULT_NAMESPACE = "default"
+ENVIRONMENT_VARIABLE = "RESULTD_URL"
+
+_NAMESPACE = re.compile(r"[a-z0-9._-]{1,64}")
+_SCHEMES = ("resultd", "resultds", "resultd+unix")
+# What may stand behind the "?", and for which schemes only.
+_QUERY_KEYS: dict[str, tuple[str, ...]] = {
+    "timeout": _SCHEMES,
+    "attempt_timeout": _SCHEMES,
+    "heartbeat": _SCHEMES,
+    "token": _SCHEMES,
+    "namespace": ("resultd+unix",),
+    "ca": ("resultds",),
+    "cert": ("resultds",),
+    "key": ("resultds",),
+    "server_name": ("resultds",),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Url:
+    """Where the server is and how to talk to it. Times are in seconds."""
+
+    target: str
+    scheme: str
+    shown: str
+    namespace: str = DEFAULT_NAMESPACE
+    timeout: float = 30.0
+    attempt_timeout: float = 10.0
+    heartbeat: float = 20.0
+    token: str = ""
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    server_name: str = ""
+
+    @property
+    def secure(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.scheme == "resultds"
+
+    def __repr__(self) -> str:
+        return f"Url({self.shown!r})"
+
+    def __str__(self) -> str:
+        return self.shown
+
+
+def parse(text: str | None = None) -> Url:
+    """Parse an address; None means `RESULTD_URL`, else `resultd://127.0.0.1:7758`.
+
+    Raises:
+        ValueError: the address is not one; the sentence says what to write instead, and
+            never repeats a secret.
+    """
+    text = text if text is not None else os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_URL
+    parts = urlsplit(text)
+    if parts.scheme not in _SCHEMES:
+        raise ValueError(
+            f"a resultd address begins with resultd://, resultds:// or resultd+unix://, "
+            f"not with {parts.scheme or text.partition('?')[0]!r}"
+            + _suggestion(parts.scheme, _SCHEMES)
+        )
+    if parts.username or parts.password:
+        raise ValueError("resultd addresses have no user or password: write ?token=... instead")
+    if parts.fragment:
+        raise ValueError("a resultd address has no '#' part")
+    query = _query(parts.query, parts.scheme)
+    if parts.scheme == "resultd+unix":
+        return _unix(parts.netloc, parts.path, query)
+    return _tcp(parts.scheme, *_host_and_port(parts.netloc), parts.path, query)
+
+
+def _host_and_port(netloc: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{netloc}")
+    try:
+        port = parts.port or DEFAULT_PORT
+    except ValueError:
+        raise ValueError("the port of a resultd address is a number from 1 to 65535") from None
+    if not parts.hostname:
+        raise ValueError(f"a resultd address names a host: resultd://127.0.0.1:{DEFAULT_PORT}")
+    return parts.hostname, port
+
+
+def _tcp(scheme: str, host: str, port: int, path: str, query: dict[str, str]) -> Url:
+    namespace = _namespace(unquote(path.strip("/")))
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return Url(
+        target=f"dns:///{where}",
+        scheme=scheme,
+        shown=_shown(f"{scheme}://{where}", namespace, query),
+        namespace=namespace,
+        **_options(query),  # type: ignore[arg-type]  # keys checked by _query, types by _options
+    )
+
+
+def _unix(netloc: str, path: str, query: dict[str, str]) -> Url:
+    if netloc or not path.startswith("/") or path == "/":
+        raise ValueError("a socket's address has three slashes: resultd+unix:///run/resultd.sock")
+    namespace = _namespace(query.pop("namespace", ""))
+    shown = _shown(f"resultd+unix://{path}", "", query)
+    if namespace != DEFAULT_NAMESPACE:
+        shown += f"{'&' if '?' in shown else '?'}namespace={namespace}"
+    return Url(
+        target=f"unix:{unquote(path)}",
+        scheme="resultd+unix",
+        shown=shown,
+        namespace=namespace,
+        **_options(query),  # type: ignore[arg-type]  # as above
+    )
+
+
+def _namespace(text: str) -> str:
+    if not text:
+        return DEFAULT_NAMESPACE
+    if not _NAMESPACE.fullmatch(text):
+        raise ValueError(f"a namespace is 1 to 64 of a-z 0-9 . _ -, not {text!r}")
+    return text
+
+
+def _query(text: str, scheme: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
+    except ValueError:
+        raise ValueError("the query of a resultd address is key=value&key=value") from None
+    found: dict[str, str] = {}
+    allowed = [key for key, schemes in _QUERY_KEYS.items() if scheme in schemes]
+    for key, value in pairs:
+        if key not in allowed:
+            raise ValueError(
+                f"unknown key {key!r} in a {scheme}:// address" + _suggestion(key, allowed)
+            )
+        if key in found:
+            raise ValueError(f"key {key!r} occurs twice in a resultd address")
+        found[key] = value
+    return found
+
+
+def _options(query: dict[str, str]) -> dict[str, object]:
+    options: dict[str, object] = dict(query)
+    for key, least, most in (
+        ("timeout", 0.001, 86_400.0),
+        ("attempt_timeout", 0.001, 3_600.0),
+        ("heartbeat", 1.0, 240.0),
+    ):
+        if key in query:
+            options[key] = _seconds(key, query[key], least, most)
+    if bool(query.get("cert")) != bool(query.get("key")):
+        raise ValueError("cert and key of a resultds:// address go together")
+    return options
+
+
+def _seconds(key: str, text: str, least: float, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not least <= value <= most:
+        raise ValueError(f"{key} is seconds from {least:g} to {most:g}, not {text!r}")
+    return value
+
+
+def _shown(base: str, namespace: str, query: dict[str, str]) -> str:
+    path = f"/{namespace}" if namespace not in ("", DEFAULT_NAMESPACE) else ""
+    pairs = [f"{key}={'***' if key == 'token' else value}" for key, value in query.items()]
+    return base + path + ("?" + "&".join(pairs) if pairs else "")
+
+
+def _suggestion(word: str, known: tuple[str, ...] | list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}"
