@@ -1,0 +1,50 @@
+"""The benchmarks: `python -m tests.benchmarks [NAME …] [--size tiny|full]`.
+
+Each runs beside its yardstick, rounds interleaved, so that what the machine does
+otherwise falls on both. Ratios count. The full size writes `docs/benchmarks.md`; the
+tiny one only shows that everything still runs, and asserts nothing about time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from tests.benchmarks import iterate, latency, store
+from tests.benchmarks.table import Row, Size, render
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+
+BENCHMARKS: dict[str, Callable[[Size], Awaitable[list[Row]]]] = {
+    "store": store.run,
+    "latency": latency.run,
+    "iterate": iterate.run,
+}
+
+
+async def main() -> int:
+    """Runs what was asked for; writes the table where it is all of it at full size."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--size", type=Size, choices=list(Size), default=Size.FULL)
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.names) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}: known are {', '.join(BENCHMARKS)}")
+    rows: list[Row] = []
+    for name in arguments.names or BENCHMARKS:
+        print(f"# {name}", flush=True)
+        for row in await BENCHMARKS[name](arguments.size):
+            print(row.line(), flush=True)
+            rows.append(row)
+    if arguments.size is Size.FULL and not arguments.names:
+        RESULTS.write_text(render(rows))
+        print(f"written: {RESULTS}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

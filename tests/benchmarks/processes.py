@@ -1,0 +1,80 @@
+"""Servers under measurement: started, and looked at from outside through /proc."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_READY_S = 30
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server process."""
+
+    pid: int
+    address: str
+
+    def cpu_s(self) -> float:
+        """CPU seconds it has used, its threads together."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+    def rss_mib(self) -> float:
+        """Memory it holds now, in MiB, pages of mapped files left out."""
+        return _status_kib(self.pid, "RssAnon") / 1024
+
+    def peak_mib(self) -> float:
+        """The most memory it ever held, mapped files included, in MiB."""
+        return _status_kib(self.pid, "VmHWM") / 1024
+
+
+def own_peak_mib() -> float:
+    """The same of this process."""
+    return _status_kib(os.getpid(), "VmHWM") / 1024
+
+
+def _status_kib(pid: int, field: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise LookupError(field)
+
+
+@contextlib.asynccontextmanager
+async def resultd() -> AsyncIterator[Running]:
+    """A real server on a new data directory."""
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = ["-m", "resultd_server", "--data", directory, "--log-level", "error"]
+        async with _started([*arguments, "--listen", "127.0.0.1:0"]) as running:
+            yield running
+
+
+@contextlib.asynccontextmanager
+async def echo() -> AsyncIterator[Running]:
+    """A bare grpc.aio server that returns what it gets: the floor of any RPC."""
+    async with _started(["-m", "tests.benchmarks.echo_server"]) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def _started(arguments: list[str]) -> AsyncIterator[Running]:
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), _READY_S)
+        yield Running(process.pid, line.split()[-1])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+        if process.stdout is not None:
+            process.stdout.close()

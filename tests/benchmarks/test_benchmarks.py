@@ -1,0 +1,19 @@
+"""The benchmarks are run small, so that none rots; nothing is said about time."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks.__main__ import BENCHMARKS
+from tests.benchmarks.table import Size, render
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+async def test_every_benchmark_runs_and_can_be_written(name: str) -> None:
+    """Each benchmark still runs against today's server and gives rows for the page."""
+    rows = await BENCHMARKS[name](Size.TINY)
+    assert rows
+    page = render(rows)
+    for row in rows:
+        assert row.work in page
+        assert all(sample == sample for sample in row.samples)
