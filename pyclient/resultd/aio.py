@@ -14,21 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from resultd import _core, _effects, states
+from resultd import _aio_results, _core, _effects
 from resultd._core import ClientCore, ReturnWhen, ServerInfo, WaitOutcome, ids_of
 from resultd._effects import Op
-from resultd._graph import DependencyGraph
-from resultd._group import GroupCore, from_tuple
+from resultd._group import from_tuple
 from resultd._group_handle import ClaimOutcome, GroupHandleCore, GroupInfo, Order
 from resultd._iterate import MemberResult
 from resultd._operations import RevokeOutcome
 from resultd._records import Report, StoreOutcome
-from resultd._result import Meta, ResultCore
 from resultd._revocations import Revocation, Revocations
-from resultd._set import SetCore
 from resultd._watcher import Watcher
 from resultd.serialization import Registry
 from resultd.v1 import group_pb2
@@ -39,243 +36,11 @@ if TYPE_CHECKING:
     from resultd._aio_channel import AioEndpoint
     from resultd._records import ReportFields
 
+AsyncResult = _aio_results.AsyncResult
+ResultSet = _aio_results.ResultSet
+GroupResult = _aio_results.GroupResult
+
 __all__ = ["AsyncResult", "Client", "Group", "GroupResult", "ResultSet", "RevocationWatch"]
-
-
-class AsyncResult(ResultCore):
-    """The result of one task: `value = await client.AsyncResult("t1")`."""
-
-    backend: Client
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self.get().__await__()
-
-    @property
-    def parent(self) -> Any:
-        """The parent this result was given; `find_parent()` asks the record."""
-        return self._parent
-
-    @parent.setter
-    def parent(self, parent: Any) -> None:
-        self._parent = parent
-
-    async def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        **options: Any,
-    ) -> Any:
-        """Wait for the value; options and errors are those of `results.AsyncResult.get`."""
-        return await self.backend.run(self._get(timeout, propagate, **options))
-
-    wait = get
-
-    async def meta(self) -> Meta:
-        """Read the whole record."""
-        return await self.backend.run(self._read())
-
-    async def ready(self) -> bool:
-        """Say whether the task is in a terminal state."""
-        return await self.backend.run(self._is_ready())
-
-    async def successful(self) -> bool:
-        """Say whether it is in SUCCESS."""
-        return await self.backend.run(self._is_in(states.SUCCESS))
-
-    async def failed(self) -> bool:
-        """Say whether it is in FAILURE."""
-        return await self.backend.run(self._is_in(states.FAILURE))
-
-    async def retry(self) -> bool:
-        """Say whether it failed and will be tried again."""
-        return await self.backend.run(self._is_in(states.RETRY))
-
-    async def exists(self) -> bool:
-        """Say whether there is a record."""
-        return await self.backend.run(self._exists())
-
-    async def maybe_throw(
-        self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None
-    ) -> Any:
-        """Raise the task's exception if it failed; else return what there is, at once."""
-        return await self.backend.run(self._maybe_throw(propagate, callback))
-
-    async def forget(self) -> None:
-        """Delete the record, and those of the parents this result was given."""
-        await self.backend.run(self._forget())
-
-    async def revoke(
-        self,
-        connection: Any = None,
-        terminate: bool = False,
-        signal: Any = None,
-        wait: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Ask that the task be stopped."""
-        await self.backend.run(self._revoke(terminate, signal, wait, timeout))
-
-    async def find_parent(self) -> Any:
-        """Return the parent given, else the one the record names, or None."""
-        return await self.backend.run(self._find_parent())
-
-    async def children(self) -> list[Any] | None:
-        """Return results of what the task called; None if nothing is stored."""
-        return await self.backend.run(self._children())
-
-    def iterdeps(self, intermediate: bool = False) -> AsyncIterator[tuple[Any, Any]]:
-        """Iterate over (parent, node) pairs, breadth first."""
-        return self.backend.iterate(self._iterdeps(intermediate))
-
-    def collect(self, intermediate: bool = False, **options: Any) -> AsyncIterator[tuple[Any, Any]]:
-        """Iterate over (node, value) pairs, breadth first."""
-        return self.backend.iterate(self._collect(intermediate, **options))
-
-    async def get_leaf(self) -> Any:
-        """Return the value of the last node."""
-        return await self.backend.run(self._leaf())
-
-    async def build_graph(
-        self, intermediate: bool = False, formatter: Callable[[Any], str] | None = None
-    ) -> DependencyGraph:
-        """Return the graph of this result and its children."""
-        return await self.backend.run(self._build_graph(intermediate, formatter))
-
-
-def _reader(key: str, doc: str) -> Callable[[AsyncResult], Any]:
-    async def read(self: AsyncResult) -> Any:
-        return await self.backend.run(self._field(key))
-
-    read.__name__ = read.__qualname__ = key
-    read.__doc__ = doc
-    return read
-
-
-# The properties of the blocking results, one each: they differ in a key and a sentence.
-for _names, _key, _doc in (
-    (("state", "status"), "status", "Read the state; PENDING of a task nobody has reported."),
-    (("result", "info", "return_value"), "result", "Read the value or the exception."),
-    (("traceback",), "traceback", "Read the worker's stack as text."),
-    (("progress",), "progress", "Read how far the task has come."),
-    (("name",), "name", "Read the task's name."),
-    (("args",), "args", "Read its positional arguments."),
-    (("kwargs",), "kwargs", "Read its keyword arguments."),
-    (("worker",), "worker", "Read who worked on it."),
-    (("date_done",), "date_done", "Read when it became terminal, in UTC."),
-    (("retries",), "retries", "Read how often it was retried."),
-    (("queue",), "queue", "Read the queue it came through."),
-):
-    for _name in _names:
-        setattr(AsyncResult, _name, _reader(_key, _doc))
-
-
-class ResultSet(SetCore):
-    """Results that are waited for and asked about together."""
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self.get().__await__()
-
-    async def _run(self, op: Op[_effects.T]) -> _effects.T:
-        client: Client = self.backend
-        return await client.run(op)
-
-    async def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        **options: Any,
-    ) -> Any:
-        """Wait for all values, in the set's order; as `results.ResultSet.get`."""
-        return await self._run(self._get(timeout, propagate, **options))
-
-    async def join(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        callback: Callable[[str, Any], object] | None = None,
-    ) -> list[Any]:
-        """Wait for all in the set's order; a failure is raised when its turn comes."""
-        return await self._run(self._join(timeout, propagate, 0.5, callback, None, True, None))
-
-    async def join_native(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        callback: Callable[[str, Any], object] | None = None,
-    ) -> list[Any] | None:
-        """Wait for all; a failure is raised as soon as it arrives."""
-        op = self._join_native(timeout, propagate, 0.5, callback, None, None, True)
-        return await self._run(op)
-
-    def iter_native(
-        self,
-        timeout: float | None = None,
-        interval: float = 0.5,
-        on_message: Callable[[Meta], object] | None = None,
-        on_interval: Callable[[], object] | None = None,
-    ) -> AsyncIterator[tuple[str, Any]]:
-        """Iterate over (id, meta) as tasks complete."""
-        return self._emitted(self._iter_native(timeout, interval, on_message, on_interval))
-
-    def iterate(
-        self, timeout: float | None = None, propagate: bool = True, interval: float = 0.5
-    ) -> AsyncIterator[Any]:
-        """Iterate over values as tasks complete."""
-        return self._emitted(self._iterate(timeout, propagate, interval))
-
-    async def ready(self) -> bool:
-        """Say whether all are ready."""
-        return await self._run(self._is_ready())
-
-    async def waiting(self) -> bool:
-        """Say whether any is not ready."""
-        return not await self.ready()
-
-    async def successful(self) -> bool:
-        """Say whether all are in SUCCESS."""
-        return await self._run(self._is_successful())
-
-    async def failed(self) -> bool:
-        """Say whether any is in FAILURE."""
-        return bool(await self._run(self._count(states.FAILURE)))
-
-    async def completed_count(self) -> int:
-        """Count those in SUCCESS."""
-        return await self._run(self._completed())
-
-    async def forget(self) -> None:
-        """Delete every record."""
-        await self._run(self._forget())
-
-    async def revoke(
-        self,
-        connection: Any = None,
-        terminate: bool = False,
-        signal: Any = None,
-        wait: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Ask that all be stopped, in one call."""
-        await self._run(self._revoke(terminate, signal, wait, timeout))
-
-    def _emitted(self, op: Op[None]) -> AsyncIterator[Any]:
-        client: Client = self.backend
-        return client.iterate(op)
-
-
-class GroupResult(GroupCore, ResultSet):
-    """A `ResultSet` with an id, which can be saved and restored."""
-
-    async def save(self) -> GroupResult:
-        """Keep the group on the server, sealed; returns it."""
-        client: Client = self.backend
-        await client.run(client.groups.save(self))
-        return self
-
-    async def delete(self) -> None:
-        """Delete what was saved."""
-        client: Client = self.backend
-        await client.run(client.groups.delete(self.id))
 
 
 class Client(ClientCore):
@@ -325,30 +90,31 @@ class Client(ClientCore):
         self,
         id: str,  # noqa: A002 (Celery's name)
         parent: Any = None,
-    ) -> AsyncResult:
+    ) -> _aio_results.AsyncResult:
         """Return the result of a task; nothing is asked yet."""
-        return AsyncResult(id, self, None, self, parent)
+        return _aio_results.AsyncResult(id, self, None, self, parent)
 
-    def ResultSet(self, results: Iterable[Any]) -> ResultSet:  # noqa: N802
+    def ResultSet(self, results: Iterable[Any]) -> _aio_results.ResultSet:  # noqa: N802
         """Return a set of results."""
-        return ResultSet(list(results), app=self)
+        return _aio_results.ResultSet(list(results), app=self)
 
     def GroupResult(  # noqa: N802 (Celery's name)
         self,
         id: str | None = None,  # noqa: A002 (Celery's name)
         results: Iterable[Any] = (),
         parent: Any = None,
-    ) -> GroupResult:
+    ) -> _aio_results.GroupResult:
         """Return a group of results; it is not on the server before `save()`."""
-        return GroupResult(id, list(results), parent, app=self)
+        return _aio_results.GroupResult(id, list(results), parent, app=self)
 
     def result_from_tuple(self, r: Any) -> Any:
         """Build the result that `as_tuple()` described."""
         return from_tuple(r, self)
 
-    async def restore_group(self, id: str) -> GroupResult | None:  # noqa: A002
+    async def restore_group(self, id: str) -> _aio_results.GroupResult | None:  # noqa: A002
         """Return the group saved under an id, None if there is none."""
-        return await self.run(self.groups.restore(id))
+        group: _aio_results.GroupResult | None = await self.run(self.groups.restore(id))
+        return group
 
     def group(self, id: str) -> Group:  # noqa: A002 (as everywhere)
         """Return a handle on a group of any size; nothing is asked yet."""
@@ -356,7 +122,7 @@ class Client(ClientCore):
 
     def as_completed(
         self, results: Iterable[Any], timeout: float | None = None
-    ) -> AsyncIterator[AsyncResult]:
+    ) -> AsyncIterator[_aio_results.AsyncResult]:
         """Iterate over results as they become ready, failed ones included."""
         return self.iterate(self._completed(results, timeout))
 

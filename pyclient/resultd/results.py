@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resultd import _blocking, states
 from resultd._effects import Op
@@ -44,6 +44,9 @@ __all__ = [
 allow_join_result = _blocking.allow_join_result
 denied_join_result = _blocking.denied_join_result
 assert_will_not_block = _blocking.assert_will_not_block
+
+if TYPE_CHECKING:
+    from resultd._eager import EagerResult
 
 _Callback = Callable[[str, Any], object] | None
 _OnMessage = Callable[[Meta], object] | None
@@ -509,111 +512,6 @@ class GroupResult(GroupCore, ResultSet):
         return client.run(client.groups.restore(id))
 
 
-class EagerResult(AsyncResult):
-    """The result of a task that was run here and now; nothing is asked of a server."""
-
-    def __init__(
-        self,
-        id: str,  # noqa: A002 (Celery's name)
-        ret_value: Any,
-        state: str,
-        traceback: Any = None,
-        name: str | None = None,
-    ) -> None:
-        # Not the base's constructor: it would look for a client.
-        self.id = id
-        self._parent = None
-        self._ignored = False
-        self._callback = None
-        self._result_value = ret_value
-        self._state = state
-        self._traceback = traceback
-        self._name = name
-
-    def _run(self, op: Op[Any]) -> Any:
-        """Drive an operation that needs nothing."""
-        try:
-            next(op)
-        except StopIteration as stop:
-            return stop.value
-        raise RuntimeError("an EagerResult has no server to ask")
-
-    def _iterate_op(self, op: Op[None]) -> Iterator[Any]:
-        return (effect.value for effect in op)  # type: ignore[union-attr]  # emits only
-
-    @property
-    def _cache(self) -> Meta:  # type: ignore[override]  # it is always known
-        return {
-            "task_id": self.id,
-            "result": self._result_value,
-            "status": self._state,
-            "traceback": self._traceback,
-            "name": self._name,
-        }
-
-    def _find_parent(self) -> Op[Any]:
-        yield from ()
-        return None
-
-    def _exists(self) -> Op[bool]:
-        yield from ()
-        return True
-
-    def get(  # type: ignore[override]  # Celery's signature
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        disable_sync_subtasks: bool = True,
-        **kwargs: Any,
-    ) -> Any:
-        """Return the value or raise the exception; None for any other state, as Celery."""
-        return self._run(
-            self._get(
-                timeout=timeout, propagate=propagate, disable_sync_subtasks=disable_sync_subtasks
-            )
-        )
-
-    wait = get  # type: ignore[assignment]  # as get
-
-    def _get(  # type: ignore[override]  # a subset
-        self, propagate: bool = True, disable_sync_subtasks: bool = True, **kwargs: Any
-    ) -> Op[Any]:
-        yield from ()
-        if disable_sync_subtasks:
-            _blocking.assert_will_not_block()
-        if self._state not in (states.SUCCESS, *states.PROPAGATE_STATES):
-            return None
-        return self._outcome(self._cache, propagate)
-
-    def ready(self) -> bool:
-        """Say True."""
-        return True
-
-    def forget(self) -> None:
-        """Do nothing."""
-
-    def revoke(self, *args: Any, **kwargs: Any) -> None:
-        """Become REVOKED."""
-        from resultd.errors import TaskRevokedError
-
-        self._state = states.REVOKED
-        self._result_value = TaskRevokedError("revoked")
-
-    def __reduce_args__(self) -> tuple[Any, ...]:
-        return self.id, self._result_value, self._state, self._traceback, self._name
-
-    def __copy__(self) -> EagerResult:
-        return EagerResult(*self.__reduce_args__())
-
-    def __repr__(self) -> str:
-        return f"<EagerResult: {self.id}>"
-
-    @property
-    def supports_native_join(self) -> bool:
-        """False: there is nothing to wait for."""
-        return False
-
-
 def result_from_tuple(r: Any, app: Any = None) -> Any:
     """Build the result that `as_tuple()` described; a result is returned as it is.
 
@@ -626,3 +524,11 @@ def result_from_tuple(r: Any, app: Any = None) -> Any:
     if isinstance(r, ResultBase):
         return r
     return from_tuple(r, _client_of(app))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "EagerResult":  # derives from AsyncResult: loaded after it
+        from resultd._eager import EagerResult
+
+        return EagerResult
+    raise AttributeError(f"module 'resultd.results' has no attribute {name!r}")
