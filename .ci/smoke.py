@@ -133,7 +133,8 @@ def try_server(command: list[str]) -> str:
     """The client does its main jobs against a server in another process."""
     address = free_address()
     with tempfile.TemporaryDirectory() as data:
-        server = subprocess.Popen([*command, "--data", data, "--listen", address])
+        full = [*command, "--data", data, "--listen", address]
+        server = subprocess.Popen(full, stdout=subprocess.DEVNULL)
         try:
             wait_until_ready(server, address)
             use_client(address)

@@ -24,11 +24,16 @@ ROOT = PROTOS.parent
 TOOLCHAIN = PROTOS / "toolchain.txt"
 PACKAGE = Path("resultd/v1")
 STUBS = ROOT / "pyclient" / PACKAGE
+PYTHON_BELOW = (3, 13)  # the toolchain has no wheels for later ones
 INIT = '"""Generated messages and service stubs of the protocol `resultd.v1`."""\n'
 
 
 def toolchain_python() -> Path:
     """The interpreter that has the pinned generator, made if it is missing."""
+    if sys.version_info >= PYTHON_BELOW:
+        sys.exit(
+            "The pinned toolchain needs Python 3.10 to 3.12: make VENV=.venv-3.12 PYTHON=python3.12 …"
+        )
     digest = hashlib.sha256(TOOLCHAIN.read_bytes() + sys.version.encode()).hexdigest()[:12]
     home = ROOT / ".cache" / f"toolchain-{digest}"
     python = home / "bin" / "python"
