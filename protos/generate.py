@@ -31,9 +31,7 @@ INIT = '"""Generated messages and service stubs of the protocol `resultd.v1`."""
 def toolchain_python() -> Path:
     """The interpreter that has the pinned generator, made if it is missing."""
     if sys.version_info >= PYTHON_BELOW:
-        sys.exit(
-            "The pinned toolchain needs Python 3.10 to 3.12: make VENV=.venv-3.12 PYTHON=python3.12 …"
-        )
+        sys.exit("The pinned toolchain needs Python 3.10 to 3.12; make takes PYTHON=… and VENV=…")
     digest = hashlib.sha256(TOOLCHAIN.read_bytes() + sys.version.encode()).hexdigest()[:12]
     home = ROOT / ".cache" / f"toolchain-{digest}"
     python = home / "bin" / "python"
