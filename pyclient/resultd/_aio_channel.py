@@ -19,7 +19,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from resultd import _channel, _status, _stubs
-from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Sleep, run_async
+from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Reconnect, Sleep, run_async
 from resultd._stream import AHEAD
 from resultd._url import Url
 from resultd._watcher import Watcher
@@ -76,7 +76,9 @@ class LoopStream:
         request: Message | None,
         alive: set[LoopStream],
         loop: asyncio.AbstractEventLoop,
+        generation: int,
     ) -> None:
+        self.generation = generation
         self.mailbox = LoopMailbox(loop)
         self._room = asyncio.Semaphore(AHEAD)
         self._requests = LoopMailbox(loop)
@@ -135,6 +137,8 @@ class AioEndpoint:
         self._methods: dict[str, Any] = {}
         self._streams: set[LoopStream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._generation = 0
         self.watcher = Watcher(self, self.url.heartbeat)
 
     def enter(self) -> AioEndpoint:
@@ -162,6 +166,8 @@ class AioEndpoint:
             return await effect.mailbox.receive(effect.timeout)
         if isinstance(effect, Open):
             return self._open(effect)
+        if isinstance(effect, Reconnect):
+            return self._reconnect(effect.generation)
         assert isinstance(effect, Sleep)
         return await asyncio.sleep(effect.seconds)
 
@@ -189,7 +195,7 @@ class AioEndpoint:
         streams = list(self._streams)
         for stream in streams:
             stream.cancel()
-        tasks = [*self._tasks, *(stream.reader for stream in streams)]
+        tasks = [*self._tasks, *self._closing, *(stream.reader for stream in streams)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -203,10 +209,14 @@ class AioEndpoint:
 
     async def _call(self, effect: Call) -> Any:
         method = self._method(effect.method)
+        generation = self._generation
         try:
             return await method(effect.request, timeout=effect.timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise _status.from_rpc_error(error) from None
+            found = _status.from_rpc_error(error)
+            if found.code == "DEADLINE_EXCEEDED" and effect.timeout >= self.url.attempt_timeout:
+                self._reconnect(generation)  # as silent as a stream can be
+            raise found from None
 
     def _open(self, effect: Open) -> LoopStream:
         method = self._method(effect.method)
@@ -215,7 +225,21 @@ class AioEndpoint:
             effect.request,
             self._streams,
             self._running(),
+            self._generation,
         )
+
+    def _reconnect(self, generation: int) -> None:
+        if generation != self._generation or self._channel is None:
+            return
+        self._generation += 1
+        for stream in list(self._streams):
+            stream.cancel()
+        channel, self._channel = self._channel, None
+        # Calls under way run into their deadlines: to cancel them would look to whoever
+        # awaits them as if their own task had been cancelled.
+        task = self._running().create_task(channel.close(self.url.attempt_timeout))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _method(self, name: str) -> Any:
         if self._channel is None:

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from resultd import _fork, _status, _stubs
-from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Sleep, run
+from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Reconnect, Sleep, run
 from resultd._stream import QueueMailbox, ThreadStream
 from resultd._url import Url
 from resultd._watcher import Watcher
@@ -28,6 +28,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 5_000),
     # Retries are written once, in _operations: two layers would multiply.
     ("grpc.enable_retries", 0),
+    # Else a new channel would share the dead connection of the one it replaces.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 
@@ -92,6 +94,8 @@ class Endpoint:
             return effect.mailbox.receive(effect.timeout)
         if isinstance(effect, Open):
             return self._open(effect)
+        if isinstance(effect, Reconnect):
+            return self._reconnect(effect.generation)
         assert isinstance(effect, Sleep)
         return time.sleep(effect.seconds)
 
@@ -124,7 +128,10 @@ class Endpoint:
         except grpc.RpcError as error:
             if generation != self._generation:
                 raise _closed_under_us() from error
-            raise _status.from_rpc_error(error) from None
+            found = _status.from_rpc_error(error)
+            if found.code == "DEADLINE_EXCEEDED" and effect.timeout >= self.url.attempt_timeout:
+                self._reconnect(generation)  # as silent as a stream can be
+            raise found from None
         except ValueError as error:  # what grpc raises on a channel that was closed meanwhile
             if generation != self._generation:
                 raise _closed_under_us() from error
@@ -139,7 +146,13 @@ class Endpoint:
                 lambda request: method(request, metadata=self._metadata),
                 effect.request,
                 self._streams,
+                self._generation,
             )
+
+    def _reconnect(self, generation: int) -> None:
+        with self._gate:
+            if generation == self._generation:
+                self._close_channel()
 
     def _method(self, name: str) -> Any:
         with self._gate:
@@ -216,7 +229,7 @@ class Endpoint:
 
 
 def _closed_under_us() -> ResultdError:
-    error = UnavailableError("the channel was closed by a fork or by close()")
+    error = UnavailableError("the connection was given up while the call was under way")
     error.code = "UNAVAILABLE"
     return error
 

@@ -30,6 +30,7 @@ class Stream(Protocol):
     """An open streaming call. What arrives is in `mailbox`, at most a few frames ahead."""
 
     mailbox: Mailbox
+    generation: int
 
     def send(self, request: Message) -> None:
         """Send a message on a bidirectional stream. Never blocks."""
@@ -67,6 +68,17 @@ class Receive:
 
 
 @dataclass(frozen=True)
+class Reconnect:
+    """Give up the connection a stream fell silent on, unless that was done already.
+
+    A network that swallows everything gives no end to a connection either: a new stream on
+    it would be as silent.
+    """
+
+    generation: int
+
+
+@dataclass(frozen=True)
 class Sleep:
     """Do nothing for some seconds."""
 
@@ -80,7 +92,7 @@ class Emit:
     value: Any
 
 
-Effect = Call | Open | Receive | Sleep | Emit
+Effect = Call | Open | Receive | Reconnect | Sleep | Emit
 Op = Generator[Effect, Any, T]
 
 

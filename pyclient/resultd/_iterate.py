@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from resultd import _backoff, _records, states
 from resultd._deadline import Deadline
-from resultd._effects import Emit, Op, Open, Receive, Stream
+from resultd._effects import Emit, Op, Open, Receive, Reconnect, Stream
 from resultd._hub import SILENT_HEARTBEATS
 from resultd.errors import ResultdError, ResultGoneError, TaskError, UnavailableError
 from resultd.errors import TimeoutError as WaitTimeout
@@ -171,6 +171,7 @@ def _read(
         if not items:
             deadline.check()
             if time.monotonic() >= silent_at:
+                yield Reconnect(stream.generation)
                 raise UnavailableError("the server fell silent; the stream is opened again")
         for frame in items:
             if isinstance(frame, ResultdError):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from resultd._deadline import Deadline
-from resultd._effects import Op, Receive
+from resultd._effects import Op, Receive, Sleep
 from resultd._watcher import Wait
 from resultd.errors import ResultdError
 from resultd.errors import TimeoutError as WaitTimeout
@@ -93,9 +93,10 @@ class Pending:
         try:
             metas = yield from self._client.operations.read(list(self._waiting), limit)
         except ResultdError as error:
-            if error.retryable and deadline.left() == 0.0:
-                raise WaitTimeout("The operation timed out: no server answered.") from error
-            raise
+            if not error.retryable or limit is None or limit > self._client.url.timeout:
+                raise
+            yield Sleep(deadline.within(limit))  # the last pause was longer than what is left
+            raise WaitTimeout("The operation timed out: no server answered.") from error
         for meta in metas:
             self._take(meta)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from resultd import _backoff, _records
-from resultd._effects import Emit, Mailbox, Op, Open, Receive, Stream
+from resultd._effects import Emit, Mailbox, Op, Open, Receive, Reconnect, Stream
 from resultd._hub import IDS_PER_MESSAGE, SILENT_HEARTBEATS
 from resultd._operations import chunks
 from resultd.errors import ResultdError, UnavailableError
@@ -109,6 +109,7 @@ class Revocations:
         while True:
             items = yield Receive(stream.mailbox, max(0.0, silent_at - time.monotonic()))
             if not items and time.monotonic() >= silent_at:
+                yield Reconnect(stream.generation)
                 raise UnavailableError("the server fell silent; the stream is opened again")
             for frame in items:
                 if isinstance(frame, ResultdError):

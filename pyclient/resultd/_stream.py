@@ -49,8 +49,13 @@ class ThreadStream:
     """A streaming call read by a thread of its own."""
 
     def __init__(
-        self, start: Callable[[Any], Any], request: Message | None, alive: set[ThreadStream]
+        self,
+        start: Callable[[Any], Any],
+        request: Message | None,
+        alive: set[ThreadStream],
+        generation: int,
     ) -> None:
+        self.generation = generation
         self.mailbox = QueueMailbox()
         self._room = threading.Semaphore(AHEAD)
         self._requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol
 
-from resultd._effects import Effect, Mailbox, Op, Open, Receive, Stream
+from resultd._effects import Effect, Mailbox, Op, Open, Receive, Reconnect, Stream
 from resultd._hub import Fate, Hub
 from resultd.errors import ResultdError, UnavailableError
 from resultd.v1 import result_service_pb2, task_pb2
@@ -289,6 +289,7 @@ class Watcher:
                 left = min(left, idle_since + LINGER - now)
             items = yield Receive(stream.mailbox, left)
             if not items and self._hub.silence_left(time.monotonic()) <= 0:
+                yield Reconnect(stream.generation)
                 raise UnavailableError("the server fell silent; the stream is opened again")
             for item in items:
                 pause = self._take(stream, item)

@@ -1,0 +1,164 @@
+"""Forks, with real processes: a live channel and a live stream in the parent each time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from resultd import _fork
+from resultd.client import Client
+
+ROUNDS = 20
+# Seconds that a child has. It needs some 20 ms; one that hangs needs for ever.
+CHILD_SECONDS = 10
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork on this platform")
+
+
+def in_child(work: Callable[[], bool]) -> int:
+    """Fork, and let the child do something; gives its pid."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(CHILD_SECONDS)  # a child that hangs dies of SIGALRM
+        code = 3
+        try:
+            code = 0 if work() else 1
+        finally:
+            os._exit(code)
+    return pid
+
+
+def exit_code(pid: int) -> int:
+    """Wait for a child; negative if a signal ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_children_of_a_process_with_channel_and_stream_work(
+    client: Client, new_id: Callable[[], str]
+) -> None:
+    """20 of 20 children store and read, while the parent waits on a stream before and after."""
+    waited = client.AsyncResult(new_id())
+    heard = threading.Event()
+    waited.then(lambda _: heard.set())
+    codes = []
+    for _ in range(ROUNDS):
+        client.server_info()
+        mine = new_id()
+        codes.append(
+            exit_code(
+                in_child(
+                    lambda mine=mine: (
+                        client.store_result(mine, "child").disposition == "APPLIED"
+                        and client.AsyncResult(mine).get(timeout=5) == "child"
+                    )
+                )
+            )
+        )
+        assert client.AsyncResult(mine).get(timeout=5) == "child"
+    assert codes == [0] * ROUNDS
+    client.store_result(waited.id, 1)
+    assert heard.wait(5)
+
+
+def test_a_wait_in_another_thread_survives_forks(
+    client: Client, new_id: Callable[[], str]
+) -> None:
+    """A get() that blocks while its process forks 20 times gets its result."""
+    task_id = new_id()
+    values: list[object] = []
+    waiter = threading.Thread(
+        target=lambda: values.append(client.AsyncResult(task_id).get(timeout=30)), daemon=True
+    )
+    waiter.start()
+    codes = [
+        exit_code(in_child(lambda: client.AsyncResult(task_id).state == "PENDING"))
+        for _ in range(ROUNDS)
+    ]
+    client.store_result(task_id, 42)
+    waiter.join(10)
+    assert codes == [0] * ROUNDS
+    assert values == [42]
+
+
+def test_a_child_goes_on_with_an_iteration_of_its_parent(
+    client: Client, new_id: Callable[[], str]
+) -> None:
+    """A half-read iterate() is good for the rest, on both sides of the fork."""
+    ids = [new_id() for _ in range(4)]
+    values = client.ResultSet([client.AsyncResult(i) for i in ids]).iterate(timeout=10)
+    client.store_result(ids[0], 0)
+    assert next(values) == 0
+
+    def rest() -> bool:
+        return sorted(values) == [1, 2, 3]
+
+    pid = in_child(rest)
+    time.sleep(0.2)  # lets the child begin to wait; it would also do without
+    client.store_results([(task_id, n) for n, task_id in enumerate(ids)][1:])
+    assert rest()
+    assert exit_code(pid) == 0
+
+
+def test_a_streamed_group_goes_on_after_forks(
+    client: Client, new_id: Callable[[], str]
+) -> None:
+    """An Iterate stream that is open at a fork is resumed by the parent, nothing twice."""
+    ids = [new_id() for _ in range(10)]
+    group = client.group(new_id()).create(ids)
+    values = group.iterate(timeout=20)
+    seen = []
+    for number, task_id in enumerate(ids):
+        client.store_result(task_id, number)
+        seen.append(next(values))
+        assert exit_code(in_child(lambda: client.server_info().engine != "")) == 0
+    assert list(values) == []
+    assert seen == list(range(10))
+
+
+def test_calls_in_flight_in_other_threads_are_tried_again(
+    client: Client, new_id: Callable[[], str]
+) -> None:
+    """Threads that store all the time while the process forks see no error and lose nothing."""
+    stop = threading.Event()
+    failures: list[BaseException] = []
+    stored: list[str] = []
+    prefix = new_id()
+
+    def work(name: str) -> None:
+        number = 0
+        try:
+            while not stop.is_set():
+                client.store_result(f"{prefix}-{name}-{number}", number)
+                stored.append(f"{prefix}-{name}-{number}")
+                number += 1
+        except Exception as error:  # noqa: BLE001 (whatever it is, the test shows it)
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    codes = [exit_code(in_child(lambda: client.server_info().engine != "")) for _ in range(ROUNDS)]
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert failures == []
+    assert codes == [0] * ROUNDS
+    assert client.ResultSet([client.AsyncResult(i) for i in stored]).successful()
+
+
+def test_nothing_of_grpc_is_left_at_the_fork(client: Client) -> None:
+    """The hook leaves no native thread of gRPC behind."""
+    client.server_info()
+    assert _fork.native_threads() > 0
+    read, write = os.pipe()
+    pid = in_child(lambda: os.write(write, bytes([_fork.native_threads()])) == 1)
+    assert exit_code(pid) == 0
+    assert os.read(read, 1) == b"\x00"
+    os.close(read)
+    os.close(write)
+    client.server_info()
