@@ -128,7 +128,7 @@ class App:
                 (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
             )
 
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def _set_health(self, status: int) -> None:
         for name in ("", *self._names):
             await self._health.set(name, status)
 

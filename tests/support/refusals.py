@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -27,7 +27,8 @@ class Refusal(NamedTuple):
 
 def taken_apart(error: grpc.RpcError) -> Refusal:
     """The refusal a call ended with."""
-    trailing = dict(error.trailing_metadata() or ())
+    pairs: Any = error.trailing_metadata() or ()  # of two kinds, sync and asyncio
+    trailing = dict(pairs)
     status = status_pb2.Status.FromString(trailing.get(DETAILS_KEY, b""))
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     for detail in status.details:

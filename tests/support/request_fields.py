@@ -11,11 +11,18 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from google.protobuf import descriptor_pb2
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
-from resultd.v1 import group_pb2, group_service_pb2, result_service_pb2, state_pb2, task_pb2
-from resultd.v1 import value_pb2, worker_service_pb2
+from resultd.v1 import (
+    group_pb2,
+    group_service_pb2,
+    result_service_pb2,
+    state_pb2,
+    task_pb2,
+    value_pb2,
+    worker_service_pb2,
+)
 from resultd_server import limits
 
 FIELD, LIMIT = "FIELD_INVALID", "LIMIT_EXCEEDED"
@@ -27,6 +34,9 @@ SERVICES = tuple(
 METHODS: dict[str, MethodDescriptor] = {
     method.full_name: method for service in SERVICES for method in service.methods
 }
+
+Field = Any
+"""A FieldDescriptor: there are two of them, in Python and in C, and no common type."""
 
 Wrong = tuple[str, object, str]
 """What is wrong, what to put into the field, the reason it is refused with."""
@@ -251,7 +261,7 @@ KINDS: dict[str, list[Wrong] | None] = {
     "Failure.retryable": ANYTHING,
     "Progress.current": ANYTHING,
     "Progress.total": ANYTHING,
-    "Progress.message": TEXT,
+    "Progress.message": ANYTHING,
 }
 
 
@@ -288,9 +298,7 @@ def _templates() -> dict[str, Message]:
         "ResultService.BatchGetResults": results.BatchGetResultsRequest(task_ids=["t"]),
         "ResultService.WaitFor": results.WaitForRequest(task_ids=["t"]),
         "ResultService.Iterate": results.IterateRequest(group_id="g"),
-        "ResultService.Watch": results.WatchRequest(
-            add_groups=[results.GroupWatch(group_id="g")]
-        ),
+        "ResultService.Watch": results.WatchRequest(add_groups=[results.GroupWatch(group_id="g")]),
         "ResultService.ForgetResults": results.ForgetResultsRequest(task_ids=["t"]),
         "ResultService.ListResults": results.ListResultsRequest(),
         "ResultService.GetServerInfo": results.GetServerInfoRequest(),
@@ -298,9 +306,7 @@ def _templates() -> dict[str, Message]:
         "GroupService.AddGroupMembers": groups.AddGroupMembersRequest(
             group_id="g", members=[member]
         ),
-        "GroupService.AddToTotal": groups.AddToTotalRequest(
-            group_id="g", delta=1, request_id="r"
-        ),
+        "GroupService.AddToTotal": groups.AddToTotalRequest(group_id="g", delta=1, request_id="r"),
         "GroupService.SealGroup": groups.SealGroupRequest(group_id="g"),
         "GroupService.GetGroup": groups.GetGroupRequest(group_id="g"),
         "GroupService.ListGroups": groups.ListGroupsRequest(),
@@ -344,7 +350,7 @@ def cases() -> Iterator[Case]:
                 yield Case(f"{short} {name} {what}", method, _spoiler(path, value), reason)
 
 
-def _fields(message: Message) -> Iterator[tuple[tuple[str, ...], FieldDescriptor]]:
+def _fields(message: Message) -> Iterator[tuple[tuple[str, ...], Field]]:
     for field in message.DESCRIPTOR.fields:
         yield (field.name,), field
         if field.message_type is None or _is_map(field) or _foreign(field.message_type):
@@ -394,23 +400,21 @@ def _fill_map(field: Any, values: dict[str, Any]) -> None:
             field[key] = value
 
 
-def _key(field: FieldDescriptor) -> str:
-    assert field.containing_type is not None
+def _key(field: Field) -> str:
     return f"{field.containing_type.name}.{field.name}"
 
 
-def is_repeated(field: FieldDescriptor) -> bool:
+def is_repeated(field: Field) -> bool:
     """Whether a field is repeated; protobuf's own word for it differs by version."""
-    assert field.containing_type is not None
     said = descriptor_pb2.DescriptorProto()
     field.containing_type.CopyToProto(said)
     [found] = [each for each in said.field if each.name == field.name]
     return found.label == descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
 
 
-def _is_map(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and field.message_type.GetOptions().map_entry
+def _is_map(field: Field) -> bool:
+    return bool(field.message_type is not None and field.message_type.GetOptions().map_entry)
 
 
-def _foreign(message: Descriptor) -> bool:
+def _foreign(message: Any) -> bool:
     return not message.full_name.startswith("resultd.")

@@ -1,7 +1,7 @@
 """A real server in a process of its own.
 
-    with ServerProcess(tmp_path) as server:
-        channel = grpc.insecure_channel(server.address)
+with ServerProcess(tmp_path) as server:
+    channel = grpc.insecure_channel(server.address)
 """
 
 from __future__ import annotations
@@ -49,9 +49,15 @@ class ServerProcess:
         """All it has logged."""
         return self._log.read_text()
 
-    def log_lines(self) -> list[dict[str, Any]]:
-        """All it has logged, line by line; a line that is not ours fails the test."""
-        return [json.loads(line) for line in self.log().splitlines()]
+    def log_bytes(self) -> int:
+        """How much it has logged."""
+        return self._log.stat().st_size
+
+    def log_lines(self, since_bytes: int = 0) -> list[dict[str, Any]]:
+        """What it has logged, line by line; a line that is not ours fails the test."""
+        with self._log.open() as log:
+            log.seek(since_bytes)
+            return [json.loads(line) for line in log]
 
     def rss_bytes(self) -> int:
         """Memory it has now."""

@@ -1,5 +1,7 @@
-"""The three services on one channel, for asyncio: the generated classes serve both
-kinds of channel, their types do not say so."""
+"""The three services on one channel, for asyncio.
+
+The generated classes serve both kinds of channel; their types do not say so.
+"""
 
 from __future__ import annotations
 

@@ -25,8 +25,7 @@ class GroupService:
         self, request: pb.CreateGroupRequest, call: Call
     ) -> pb.CreateGroupResponse:
         group_id = validate.id_("group_id", request.group_id)
-        validate.text("claim_scope", request.claim_scope, limits.ID_BYTES_MAX)
-        validate.no_control("claim_scope", request.claim_scope)
+        validate.scope("claim_scope", request.claim_scope)
         validate.labels("labels", request.labels)
         validate.extra("extra", request.extra)
         validate.payload("continuation", request.continuation)
@@ -84,7 +83,7 @@ class GroupService:
 
     async def list_groups(self, request: pb.ListGroupsRequest, call: Call) -> bytes:
         request.page_size = validate.page_size(request.page_size)
-        validate.text("claim_scope", request.claim_scope, limits.ID_BYTES_MAX)
+        validate.scope("claim_scope", request.claim_scope)
         if request.HasField("unchanged_since"):
             validate.timestamp("unchanged_since", request.unchanged_since)
         page = await self._engine.group_list(call.namespace, request)

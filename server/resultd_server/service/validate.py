@@ -25,7 +25,7 @@ from resultd_server.ledger.transitions import RANK
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CUT = "\n… cut by resultd: {} bytes in all\n"
 _SECONDS_MAX = 253_402_300_799  # the last of year 9999, as far as a Timestamp goes
-_BUILT_IN_NAMES = frozenset(name.removeprefix("STATE_") for name in state_pb2.State.keys())  # noqa: SIM118  no Mapping
+_BUILT_IN_NAMES = frozenset(name.removeprefix("STATE_") for name in state_pb2.State.keys())
 
 _CARRY_FAILURE = frozenset(
     {
@@ -152,8 +152,7 @@ def report(request: result_service_pb2.StoreResultRequest) -> Report:
     for field in ("received_time", "started_time", "done_time"):
         if meta.HasField(field):  # type: ignore[arg-type]  # three fields named above
             timestamp(f"meta.{field}", getattr(meta, field))
-    text("claim_scope", request.claim_scope, limits.ID_BYTES_MAX)
-    no_control("claim_scope", request.claim_scope)
+    scope("claim_scope", request.claim_scope)
     if meta.ByteSize() > limits.RECORD_BYTES_MAX:
         raise ValueTooLarge(
             f"The record of {meta.task_id!r}", meta.ByteSize(), limits.RECORD_BYTES_MAX
@@ -165,6 +164,12 @@ def no_control(field: str, value: str) -> None:
     """Text that becomes part of a key."""
     if _CONTROL.search(value):
         raise FieldInvalid(field, "holds control characters", "use printable characters")
+
+
+def scope(field: str, value: str) -> None:
+    """A claim scope; empty for none."""
+    text(field, value, limits.ID_BYTES_MAX)
+    no_control(field, value)
 
 
 def index(field: str, value: int) -> int:
