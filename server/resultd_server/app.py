@@ -13,14 +13,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from resultd.v1 import group_service_pb2, result_service_pb2, worker_service_pb2
-from resultd_server import limits
+from resultd_server import limits, listening
 from resultd_server.config import Settings
 from resultd_server.core import sweeper
 from resultd_server.engine.base import Clock, Engine, Swept
 from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.memory import MemoryEngine
+from resultd_server.errors import DomainError
 from resultd_server.interceptors.errors import answer_errors
-from resultd_server.interceptors.limits import bound_streams, refuse_when_draining
+from resultd_server.interceptors.limits import Admission, bound_streams
 from resultd_server.service import registry
 from resultd_server.service.groups import GroupService
 from resultd_server.service.results import ResultService, ServerInfo
@@ -44,6 +45,9 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_ping_strikes", 0),
+    # A peer that is gone without a word: its streams would wait for it for ever.
+    ("grpc.keepalive_time_ms", int(limits.KEEPALIVE_S * 1000)),
+    ("grpc.keepalive_timeout_ms", int(limits.KEEPALIVE_TIMEOUT_S * 1000)),
 )
 
 log = structlog.get_logger("resultd.server")
@@ -65,17 +69,26 @@ def make_engine(settings: Settings, clock: Clock) -> Engine:
 class App:
     """A server. `start`, then `drain` and `stop`; `failed` is set when the store fails."""
 
-    def __init__(self, settings: Settings, clock: Clock = wall_clock_ms) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock = wall_clock_ms,
+        *,
+        streams_max: int = limits.STREAMS_MAX,
+    ) -> None:
         self._settings = settings
         self._clock = clock
+        self._streams_max = streams_max
         self.engine = make_engine(settings, clock)
         self.streams = Streams(age_s=settings.stream_age_s)
+        self.admission = Admission()
         self.failed = asyncio.Event()
         self._health = health.aio.HealthServicer()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
         """Opens the store and listens; the address. Raises DomainError, OSError."""
+        listening.check_free(self._settings.listen)
         self.engine.on_failure = self._on_failure
         await self.engine.start()
         self._server = grpc.aio.server(options=OPTIONS)
@@ -84,9 +97,13 @@ class App:
         await self._server.start()
         await self._set_health(SERVING)
         self._tasks = [
-            asyncio.create_task(sweeper.run(self.engine, self._on_swept), name="sweeper"),
+            asyncio.create_task(
+                sweeper.run(self.engine, self._on_swept, self._on_not_swept), name="sweeper"
+            ),
             asyncio.create_task(self.streams.watch_stalled(), name="watch-stalled"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(_tell_if_broken)
         return address
 
     async def _listen(self) -> str:
@@ -94,16 +111,15 @@ class App:
             port = self._server.add_insecure_port(self._settings.listen)
         except RuntimeError as error:
             await self.engine.close()
-            raise OSError(
-                f"Cannot listen on {self._settings.listen}: {error}. Is another server there?"
-            ) from None
-        if self._settings.listen.startswith("unix:"):
+            raise OSError(f"Cannot listen on {self._settings.listen}: {error}") from None
+        if self._settings.listen.startswith(listening.UNIX):
             return self._settings.listen
         return f"{self._settings.listen.rpartition(':')[0]}:{port}"
 
     def _add_services(self) -> None:
         info = ServerInfo(metadata.version("resultd"), FEATURES, self._clock())
-        interceptors = (answer_errors, refuse_when_draining(self.streams))
+        interceptors = (answer_errors, self.admission.intercept)
+        of_streams = (bound_streams(self.streams, self._streams_max),)
         results = ResultService(self.engine, self.streams, info)
         served = {
             result_service_pb2: ("ResultService", results),
@@ -115,11 +131,7 @@ class App:
             service = module.DESCRIPTOR.services_by_name[name]
             names.append(service.full_name)
             self._server.add_generic_rpc_handlers(
-                (
-                    registry.handlers(
-                        service, servicer, interceptors, (bound_streams(self.streams),)
-                    ),
-                )
+                (registry.handlers(service, servicer, interceptors, of_streams),)
             )
         self._names = names
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -141,11 +153,21 @@ class App:
             log.warning("groups expired incomplete", count=swept.expired_incomplete)
         log.debug("swept", steps=swept.steps, expired=swept.expired)
 
+    def _on_not_swept(self, refusal: DomainError) -> None:
+        log.warning("not swept", reason=refusal.reason_name, why=refusal.sentence)
+
     async def drain(self) -> None:
-        """Refuses new calls, ends streams with DRAINING, waits for calls under way."""
+        """Refuses new calls, ends streams with DRAINING, waits for calls under way.
+
+        For `drain_s` at most. It goes on listening meanwhile, so that who calls is told.
+        """
         await self._set_health(NOT_SERVING)
+        self.admission.closed = True
         self.streams.drain()
-        await self._server.stop(self._settings.drain_s)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.admission.empty(), self._settings.drain_s)
+            # For answers on their way; health's own streams never end.
+            await self._server.stop(min(limits.FAREWELL_S, self._settings.drain_s))
 
     async def stop(self) -> None:
         """Stops at once and closes the store."""
@@ -153,5 +175,10 @@ class App:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.stop(None)
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.engine.close()
+        await self.engine.close()
+
+
+def _tell_if_broken(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.critical("background task ended", task=task.get_name(), error=repr(error))

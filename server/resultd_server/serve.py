@@ -32,6 +32,11 @@ log = structlog.get_logger("resultd.server")
 async def run(settings: Settings) -> int:
     """Serves until a signal comes or the store fails; the exit code."""
     app = App(settings)
+    # Before anybody knows of the server: a signal that comes early is not lost.
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
     try:
         address = await app.start()
     except (DomainError, OSError) as error:
@@ -41,10 +46,6 @@ async def run(settings: Settings) -> int:
     sys.stdout.write(f"resultd ready on {address}\n")
     sys.stdout.flush()
     log.info("serving", address=address, engine=settings.engine, data=str(settings.data or ""))
-    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, number)
     failed = asyncio.create_task(app.failed.wait())
     first = asyncio.create_task(signals.get())
     await asyncio.wait({failed, first}, return_when=asyncio.FIRST_COMPLETED)

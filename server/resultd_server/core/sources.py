@@ -140,7 +140,7 @@ class ChangingSource(Source):
         super().__init__(engine, namespace)
         self._sequences: deque[int] = deque()
         self._room = asyncio.Event()
-        self._first = True
+        self.begun = False
         self.closing = False
 
     @property
@@ -156,6 +156,13 @@ class ChangingSource(Source):
         """Until one of the requests that wait has been answered."""
         self._room.clear()
         await self._room.wait()
+
+    def _applied(self, sequence: int) -> None:
+        """A request has taken effect."""
+        self.begun = True
+        if sequence:
+            self._sequences.append(sequence)
+        self.subscription.wake()
 
     def _synced(self) -> bytes | None:
         """What counted has been sent: answers the next request that asked."""
@@ -187,8 +194,7 @@ class WatchSource(ChangingSource):
 
         Raises LimitExceeded, FieldInvalid.
         """
-        if self._first:
-            self._first = False
+        if not self.begun:
             self._tasks.transitions = request.transitions
             self._tasks.wait_for_gone = request.on_gone == pb.ON_GONE_WAIT
         _check_room("watched ids", self._tasks.pending, request.add_task_ids,
@@ -206,9 +212,7 @@ class WatchSource(ChangingSource):
             self._groups[group.group_id] = interest
             self._due_groups[group.group_id] = None
         self.subscription.add(GROUP, self._due_groups)
-        if request.sequence:
-            self._sequences.append(request.sequence)
-        self.subscription.wake()
+        self._applied(request.sequence)
 
     def _drop_group(self, group_id: str) -> None:
         self._groups.pop(group_id, None)
@@ -235,6 +239,8 @@ class WatchSource(ChangingSource):
         group = self._groups[group_id]
         found = await group.next_frame()
         if found is not None:
+            # To the end of the row: a large group does not hold up the others.
+            self._due_groups[group_id] = self._due_groups.pop(group_id)
             message = b""
             if found.reset:
                 reset = control(stream_pb2.CONTROL_KIND_RESET, group_id=group_id)
@@ -275,9 +281,7 @@ class RevocationSource(ChangingSource):
             self._due.pop(task_id, None)
         self.subscription.add(REVOCATION, request.add_task_ids)
         self._due.update(dict.fromkeys(request.add_task_ids))
-        if request.sequence:
-            self._sequences.append(request.sequence)
-        self.subscription.wake()
+        self._applied(request.sequence)
 
     async def next_frame(self) -> bytes | None:
         self._due.update((task_id, None) for _, task_id in self.subscription.take())

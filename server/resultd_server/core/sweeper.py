@@ -7,18 +7,30 @@ from collections.abc import Callable
 
 from resultd_server import limits
 from resultd_server.engine.base import Engine, Swept
-from resultd_server.errors import StoreFailed
+from resultd_server.errors import DomainError, StoreFailed
 
 EVERY_S = 1.0
+NOTHING = Swept(0, 0, 0)
 
 
-async def run(engine: Engine, on_swept: Callable[[Swept], None]) -> None:
-    """Sweeps until cancelled, or until the store has failed."""
+async def run(
+    engine: Engine,
+    on_swept: Callable[[Swept], None],
+    on_refused: Callable[[DomainError], None],
+) -> None:
+    """Sweeps until cancelled, or until the store has failed.
+
+    A store that is overloaded, full or damaged in one place is tried again: without
+    expiry it would only become fuller.
+    """
     while True:
         try:
             swept = await engine.sweep(limits.SWEEP_ROWS)
         except StoreFailed:
             return
+        except DomainError as refusal:
+            on_refused(refusal)
+            swept = NOTHING
         if swept.steps:
             on_swept(swept)
         if swept.steps < limits.SWEEP_ROWS:

@@ -74,14 +74,18 @@ class TaskInterest:
         size_bytes = 0
         while self._due and len(events) < limits.FRAME_EVENTS_MAX:
             ids = self._take(limits.FRAME_EVENTS_MAX - len(events))
-            found = await self._engine.get(self._subscription.namespace, ids)
-            for at, (task_id, record) in enumerate(zip(ids, found, strict=True)):
+            found = await self._engine.get(
+                self._subscription.namespace, ids, budget_bytes=limits.FRAME_BYTES
+            )
+            if len(found) < len(ids):
+                self._due = dict.fromkeys(ids[len(found) :]) | self._due
+            for at, (task_id, record) in enumerate(zip(ids, found, strict=False)):
                 noted = self.pending.get(task_id)
                 if noted is None or not self._counts(record, noted):
                     continue
                 if events and size_bytes + len(record.wire) > limits.FRAME_BYTES:
                     # No room: read again for the next frame, before what came later.
-                    self._due = dict.fromkeys(ids[at:]) | self._due
+                    self._due = dict.fromkeys(ids[at : len(found)]) | self._due
                     return events
                 size_bytes += len(record.wire)
                 events.append(wire.task_event(record.wire))

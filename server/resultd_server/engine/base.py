@@ -77,8 +77,14 @@ class Engine(abc.ABC):
         """Applies reports in their order, each by itself; durable on return."""
 
     @abc.abstractmethod
-    async def get(self, namespace: str, task_ids: Sequence[str]) -> list[Record]:
-        """Records, or what is known about their absence, in the order asked for."""
+    async def get(
+        self, namespace: str, task_ids: Sequence[str], *, budget_bytes: int | None = None
+    ) -> list[Record]:
+        """Records, or what is known about their absence, in the order asked for.
+
+        The first of them only, at least one, where all would take more than the budget:
+        so that a frame's worth is read for a frame.
+        """
 
     @abc.abstractmethod
     async def delete(self, namespace: str, task_ids: Sequence[str]) -> int:

@@ -133,20 +133,26 @@ class LmdbEngine(TransactionalEngine):
         self._lock_file = _lock(self._directory)
         self.store_id = _check_format(self._directory)
         headroom = max(HEADROOM_BYTES_MIN, self._max_db_bytes // 10)
-        self._env = lmdb.open(
-            str(self._directory),
-            # At its full size from the start: the map is sparse, and growing it later
-            # breaks other processes' reads.
-            map_size=self._max_db_bytes + headroom,
-            max_dbs=DATABASES_MAX,
-            max_readers=READERS_MAX,
-            sync=self._sync,
-            metasync=self._sync,
-            writemap=False,  # with it a full disk is SIGBUS
-            lib_version=LMDB_MAJOR,
-        )
-        self._env.reader_check()
-        self._dbs = {db: self._env.open_db(db.value) for db in Db}
+        try:
+            self._env = lmdb.open(
+                str(self._directory),
+                # At its full size from the start: the map is sparse, and growing it later
+                # breaks other processes' reads.
+                map_size=self._max_db_bytes + headroom,
+                max_dbs=DATABASES_MAX,
+                max_readers=READERS_MAX,
+                sync=self._sync,
+                metasync=self._sync,
+                writemap=False,  # with it a full disk is SIGBUS
+                lib_version=LMDB_MAJOR,
+            )
+            self._env.reader_check()
+            self._dbs = {db: self._env.open_db(db.value) for db in Db}
+        except lmdb.Error as error:
+            raise StoreFailed(
+                f"The store in {self._directory} cannot be opened: {error}. Restore it from a "
+                "backup, or name another directory."
+            ) from None
         self._loop = asyncio.get_running_loop()
         self._writer = threading.Thread(target=self._run, name="lmdb-writer", daemon=True)
         self._writer.start()
@@ -330,13 +336,19 @@ def _check_format(directory: Path) -> str:
         }
         _write_durably(note, json.dumps(said, indent=2) + "\n")
         return store_id
-    said = json.loads(note.read_text())
-    if said["format"] != DATA_FORMAT or not said["lmdb"].startswith(f"{LMDB_MAJOR}."):
+    try:
+        said = json.loads(note.read_text())
+        store_id, data_format, library = said["store_id"], said["format"], said["lmdb"]
+    except (ValueError, KeyError, TypeError):
         raise StoreFailed(
-            f"{directory} has data format {said['format']} (LMDB {said['lmdb']}) and this server "
+            f"{note} is damaged: restore it from a backup, or name another directory."
+        ) from None
+    if data_format != DATA_FORMAT or not str(library).startswith(f"{LMDB_MAJOR}."):
+        raise StoreFailed(
+            f"{directory} has data format {data_format} (LMDB {library}) and this server "
             f"reads format {DATA_FORMAT} (LMDB {LMDB_MAJOR}.x): use the version that wrote it."
         )
-    return str(said["store_id"])
+    return str(store_id)
 
 
 def _write_durably(path: Path, text: str) -> None:

@@ -85,10 +85,19 @@ class TransactionalEngine(Engine):
         size_bytes = sum(report.meta.ByteSize() for report in reports)
         return await self._write(operation, size_bytes=size_bytes)
 
-    async def get(self, namespace: str, task_ids: Sequence[str]) -> list[Record]:
+    async def get(
+        self, namespace: str, task_ids: Sequence[str], *, budget_bytes: int | None = None
+    ) -> list[Record]:
         def operation(view: View) -> list[Record]:
             where = self._known(view, namespace)
-            return [records.read(view, where, task_id) for task_id in task_ids]
+            found: list[Record] = []
+            size_bytes = 0
+            for task_id in task_ids:
+                if budget_bytes is not None and size_bytes > budget_bytes:
+                    break
+                found.append(records.read(view, where, task_id))
+                size_bytes += len(found[-1].wire)
+            return found
 
         return self._read(operation)
 

@@ -7,6 +7,7 @@ about the inside in the answer.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import grpc
@@ -74,7 +75,7 @@ def _pack(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) ->
 def answer_errors(method: str, handler: Handler) -> Handler:
     """Turns what a handler raises into a status."""
 
-    async def wrapped(raw: Raw, context: Context) -> bytes | None:
+    async def answered(raw: Raw, context: Context) -> bytes | None:
         try:
             return await handler(raw, context)
         except DomainError as error:
@@ -88,8 +89,8 @@ def answer_errors(method: str, handler: Handler) -> Handler:
                 why=error.sentence,
             )
             await _abort(context, status_of(error))
-        except (grpc.aio.AbortError, grpc.aio.UsageError):
-            raise  # the call is over already
+        except grpc.aio.BaseError:
+            raise  # gRPC's own: the call is over already
         except Exception:  # the outermost frame: a bug must not end the connection
             request_id = uuid.uuid4().hex
             log.exception("failed", method=method, peer=context.peer(), request_id=request_id)
@@ -98,6 +99,13 @@ def answer_errors(method: str, handler: Handler) -> Handler:
                 f"The server failed: look for request_id {request_id} in its log.",
             )
         return None
+
+    async def wrapped(raw: Raw, context: Context) -> bytes | None:
+        try:
+            return await answered(raw, context)
+        except grpc.aio.InternalError:
+            # gRPC's core took no more: the caller has gone, and nobody can be answered.
+            raise asyncio.CancelledError from None
 
     return wrapped
 

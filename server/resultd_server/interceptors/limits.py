@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from resultd_server import limits
@@ -9,30 +10,43 @@ from resultd_server.errors import Draining, Overloaded
 from resultd_server.interceptors import Context, Handler, Interceptor, Raw
 
 
+class Admission:
+    """The door: counts the calls under way, and once closed lets no more in."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.calls = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def intercept(self, _: str, handler: Handler) -> Handler:
+        """Sends new calls elsewhere once the door is closed."""
+
+        async def wrapped(raw: Raw, context: Context) -> bytes | None:
+            if self.closed:
+                raise Draining("The server is going down: try again, another or the next answers.")
+            self.calls += 1
+            self._empty.clear()
+            try:
+                return await handler(raw, context)
+            finally:
+                self.calls -= 1
+                if not self.calls:
+                    self._empty.set()
+
+        return wrapped
+
+    async def empty(self) -> None:
+        """Until no call is under way."""
+        await self._empty.wait()
+
+
 class Load(Protocol):
     """What there is to know about the server's state."""
 
     @property
-    def draining(self) -> bool:
-        """Whether the server is going down."""
-
-    @property
     def streams(self) -> int:
         """Streams under way."""
-
-
-def refuse_when_draining(load: Load) -> Interceptor:
-    """Sends new calls elsewhere once the server is going down."""
-
-    def intercept(_: str, handler: Handler) -> Handler:
-        async def wrapped(raw: Raw, context: Context) -> bytes | None:
-            if load.draining:
-                raise Draining("The server is going down: try again, another or the next answers.")
-            return await handler(raw, context)
-
-        return wrapped
-
-    return intercept
 
 
 def bound_streams(load: Load, maximum: int = limits.STREAMS_MAX) -> Interceptor:

@@ -122,14 +122,20 @@ def list_groups(
     """A page of groups by id."""
     start = namespace.prefix + decode_token(wanted.page_token)
     stop = keys.after_prefix(namespace.prefix)
-    rows, cursor = [], b""
+    rows: list[bytes] = []
+    cursor, size_bytes = b"", 0
     for key, raw in islice(view.txn.scan(Db.GROUPS, start, stop), limits.READ_ROWS_MAX):
-        cursor = key[len(namespace.prefix) :] + b"\0"
+        id_ = key[len(namespace.prefix) :]
         group = counters.load(view, U64.unpack_from(raw)[0])
         if group is not None and _group_matches(view, group, wanted):
-            rows.append(group_rows.to_message(view, group, brief=True).SerializeToString())
-            if len(rows) == wanted.page_size:
-                break
+            row = group_rows.to_message(view, group, brief=True).SerializeToString()
+            size_bytes += len(row)
+            if rows and size_bytes > limits.RESPONSE_BYTES_MAX // 2:
+                return Page(rows, encode_token(id_))
+            rows.append(row)
+        cursor = id_ + b"\0"
+        if len(rows) == wanted.page_size:
+            break
     more = next(view.txn.scan(Db.GROUPS, namespace.prefix + cursor, stop), None) if cursor else None
     return Page(rows, encode_token(cursor) if more is not None else "")
 

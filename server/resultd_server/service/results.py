@@ -10,7 +10,7 @@ from resultd.v1 import state_pb2
 from resultd_server import limits
 from resultd_server.core.sources import IterateSource, WaitForSource, WatchSource
 from resultd_server.engine.base import Engine, StoreOutcome
-from resultd_server.errors import DomainError, GroupNotFound, LimitExceeded
+from resultd_server.errors import DomainError, FieldInvalid, GroupNotFound, LimitExceeded
 from resultd_server.interceptors.errors import code_of
 from resultd_server.ledger import wire
 from resultd_server.ledger.progress import Cursor
@@ -76,9 +76,18 @@ class ResultService:
         room = limits.RESPONSE_BYTES_MAX - sum(len(id_.encode()) + 4 for id_ in ids)
         read = 0
         while read < len(ids):
-            for record in await self._engine.get(call.namespace, ids[read : read + _READ_AT_ONCE]):
+            records = await self._engine.get(
+                call.namespace,
+                ids[read : read + _READ_AT_ONCE],
+                budget_bytes=limits.RESPONSE_BYTES_MAX,
+            )
+            for record in records:
                 part = wire.message_field(1, record.wire)
-                if parts and len(part) > room:
+                if len(part) > room and not parts:
+                    raise FieldInvalid(
+                        "task_ids", "leave no room for records beside them", "ask for fewer at once"
+                    )
+                if len(part) > room:
                     return b"".join((*parts, wire.repeated(2, (i.encode() for i in ids[read:]))))
                 parts.append(part)
                 room -= len(part)
@@ -125,8 +134,9 @@ class ResultService:
 
         def apply(request: pb.WatchRequest) -> None:
             _check_watch(request)
-            if request.HasField("heartbeat"):
-                source.heartbeat_s = validate.heartbeat_s(request)
+            heartbeat_s = validate.heartbeat_s(request)
+            if not source.begun:
+                source.heartbeat_s = heartbeat_s
             source.apply(request)
 
         await self._streams.run_changing(call, source, requests, apply)

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from resultd.v1 import stream_pb2
 from resultd_server import limits
 from resultd_server.core.sources import ChangingSource, Source
+from resultd_server.errors import Overloaded
 from resultd_server.ledger.times import set_ms
 from resultd_server.service.registry import Call
 
@@ -56,12 +57,12 @@ class Streams:
             self.drop_stalled(asyncio.get_running_loop().time())
 
     def drop_stalled(self, now_s: float) -> None:
-        """Cancels the handlers of streams that stalled before `now_s`."""
+        """Ends the streams whose write has not moved for a minute at `now_s`."""
         for stream in self._running:
-            if stream.writing_since_s is not None and (
-                now_s - stream.writing_since_s > limits.STALLED_WRITE_S
-            ):
+            since_s = stream.writing_since_s
+            if since_s is not None and now_s - since_s > limits.STALLED_WRITE_S:
                 self.stalled += 1
+                stream.stalled = True
                 stream.task.cancel()
 
     async def run(self, call: Call, source: Source, timeout_s: float | None = None) -> None:
@@ -73,6 +74,13 @@ class Streams:
         self._running.add(stream)
         try:
             await stream.run(self)
+        except asyncio.CancelledError:
+            if not stream.stalled:
+                raise
+            # With a status: a call whose handler is merely cancelled never ends.
+            raise Overloaded(
+                f"The stream was not read for {limits.STALLED_WRITE_S:g} s: resume it."
+            ) from None
         finally:
             self._running.discard(stream)
             source.close()
@@ -119,6 +127,7 @@ class Stream:
         self.task = task
         self.source = source
         self.writing_since_s: float | None = None
+        self.stalled = False
         self._call = call
         self._loop = asyncio.get_running_loop()
         now_s = self._loop.time()
@@ -138,17 +147,23 @@ class Stream:
             if frame is None and not synced:
                 synced = True
                 await self._control(_SYNCED)
-            if reason is None:
-                reason = self._overdue(streams.draining)
+            # What counted when the wait began is sent whole, however short the timeout.
+            overdue = self._overdue(streams.draining, may_time_out=synced or frame is None)
+            if reason is None and overdue is not None:
+                reason = source.end or overdue
             if reason is not None:
                 await self._end(reason)
                 return
-            if frame is None and not await source.subscription.wait(self._rest_s()):
+            if frame is None:
+                await source.subscription.wait(self._rest_s())
                 await self._beat()
 
-    def _overdue(self, draining: bool) -> stream_pb2.EndReason.ValueType | None:
+    def _overdue(
+        self, draining: bool, *, may_time_out: bool
+    ) -> stream_pb2.EndReason.ValueType | None:
         now_s = self._loop.time()
-        if self._times_out_s is not None and now_s >= self._times_out_s:
+        times_out_s = self._times_out_s if may_time_out else None
+        if times_out_s is not None and now_s >= times_out_s:
             return stream_pb2.END_REASON_TIMEOUT
         if draining:
             return stream_pb2.END_REASON_DRAINING

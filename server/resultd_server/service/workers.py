@@ -55,8 +55,9 @@ class WorkerService:
         def apply(request: pb.WatchRevocationsRequest) -> None:
             validate.ids("add_task_ids", request.add_task_ids, empty=True)
             validate.ids("remove_task_ids", request.remove_task_ids, empty=True)
-            if request.HasField("heartbeat"):
-                source.heartbeat_s = validate.heartbeat_s(request)
+            heartbeat_s = validate.heartbeat_s(request)
+            if not source.begun:
+                source.heartbeat_s = heartbeat_s
             source.apply(request)
 
         await self._streams.run_changing(call, source, requests, apply)

@@ -1,0 +1,59 @@
+"""Whether an address is free, before gRPC takes it.
+
+gRPC tells nobody why it could not listen but its own log, and takes a unix socket away
+from a server that lives.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+UNIX = "unix:"
+
+
+def check_free(address: str) -> None:
+    """Raises OSError, a sentence with the remedy, if nobody can listen there."""
+    if address.startswith(UNIX):
+        _check_unix(address, Path(address.removeprefix(UNIX)))
+        return
+    host, _, port = address.rpartition(":")
+    for family, where in _resolve(address, host.strip("[]"), int(port)):
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(where)
+                probe.listen(1)  # a port that somebody else listens on may still be bound
+            except OSError as error:
+                raise _taken(address, error) from None
+
+
+def _resolve(address: str, host: str, port: int) -> Iterator[tuple[int, tuple[object, ...]]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise OSError(f"Cannot listen on {address}: {error.strerror}. Name an address.") from None
+    for family, _, _, _, where in found:
+        yield family, where
+
+
+def _check_unix(address: str, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise OSError(f"Cannot listen on {address}: {path.parent} is not a directory. Make it.")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return  # none, or what a server that was killed left behind
+        except OSError as error:
+            raise _taken(address, error) from None
+    raise _taken(address, OSError(errno.EADDRINUSE, "Address already in use"))
+
+
+def _taken(address: str, error: OSError) -> OSError:
+    remedy = "name another address with --listen"
+    if error.errno == errno.EADDRINUSE:
+        remedy = f"stop the server that listens there, or {remedy}"
+    return OSError(f"Cannot listen on {address}: {error.strerror or error}: {remedy}.")

@@ -1,0 +1,229 @@
+"""`resultd serve` as a process: signals, exit codes, what it says when it cannot start."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from resultd.v1 import result_service_pb2 as pb
+from resultd.v1 import result_service_pb2_grpc, state_pb2, stream_pb2
+from tests.support import reports
+from tests.support.refusals import Refusal, taken_apart
+from tests.support.server_process import ServerProcess
+
+DRAINING = stream_pb2.END_REASON_DRAINING
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server of the test's own: it will end it."""
+    with ServerProcess(tmp_path) as server:
+        yield server
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    """A server that is to refuse to start."""
+    command = [sys.executable, "-m", "resultd_server", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def results(channel: grpc.Channel) -> result_service_pb2_grpc.ResultServiceStub:
+    return result_service_pb2_grpc.ResultServiceStub(channel)
+
+
+def test_sigterm_ends_streams_with_draining_and_exits_0(own: ServerProcess) -> None:
+    """SIGTERM: every stream gets END(DRAINING) with a delay, status OK, and the exit code is 0."""
+    with grpc.insecure_channel(own.address) as channel:
+        waits = [results(channel).WaitFor(pb.WaitForRequest(task_ids=[f"t{n}"])) for n in range(9)]
+        for wait in waits:
+            assert next(wait).control.kind == stream_pb2.CONTROL_KIND_SYNCED
+        own.send(signal.SIGTERM)
+        for wait in waits:
+            [last] = list(wait)
+            assert last.control.end_reason == DRAINING
+            assert last.control.retry_delay.ToTimedelta().total_seconds() > 0
+            assert wait.code() == grpc.StatusCode.OK
+    assert own.wait() == 0
+
+
+def test_a_server_with_open_health_watches_still_ends_soon(own: ServerProcess) -> None:
+    """Health watches, which never end by themselves, get NOT_SERVING and do not hold a drain up."""
+    with grpc.insecure_channel(own.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        own.send(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert own.process.wait(8) == 0  # under the 10 s of drain_s
+        own.wait()
+
+
+def test_calls_under_way_finish_while_new_ones_are_sent_elsewhere(tmp_path: Path) -> None:
+    """While it drains, what began goes on, and what comes is DRAINING with a RetryInfo."""
+    options = (("grpc.max_receive_message_length", -1), ("grpc.http2.bdp_probe", 0))
+    with (
+        ServerProcess(tmp_path, "--drain-s", "30") as server,
+        grpc.insecure_channel(server.address, options) as channel,
+        grpc.insecure_channel(server.address) as other,
+    ):
+        ids = [f"big{n}" for n in range(8)]
+        for task_id in ids:
+            results(channel).StoreResult(reports.success(task_id, b"x" * 2**20))
+        # Nobody reads it yet, so that it is still under way while the server drains.
+        wait = results(channel).WaitFor(pb.WaitForRequest(task_ids=ids))
+        results(other).GetResult(pb.GetResultRequest(task_id="t"))
+        server.send(signal.SIGTERM)
+        refusal = _until_refused(other)
+        assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "DRAINING")
+        assert refusal.retry_delay_s == 1
+        frames = list(wait)
+        assert frames[-1].control.end_reason in (DRAINING, stream_pb2.END_REASON_COMPLETE)
+        assert server.wait() == 0
+
+
+def _until_refused(channel: grpc.Channel) -> Refusal:
+    while True:
+        try:
+            results(channel).GetResult(pb.GetResultRequest(task_id="t"), timeout=10)
+        except grpc.RpcError as error:
+            return taken_apart(error)
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    """A second SIGTERM does not wait for what is under way."""
+    with (
+        ServerProcess(tmp_path, "--drain-s", "600") as server,
+        grpc.insecure_channel(server.address, (("grpc.http2.bdp_probe", 0),)) as channel,
+    ):
+        for number in range(8):
+            results(channel).StoreResult(reports.success(f"big{number}", b"x" * 2**20))
+        ids = [f"big{n}" for n in range(8)]
+        wait = results(channel).WaitFor(pb.WaitForRequest(task_ids=ids))
+        next(wait)
+        server.send(signal.SIGTERM)
+        _until_refused(channel)
+        server.send(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+def test_what_was_acknowledged_before_the_signal_is_there_after_it(tmp_path: Path) -> None:
+    """Reports that got OK while the server was told to stop are read by the next one."""
+    acknowledged: list[str] = []
+    with ServerProcess(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
+
+        def report() -> None:
+            while True:
+                task_id = f"t{len(acknowledged)}"
+                try:
+                    results(channel).StoreResult(reports.success(task_id), timeout=10)
+                except grpc.RpcError:
+                    return
+                acknowledged.append(task_id)
+
+        worker = threading.Thread(target=report)
+        worker.start()
+        while len(acknowledged) < 50:
+            results(channel).GetResult(pb.GetResultRequest(task_id="t"))
+        assert server.stop() == 0
+        worker.join()
+    with ServerProcess(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
+        got = results(channel).BatchGetResults(pb.BatchGetResultsRequest(task_ids=acknowledged))
+        assert [meta.state for meta in got.metas] == [state_pb2.STATE_SUCCESS] * len(acknowledged)
+
+
+def test_a_second_server_on_the_port_refuses(own: ServerProcess, tmp_path: Path) -> None:
+    """A port in use: one sentence that names it and a remedy, exit code 2, nothing taken over."""
+    second = run("--data", str(tmp_path / "other"), "--listen", own.address)
+    assert second.returncode == 2
+    [line] = second.stderr.splitlines()
+    assert line == (
+        f"resultd: Cannot listen on {own.address}: Address already in use: stop the server that "
+        "listens there, or name another address with --listen."
+    )
+    assert not second.stdout
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_second_server_on_the_data_refuses(own: ServerProcess, tmp_path: Path) -> None:
+    """A data directory in use: one sentence with a remedy, exit code 2."""
+    second = run("--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0")
+    assert second.returncode == 2
+    [line] = second.stderr.splitlines()
+    assert line.startswith("resultd: Another server uses the data directory")
+    with grpc.insecure_channel(own.address) as channel:
+        assert results(channel).StoreResult(reports.success("t")).version == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--listen", "127.0.0.1"], "listen"),
+        (["--listen", "127.0.0.1:0"], "--data"),
+        (["--listen", "0.0.0.0:0", "--data", "/nowhere"], "--insecure"),
+        (["--data", "x", "--stream-age-s", "0"], "stream_age_s"),
+        (["--data", "x", "--engine", "paper"], "engine"),
+        (["--data", "/dev/null/x", "--listen", "127.0.0.1:0"], "/dev/null"),
+        (["--data", "x", "--listen", "no.such.host.invalid:0", "--insecure"], "no.such.host"),
+        (["--data", "x", "--listen", "unix:/no/such/directory/s"], "/no/such/directory"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_it_cannot_use_it_refuses_in_a_sentence(flags: list[str], said: str) -> None:
+    """Settings that cannot be used: one line on stderr that names them, exit code 2."""
+    refused = run(*flags)
+    assert refused.returncode == 2
+    [line] = refused.stderr.splitlines()
+    assert line.startswith("resultd: ")
+    assert said in line
+
+
+def test_data_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    """A directory with a foreign or broken store: one line that says so, exit code 2."""
+    foreign, garbled, broken = (tmp_path / name for name in ("foreign", "garbled", "broken"))
+    for directory in (foreign, garbled, broken):
+        directory.mkdir()
+    (foreign / "data.mdb").write_bytes(b"x" * 8192)
+    (garbled / "resultd.json").write_text("{")
+    (broken / "resultd.json").write_text('{"format": 1, "lmdb": "0.9.36", "store_id": "s"}')
+    (broken / "data.mdb").write_bytes(b"x" * 8192)
+    for directory in (foreign, garbled, broken):
+        refused = run("--data", str(directory), "--listen", "127.0.0.1:0")
+        assert refused.returncode == 2, refused.stderr
+        [line] = refused.stderr.splitlines()
+        assert line.startswith("resultd: ")
+        assert str(directory) in line
+
+
+def test_a_unix_socket_serves(tmp_path: Path) -> None:
+    """unix:PATH is listened on, refused while it is in use, and taken again after a crash."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        assert probe  # this machine has them
+    listen = f"unix:{tmp_path}/s"
+    server = ServerProcess(tmp_path, listen=listen).start()
+    assert server.address == listen
+    with grpc.insecure_channel(listen) as channel:
+        assert results(channel).StoreResult(reports.success("t")).version == 1
+    second = run("--data", str(tmp_path / "other"), "--listen", listen)
+    assert (second.returncode, len(second.stderr.splitlines())) == (2, 1)
+    assert "Address already in use" in second.stderr
+    server.kill()
+    with ServerProcess(tmp_path, listen=listen), grpc.insecure_channel(listen) as channel:
+        got = results(channel).GetResult(pb.GetResultRequest(task_id="t"))
+        assert got.meta.state == state_pb2.STATE_SUCCESS
+
+
+def test_a_signal_as_soon_as_it_is_ready_drains(tmp_path: Path) -> None:
+    """SIGTERM at the very moment the address is printed still ends with exit code 0."""
+    server = ServerProcess(tmp_path, "--engine", "memory").start()
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+    assert [line["event"] for line in server.log_lines()][-1] == "stopped"
