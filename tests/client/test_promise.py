@@ -1,0 +1,29 @@
+"""Promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from resultd._promise import Promise
+
+
+def test_listeners_are_told_once() -> None:
+    """Those before, those after; a second fulfilment changes nothing."""
+    promise, heard = Promise(), []
+    promise.then(heard.append)
+    promise(1)
+    promise(2)
+    promise.then(heard.append)
+    assert heard == [1, 1]
+    assert (promise.ready, promise.value) == (True, 1)
+
+
+def test_a_thrown_exception_goes_to_on_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Or to the log where there is none."""
+    promise, errors = Promise(), []
+    promise.then(lambda _: None)
+    promise.then(lambda _: None, errors.append)
+    reason = KeyError("k")
+    promise.throw(reason)
+    assert errors == [reason]
+    assert "then() callback failed" in caplog.text
