@@ -123,6 +123,7 @@ class LmdbEngine(TransactionalEngine):
         self._queued = 0
         self._queued_bytes = 0
         self._failure: BaseException | None = None
+        self._writer: threading.Thread | None = None
         self._lock_file: int | None = None
         self._dbs: dict[Db, Any] = {}
         self.commits = 0
@@ -131,7 +132,17 @@ class LmdbEngine(TransactionalEngine):
         """Opens or makes the store. Raises OSError, or StoreFailed for a foreign format."""
         self._directory.mkdir(parents=True, exist_ok=True)
         self._lock_file = _lock(self._directory)
-        self.store_id = _check_format(self._directory)
+        try:
+            self.store_id = _check_format(self._directory)
+            self._open_environment()
+        except BaseException:
+            self._unlock()
+            raise
+        self._loop = asyncio.get_running_loop()
+        self._writer = threading.Thread(target=self._run, name="lmdb-writer", daemon=True)
+        self._writer.start()
+
+    def _open_environment(self) -> None:
         headroom = max(HEADROOM_BYTES_MIN, self._max_db_bytes // 10)
         try:
             self._env = lmdb.open(
@@ -152,23 +163,32 @@ class LmdbEngine(TransactionalEngine):
             raise StoreFailed(
                 f"The store in {self._directory} cannot be opened: {error}. Restore it from a "
                 "backup, or name another directory."
-            ) from None
-        self._loop = asyncio.get_running_loop()
-        self._writer = threading.Thread(target=self._run, name="lmdb-writer", daemon=True)
-        self._writer.start()
+            ) from error
 
     async def close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
         self._queue.put(None)
-        await asyncio.to_thread(self._writer.join)
+        await asyncio.to_thread(writer.join)
         self._env.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock_file is not None:
             os.close(self._lock_file)
+            self._lock_file = None
+
+    def _check_usable(self) -> None:
+        if self._failure is not None:
+            raise _failed(self._failure)
+        if self._writer is None:
+            raise StoreFailed("The store is closed: the server is stopping, ask the next one.")
 
     async def _write(
         self, operation: Callable[[Unit], T], *, grows: bool = True, size_bytes: int = 0
     ) -> T:
-        if self._failure is not None:
-            raise _failed(self._failure)
+        self._check_usable()
         if self._queued >= limits.WRITES_QUEUED_MAX or (
             self._queued_bytes + size_bytes > limits.WRITES_QUEUED_BYTES_MAX
         ):
@@ -180,8 +200,7 @@ class LmdbEngine(TransactionalEngine):
         return await future
 
     def _read(self, operation: Callable[[View], T]) -> T:
-        if self._failure is not None:
-            raise _failed(self._failure)
+        self._check_usable()
         try:
             with self._env.begin() as txn:
                 return operation(View(_Txn(txn, self._dbs), self.clock()))
@@ -244,6 +263,8 @@ class LmdbEngine(TransactionalEngine):
                     continue
                 try:
                     done.append(_Done(operation, operation.run(unit), None))
+                except RecordCorrupt:
+                    raise  # met in the middle: what came before it is to be taken back
                 except DomainError as error:
                     done.append(_Done(operation, None, error))
             counters.flush(unit)

@@ -17,7 +17,7 @@ from resultd.v1 import (
     worker_service_pb2,
 )
 from resultd_server.engine.base import ClaimRequest, Engine, StoreOutcome, Swept
-from resultd_server.errors import DomainError
+from resultd_server.errors import DomainError, RecordCorrupt
 from resultd_server.ledger import (
     cancel,
     claims,
@@ -83,7 +83,13 @@ class TransactionalEngine(Engine):
             return [_store(unit, where, report) for report in reports]
 
         size_bytes = sum(report.meta.ByteSize() for report in reports)
-        return await self._write(operation, size_bytes=size_bytes)
+        try:
+            return await self._write(operation, size_bytes=size_bytes)
+        except RecordCorrupt as error:
+            # Nothing was changed. Each by itself, so that the others do not suffer.
+            if len(reports) == 1:
+                return [error]
+            return [outcome for each in reports for outcome in await self.put(namespace, [each])]
 
     async def get(
         self, namespace: str, task_ids: Sequence[str], *, budget_bytes: int | None = None
@@ -205,6 +211,8 @@ class TransactionalEngine(Engine):
 def _store(unit: Unit, namespace: Namespace, report: Report) -> StoreOutcome:
     try:
         return records.store(unit, namespace, report)
+    except RecordCorrupt:
+        raise  # met in the middle: what came before it is to be taken back
     except DomainError as error:
         return error
 
