@@ -85,7 +85,10 @@ class LoopStream:
         self._alive = alive
         self._call = start(request if request is not None else self._outgoing())
         alive.add(self)
+        self._end: ResultdError = UnavailableError("the stream ended without saying why")
         self.reader = loop.create_task(self._read(), name="resultd-stream")
+        # Not at the task's end: a task that is cancelled before its first step has none.
+        self.reader.add_done_callback(self._ended)
 
     def send(self, request: Message) -> None:
         """Send a message."""
@@ -106,7 +109,6 @@ class LoopStream:
                 yield request
 
     async def _read(self) -> None:
-        end: ResultdError = UnavailableError("the stream ended without saying why")
         try:
             while True:
                 await self._room.acquire()
@@ -115,11 +117,12 @@ class LoopStream:
                     return
                 self.mailbox.put(frame)
         except grpc.aio.AioRpcError as error:
-            end = _status.from_rpc_error(error)
-        finally:
-            self._call.cancel()  # abandoned calls of grpc.aio live on
-            self._alive.discard(self)
-            self.mailbox.put(end)
+            self._end = _status.from_rpc_error(error)
+
+    def _ended(self, _: asyncio.Task[None]) -> None:
+        self._call.cancel()  # abandoned calls of grpc.aio live on
+        self._alive.discard(self)
+        self.mailbox.put(self._end)
 
 
 class AioEndpoint:

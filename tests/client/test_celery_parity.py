@@ -93,7 +93,9 @@ def pairs() -> Iterator[tuple[str, str]]:
 
 def shape(function: Any) -> list[tuple[str, str, Any]]:
     """A signature without annotations."""
-    return [(p.name, p.kind.name, p.default) for p in inspect.signature(function).parameters.values()]
+    return [
+        (p.name, p.kind.name, p.default) for p in inspect.signature(function).parameters.values()
+    ]
 
 
 @pytest.mark.parametrize(("cls", "member"), [*pairs()])

@@ -11,7 +11,6 @@ import pytest
 from resultd._effects import Effect, Emit, Op, Sleep, each, iterate, iterate_async, run, run_async
 
 
-
 def doubling(notes: list[str]) -> Op[float]:
     """Sleep, and give twice what the sleep gave."""
     try:
@@ -113,7 +112,7 @@ async def test_an_iteration_that_is_left_is_cleaned_up() -> None:
     assert next(values) == 0
     values.close()  # type: ignore[attr-defined]  # it is a generator
     async_values = iterate_async(counting(notes), a_seconds)
-    assert await anext(async_values) == 0  # noqa: F821 (Python 3.10 has it)
+    assert await anext(async_values) == 0
     await async_values.aclose()  # type: ignore[attr-defined]  # as above
     assert notes == ["clean", "clean"]
 

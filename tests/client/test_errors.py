@@ -11,7 +11,9 @@ from resultd import errors
 from resultd.v1 import error_pb2
 
 
-@pytest.mark.parametrize("reason", [r for r in error_pb2.ErrorReason.keys() if r[-11:] != "UNSPECIFIED"])
+@pytest.mark.parametrize(
+    "reason", [r for r in error_pb2.ErrorReason.keys() if r[-11:] != "UNSPECIFIED"]
+)
 def test_every_reason_of_the_protocol_has_a_class(reason: str) -> None:
     """The one table knows each reason the server can give."""
     assert reason.removeprefix("ERROR_REASON_") in errors.BY_REASON

@@ -113,9 +113,7 @@ def test_waits_go_on_over_a_restart(tmp_path: Path, new_id: Callable[[], str]) -
         ids = [new_id() for _ in range(60)]
         group = client.GroupResult(new_id(), [client.AsyncResult(i) for i in ids]).save()
         a_set, set_values = in_thread(lambda: list(group.iterate(timeout=40)))
-        a_group, group_values = in_thread(
-            lambda: list(client.group(group.id).iterate(timeout=40))
-        )
+        a_group, group_values = in_thread(lambda: list(client.group(group.id).iterate(timeout=40)))
         fired: list[str] = []
         for result in group:
             client.AsyncResult(result.id).then(lambda r: fired.append(r.id))

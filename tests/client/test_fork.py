@@ -65,9 +65,7 @@ def test_children_of_a_process_with_channel_and_stream_work(
     assert heard.wait(5)
 
 
-def test_a_wait_in_another_thread_survives_forks(
-    client: Client, new_id: Callable[[], str]
-) -> None:
+def test_a_wait_in_another_thread_survives_forks(client: Client, new_id: Callable[[], str]) -> None:
     """A get() that blocks while its process forks 20 times gets its result."""
     task_id = new_id()
     values: list[object] = []
@@ -104,9 +102,7 @@ def test_a_child_goes_on_with_an_iteration_of_its_parent(
     assert exit_code(pid) == 0
 
 
-def test_a_streamed_group_goes_on_after_forks(
-    client: Client, new_id: Callable[[], str]
-) -> None:
+def test_a_streamed_group_goes_on_after_forks(client: Client, new_id: Callable[[], str]) -> None:
     """An Iterate stream that is open at a fork is resumed by the parent, nothing twice."""
     ids = [new_id() for _ in range(10)]
     group = client.group(new_id()).create(ids)

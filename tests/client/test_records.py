@@ -39,9 +39,7 @@ def meta_of(report: Report) -> task_pb2.TaskMeta:
         ("REJECTED", None, None),
     ],
 )
-def test_each_state_carries_what_belongs_to_it(
-    state: str, result: Any, field: str | None
-) -> None:
+def test_each_state_carries_what_belongs_to_it(state: str, result: Any, field: str | None) -> None:
     """A value or a failure, never both."""
     meta = meta_of(Report("t", result, state))
     assert _records.state_name(meta.state, meta.custom_state) == state
@@ -104,9 +102,25 @@ def test_ttls_are_seconds_for_ever_or_the_servers_affair(
 
 def test_children_are_named_in_any_form() -> None:
     """Ids, pairs, tuples of results and of groups."""
-    forms = ["a", ("b", None), (("c", None), None), (("d", None), []), ["e", [["x", None]]], ("f", 2)]
-    kinds = [(c.id, _records.is_group(c.kind)) for c in meta_of(Report("t", children=forms)).children]
-    assert kinds == [("a", False), ("b", False), ("c", False), ("d", True), ("e", True), ("f", True)]
+    forms = [
+        "a",
+        ("b", None),
+        (("c", None), None),
+        (("d", None), []),
+        ["e", [["x", None]]],
+        ("f", 2),
+    ]
+    kinds = [
+        (c.id, _records.is_group(c.kind)) for c in meta_of(Report("t", children=forms)).children
+    ]
+    assert kinds == [
+        ("a", False),
+        ("b", False),
+        ("c", False),
+        ("d", True),
+        ("e", True),
+        ("f", True),
+    ]
 
 
 def test_reports_come_in_any_form() -> None:

@@ -160,9 +160,7 @@ class TestGet:
             with resultd.allow_join_result():
                 assert result.get() == 1
 
-    def test_after_forget_it_waits_for_the_next_report(
-        self, client: Client, new_id: NewId
-    ) -> None:
+    def test_after_forget_it_waits_for_the_next_report(self, client: Client, new_id: NewId) -> None:
         """And the record does not exist meanwhile."""
         result = client.AsyncResult(new_id())
         client.store_result(result.id, 1)
@@ -439,9 +437,7 @@ class TestGraph:
 
 
 class TestRevoke:
-    def test_a_task_nobody_started_is_revoked_at_once(
-        self, client: Client, new_id: NewId
-    ) -> None:
+    def test_a_task_nobody_started_is_revoked_at_once(self, client: Client, new_id: NewId) -> None:
         """And get() raises, or returns, TaskRevokedError."""
         result = client.AsyncResult(new_id())
         result.revoke(terminate=True, signal="SIGTERM", wait=True, timeout=5)
@@ -506,7 +502,9 @@ class TestThen:
         result, other = client.AsyncResult(new_id()), client.AsyncResult(new_id())
         errors: list[BaseException] = []
         done = threading.Event()
-        result.then(lambda _: other.get(timeout=5), on_error=lambda e: (errors.append(e), done.set()))
+        result.then(
+            lambda _: other.get(timeout=5), on_error=lambda e: (errors.append(e), done.set())
+        )
         client.store_result(result.id, 5)
         assert done.wait(5)
         assert isinstance(errors[0], RuntimeError)
@@ -628,9 +626,7 @@ class TestSets:
         with pytest.raises(ValueError, match="third"):
             three.join(timeout=5)
 
-    def test_values_are_iterated_as_they_complete(
-        self, client: Client, three: ResultSet
-    ) -> None:
+    def test_values_are_iterated_as_they_complete(self, client: Client, three: ResultSet) -> None:
         """One after the other, each when it is there."""
         values = three.iterate(timeout=5)
         for index in (2, 0, 1):
@@ -808,4 +804,4 @@ def test_without_a_client_the_default_one_is_used(client: Client, new_id: NewId)
     group.delete()
     assert list(resultd.ResultSet([])) == []
     assert resultd.AsyncResult(task_id, app=client).backend is client
-    assert states.SUCCESS == result.state
+    assert result.state == states.SUCCESS

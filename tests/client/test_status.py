@@ -16,8 +16,12 @@ def details(*messages: object, domain: str = "resultd") -> list[tuple[str, str |
     retry = error_pb2.RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000))
     status = error_pb2.StatusDetails(
         details=[
-            AnyMessage(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=info.SerializeToString()),
-            AnyMessage(type_url="type.googleapis.com/google.rpc.RetryInfo", value=retry.SerializeToString()),
+            AnyMessage(
+                type_url="type.googleapis.com/google.rpc.ErrorInfo", value=info.SerializeToString()
+            ),
+            AnyMessage(
+                type_url="type.googleapis.com/google.rpc.RetryInfo", value=retry.SerializeToString()
+            ),
             AnyMessage(type_url="type.googleapis.com/other.Thing", value=b"?"),
         ]
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from resultd_server import limits
 from resultd_server.app import App
 from resultd_server.config import Settings
 from tests.support.stubs import Stubs
@@ -39,10 +40,12 @@ class Served(Stubs):
 
 
 @asynccontextmanager
-async def serving(**settings: Any) -> AsyncIterator[Served]:
+async def serving(
+    *, streams_max: int = limits.STREAMS_MAX, **settings: Any
+) -> AsyncIterator[Served]:
     """Starts a server on a free port; stops it at once afterwards."""
     said = {"engine": "memory", "listen": "127.0.0.1:0", **settings}
-    app = App(Settings(**said))
+    app = App(Settings(**said), streams_max=streams_max)
     address = await app.start()
     try:
         async with grpc.aio.insecure_channel(address) as channel:

@@ -178,6 +178,10 @@ class Store:
         counts = (await self.group(group_id)).counts
         return {field.name: int(number) for field, number in counts.ListFields()}
 
+    async def outcome(self, group_id: str) -> str:
+        """What the group counts as: SUCCESS, FAILURE, or UNSPECIFIED before it is complete."""
+        return state_pb2.State.Name((await self.group(group_id)).outcome).removeprefix("STATE_")
+
     async def existence(self, group_id: str) -> str:
         """Whether there is such a group."""
         found = (await self.group(group_id)).existence

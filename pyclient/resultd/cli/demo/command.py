@@ -1,0 +1,5 @@
+"""`resultd demo`."""
+
+
+def demo() -> None:
+    """See the main job done."""

@@ -1,0 +1,80 @@
+"""The asyncio shell."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from resultd import _url, aio
+from resultd._aio_channel import AioEndpoint, LoopMailbox
+from resultd._effects import Call, Open, Reconnect
+from resultd.errors import ResultdError, UnavailableError
+from resultd.testing import Server
+from resultd.v1 import result_service_pb2
+from tests.support.tcp_proxy import TcpProxy
+
+
+async def test_a_mailbox_can_be_filled_from_any_thread() -> None:
+    """It waits exactly, and gives all there is."""
+    mailbox = LoopMailbox(asyncio.get_running_loop())
+    began = time.monotonic()
+    assert await mailbox.receive(0.05) == []
+    assert 0.045 <= time.monotonic() - began < 0.1
+    threading.Timer(0.02, mailbox.put, (1,)).start()
+    assert await mailbox.receive(5) == [1]
+    mailbox.put(2)
+    mailbox.put(3)
+    assert await mailbox.receive(None) == [2, 3]
+
+
+async def test_cancelling_a_receive_cancels_it() -> None:
+    """The next one works."""
+    mailbox = LoopMailbox(asyncio.get_running_loop())
+    task = asyncio.create_task(mailbox.receive(None))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    mailbox.put(1)
+    assert await mailbox.receive(1) == [1]
+
+
+async def test_how_a_stream_ended_is_the_last_item(server: Server) -> None:
+    """And nothing of it is left."""
+    endpoint = AioEndpoint(_url.parse(server.url)).enter()
+    stream = await endpoint.handle(Open("Iterate", result_service_pb2.IterateRequest()))
+    items = await stream.mailbox.receive(5)
+    assert isinstance(items[-1], ResultdError)
+    other = await endpoint.handle(Open("Watch", None))
+    other.send(result_service_pb2.WatchRequest(sequence=1))
+    assert (await other.mailbox.receive(5))[0].control.sequence == 1
+    await endpoint.close()
+    assert not endpoint._streams
+
+
+async def test_a_silent_connection_is_replaced_after_a_call(server: Server) -> None:
+    """An attempt that got no answer in its whole time gives it up."""
+    with TcpProxy(server.port) as proxy:
+        url = f"resultd://127.0.0.1:{proxy.port}?attempt_timeout=0.3&timeout=10"
+        async with aio.Client(url) as client:
+            await client.server_info()
+            proxy.blackhole()
+            proxy.heal()
+            assert (await client.server_info()).engine == "memory"
+            assert proxy.accepted == 2
+
+
+async def test_a_given_up_connection_ends_its_streams(server: Server) -> None:
+    """A complaint about an older one changes nothing."""
+    endpoint = AioEndpoint(_url.parse(server.url)).enter()
+    stream = await endpoint.handle(Open("Watch", None))
+    await endpoint.handle(Reconnect(99))
+    assert stream in endpoint._streams
+    await endpoint.handle(Reconnect(stream.generation))
+    assert isinstance((await stream.mailbox.receive(5))[-1], UnavailableError)
+    request = result_service_pb2.GetServerInfoRequest()
+    assert (await endpoint.handle(Call("GetServerInfo", request, 5))).engine == "memory"
+    await endpoint.close()

@@ -1,0 +1,90 @@
+"""Endpoints: lazy, shared, closed by the last."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from pathlib import Path
+
+import pytest
+
+from resultd import _channel, _url
+from resultd.client import Client
+from resultd.testing import Server
+from resultd.v1 import result_service_pb2
+
+
+def test_clients_of_one_address_share_an_endpoint(server: Server) -> None:
+    """The last one to go closes it."""
+    url = _url.parse(server.url + "/shared")
+    one, two = _channel.acquire(url), _channel.acquire(_url.parse(server.url + "/shared"))
+    assert one is two
+    assert one._channel is None
+    one.handle(_channel.Call("GetServerInfo", _info(), 5))
+    _channel.release(one)
+    assert one._channel is not None
+    _channel.release(two)
+    assert one._channel is None
+    fresh = _channel.acquire(url)
+    assert fresh is not one
+    _channel.release(fresh)
+
+
+def test_every_call_carries_namespace_and_token() -> None:
+    """As metadata."""
+    url = _url.parse("resultd://h/ns?token=geheim")
+    assert _channel.call_metadata(url) == (
+        ("resultd-namespace", "ns"),
+        ("authorization", "Bearer geheim"),
+    )
+
+
+def test_tls_takes_certificates_from_files(tmp_path: Path) -> None:
+    """A missing file is said before anything is sent."""
+    (tmp_path / "ca.pem").write_text("not checked before the handshake")
+    url = _url.parse(f"resultds://h?ca={tmp_path}/ca.pem&server_name=n&timeout=1")
+    _channel.credentials(url)
+    assert ("grpc.ssl_target_name_override", "n") in _channel.options(url)
+    with pytest.raises(OSError, match="nix"), Client(f"resultds://h?ca={tmp_path}/nix") as client:
+        client.server_info()
+
+
+def test_a_connection_is_given_up_once_however_many_complain(client: Client) -> None:
+    """The second complaint is about a connection that is gone already."""
+    client.server_info()
+    endpoint = client._open()
+    generation = endpoint._generation
+    for _ in range(3):
+        endpoint.handle(_channel.Reconnect(generation))
+    assert endpoint._generation == generation + 1
+    client.server_info()
+
+
+def test_calls_under_way_survive_a_new_connection(client: Client) -> None:
+    """They are made again on it."""
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            while not stop.is_set():
+                client.server_info()
+        except Exception as error:  # noqa: BLE001 (the test shows it)
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    endpoint = client._open()
+    end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=0.5)
+    while datetime.datetime.now(datetime.timezone.utc) < end:
+        endpoint.handle(_channel.Reconnect(endpoint._generation))
+        client.server_info()
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert errors == []
+
+
+def _info() -> result_service_pb2.GetServerInfoRequest:
+    return result_service_pb2.GetServerInfoRequest()

@@ -1,0 +1,185 @@
+"""Streaming a group: what is kept, what is resumed, what is dropped."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resultd import errors
+from resultd._core import ClientCore
+from resultd._effects import Effect, Open, Receive, Reconnect, iterate
+from resultd._iterate import Bitmap, Progress, members
+from resultd.v1 import result_service_pb2, state_pb2, stream_pb2
+
+HEARTBEAT = stream_pb2.CONTROL_KIND_HEARTBEAT
+END = stream_pb2.CONTROL_KIND_END
+RESET = stream_pb2.CONTROL_KIND_RESET
+
+
+@pytest.fixture
+def client() -> ClientCore:
+    """Configuration and decoding; nothing is opened."""
+    return ClientCore("resultd://h?heartbeat=1")
+
+
+def frame(*indexes: int, after: bytes = b"", kind: int = 0, **control: Any) -> Any:
+    """A frame with members that are done."""
+    made = result_service_pb2.IterateResponse(after=after)
+    made.control.CopyFrom(stream_pb2.Control(kind=kind, **control))  # type: ignore[arg-type]
+    for index in indexes:
+        event = made.events.add(index=index, position=index + 1)
+        event.task.task_id = f"t{index}"
+        event.task.state = state_pb2.STATE_SUCCESS
+        event.task.value.data = str(index).encode()
+    return made
+
+
+@given(st.lists(st.integers(0, 5000)))
+def test_a_bitmap_is_a_set_of_numbers(numbers: list[int]) -> None:
+    """It says what is new."""
+    bitmap, model = Bitmap(), set()
+    for number in numbers:
+        assert bitmap.add(number) == (number not in model)
+        model.add(number)
+
+
+def test_a_million_indexes_are_a_quarter_megabyte() -> None:
+    """One bit each, and at most twice that while it grows."""
+    bitmap = Bitmap()
+    for number in range(1_000_000):
+        bitmap.add(number)
+    assert len(bitmap._bytes) <= 250_100
+
+
+def test_after_a_reset_only_what_is_new_is_delivered(client: ClientCore) -> None:
+    """The stream starts again; what was delivered is dropped by its index."""
+    progress = Progress(client)
+    assert [m.result for m in progress.members(frame(3, 1, after=b"x"))] == [3, 1]
+    assert progress.after == b"x"
+    assert progress.members(frame(kind=RESET)) == []
+    assert progress.after == b""
+    assert [m.index for m in progress.members(frame(3, 2, 1, after=b"y"))] == [2]
+    assert progress.after == b"y"
+
+
+class Server:
+    """Plays one list of frames for each stream that is opened."""
+
+    def __init__(self, *streams: list[Any]) -> None:
+        self.streams = list(streams)
+        self.asked: list[bytes] = []
+        self.reconnects = 0
+        self.cancelled = 0
+        self.mailbox: Any = self
+        self.generation = 0
+        self.items: list[Any] = []
+
+    def __call__(self, effect: Effect) -> Any:
+        """Do an effect."""
+        if isinstance(effect, Open):
+            request = effect.request
+            assert isinstance(request, result_service_pb2.IterateRequest)
+            self.asked.append(request.after)
+            self.items = self.streams.pop(0)
+            return self
+        if isinstance(effect, Reconnect):
+            self.reconnects += 1
+            return None
+        assert isinstance(effect, Receive)
+        if effect.mailbox is not self:
+            return []
+        if not self.items:
+            assert effect.timeout is not None
+            time.sleep(min(effect.timeout, 3))
+            return []
+        return [self.items.pop(0)]
+
+    def taken(self) -> None:
+        """A frame was taken."""
+
+    def cancel(self) -> None:
+        """The call was cancelled."""
+        self.cancelled += 1
+
+
+class WithMailbox(ClientCore):
+    """A client whose pauses are waits on a mailbox of nobody's."""
+
+    def watcher(self) -> Any:
+        """Stand for the watcher and its port."""
+        return self
+
+    @property
+    def port(self) -> Any:
+        """As above."""
+        return self
+
+    def new_mailbox(self) -> object:
+        """As above."""
+        return object()
+
+
+def stream(server: Server, timeout: float | None = None) -> list[int]:
+    """Read a group to its end; gives indexes."""
+    client = WithMailbox("resultd://h?heartbeat=1")
+    request = result_service_pb2.IterateRequest(group_id="g")
+    return [m.index for m in iterate(members(client, request, timeout), server)]
+
+
+COMPLETE = frame(kind=END, end_reason=stream_pb2.END_REASON_COMPLETE)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        errors.make("UNAVAILABLE", "gone"),
+        errors.make("INTERNAL", "a proxy"),
+        errors.make("UNKNOWN", "a proxy"),
+        errors.make("CANCELLED", "?"),
+        frame(kind=END, end_reason=stream_pb2.END_REASON_MAX_AGE),
+        frame(kind=END, end_reason=stream_pb2.END_REASON_DRAINING),
+        frame(kind=END, end_reason=stream_pb2.END_REASON_TIMEOUT),
+    ],
+)
+def test_any_end_but_a_final_one_is_resumed_where_it_was(end: Any) -> None:
+    """With the `after` of the last frame."""
+    server = Server([frame(0, after=b"1"), end], [frame(1, after=b"2"), COMPLETE])
+    assert stream(server) == [0, 1]
+    assert server.asked == [b"", b"1"]
+    assert server.cancelled == 2
+
+
+@pytest.mark.parametrize("code", sorted(errors.FINAL_CODES))
+def test_hard_errors_are_raised(code: str) -> None:
+    """Not resumed."""
+    server = Server([frame(0), errors.make(code, "no")])
+    with pytest.raises(errors.ResultdError, match="no"):
+        stream(server)
+    assert server.cancelled == 1
+
+
+def test_a_deleted_group_is_said() -> None:
+    """END for GONE."""
+    with pytest.raises(errors.ResultGoneError):
+        stream(Server([frame(kind=END, end_reason=stream_pb2.END_REASON_GONE)]))
+
+
+def test_a_silent_stream_is_given_up_with_its_connection() -> None:
+    """After 2.5 heartbeats; a heartbeat is not silence."""
+    began = time.monotonic()
+    server = Server([frame(0, after=b"1"), frame(kind=HEARTBEAT)], [frame(1), COMPLETE])
+    assert stream(server) == [0, 1]
+    assert server.reconnects == 1
+    assert time.monotonic() - began >= 2.5
+
+
+def test_a_timeout_is_raised_while_nothing_comes() -> None:
+    """And the call is cancelled."""
+    server = Server([frame(0)])
+    with pytest.raises(errors.TimeoutError):
+        stream(server, 0.05)
+    assert server.cancelled == 1

@@ -1,0 +1,36 @@
+"""Sets without a server."""
+
+from __future__ import annotations
+
+from resultd import EagerResult
+from resultd._effects import Emit, run
+from resultd._set import SetCore, leaves, mapped
+from resultd.results import ResultSet
+
+
+def test_leaves_are_found_at_any_depth() -> None:
+    """In order."""
+    one, two = (EagerResult(i, i, "SUCCESS") for i in "ab")
+    assert leaves([one, ResultSet([two, ResultSet([one])])]) == [one, two, one]
+
+
+def test_a_set_of_eager_results_needs_no_server() -> None:
+    """Order, callbacks and iteration are those of any set."""
+    results = ResultSet([EagerResult(i, i, "SUCCESS") for i in "ab"])
+    assert SetCore.__eq__(results, 1) is NotImplemented
+    results.then(lambda _: None)
+    assert results.on_ready.ready
+
+
+def test_emitted_values_are_changed_on_their_way() -> None:
+    """Everything else passes."""
+
+    def numbers():  # type: ignore[no-untyped-def]  # an operation
+        yield Emit(1)
+        yield Emit(2)
+
+    got: list[int] = []
+    from resultd._effects import each
+
+    run(each(mapped(numbers(), lambda n: n * 10), got.append), lambda _: None)
+    assert got == [10, 20]
