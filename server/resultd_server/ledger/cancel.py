@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from resultd.v1 import state_pb2, task_pb2, value_pb2, worker_service_pb2
-from resultd_server import limits
 from resultd_server.ledger import records, revocations
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.records import Report
@@ -43,5 +42,6 @@ def revoke(unit: Unit, namespace: Namespace, wish: worker_service_pb2.Revocation
             message=reason,
         ),
     )
-    records.store(unit, namespace, Report(meta, limits.TTL_DEFAULT_MS))
+    ttl_ms = records.ttl_ms(unit, namespace, wish.task_id)
+    records.store(unit, namespace, Report(meta, ttl_ms))
     return state_pb2.STATE_REVOKED

@@ -91,7 +91,7 @@ def create(unit: Unit, namespace: Namespace, declared: Declaration) -> group_pb2
     group_rows.put_payloads(unit, group, said)
     _add(unit, group, members)
     if declared.seal and not group.sealed:
-        _seal(unit, group, group.members)
+        _seal(unit, group, _as_many_as_known(group))
     return group_rows.to_message(unit, group)
 
 
@@ -160,6 +160,7 @@ def add_members(
 
 def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) -> None:
     taken: dict[int, tuple[bytes, str]] = {}
+    places: dict[tuple[bytes, str], int] = {}
     for member in members:
         kind, id_, index = member.kind, member.id, member.index
         if index is not None:
@@ -177,7 +178,15 @@ def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) ->
             if row is not None:
                 continue
             taken[index] = (kind, id_)
-        _check_one(unit, group, kind, id_)
+        who = (kind, id_)
+        if who not in places:
+            places[who] = len(memberships.of(unit, group.namespace, kind, id_))
+            _check_one(unit, group, kind, id_)
+        places[who] += 1
+        if places[who] > limits.GROUPS_PER_MEMBER:
+            raise LimitExceeded(
+                f"groups of {id_!r}", places[who], limits.GROUPS_PER_MEMBER, "delete some"
+            )
     if not taken and all(member.index is not None for member in members):
         return
     last = max([*taken, group.next_index - 1])
@@ -191,13 +200,6 @@ def _check_one(unit: Unit, group: Counters, kind: bytes, id_: str) -> None:
             f"Group {group.group_id!r} is sealed and takes no new members but those that "
             "reports name: raise its total with AddToTotal, or start a new group.",
             group_id=group.group_id,
-        )
-    if memberships.in_too_many(unit, group.namespace, kind, id_):
-        raise LimitExceeded(
-            f"groups of {id_!r}",
-            limits.GROUPS_PER_MEMBER + 1,
-            limits.GROUPS_PER_MEMBER,
-            "delete some",
         )
     if kind == keys.GROUP:
         nesting.check(unit, group, id_)
@@ -244,9 +246,13 @@ def seal(unit: Unit, namespace: Namespace, group_id: str, total: int | None) -> 
                 expected_total=group.declared,
             )
         return group_rows.to_message(unit, group)
-    declared = group.members - group.added if total is None else total
-    _seal(unit, group, max(declared, 0))
+    _seal(unit, group, _as_many_as_known(group) if total is None else total)
     return group_rows.to_message(unit, group)
+
+
+def _as_many_as_known(group: Counters) -> int:
+    # AddToTotal's part comes on top: so that both together are the members there are.
+    return max(group.members - group.added, 0)
 
 
 def _seal(unit: Unit, group: Counters, declared: int) -> None:
@@ -355,6 +361,9 @@ def _collect_run(unit: Unit, number: int, namespace: Namespace, budget: int) -> 
         key = keys.membership(namespace, member.kind, member.id, number, index)
         unit.txn.delete(Db.MEMBERSHIPS, key)
         unit.txn.delete(Db.MEMBERS, keys.member(number, index))
+        if member.kind == keys.TASK:
+            # The group kept it: from now on its own life counts, and those of its others.
+            records.file_expiry(unit, namespace, member.id)
         removed += 1
     for entry in list(islice(memberships.log(unit, number, 0), budget - removed)):
         unit.txn.delete(Db.LOG, keys.member(number, entry.position))

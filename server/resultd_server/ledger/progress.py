@@ -109,6 +109,8 @@ def _fits(view: View, group: Counters, cursor: Cursor) -> bool:
     if cursor.epoch != group.epoch:
         return False
     if cursor.order == AS_COMPLETED:
+        if cursor.position > group.done:
+            return False
         entry = memberships.log_entry(view, group.number, cursor.position)
         return entry is not None and entry.id == cursor.id
     if cursor.position > limits.INDEX_MAX + 1:
@@ -122,8 +124,6 @@ _Row = tuple[Entry, int]
 
 
 def _log_rows(view: View, group: Counters, cursor: Cursor) -> Iterator[_Row]:
-    if cursor.position >= 2**32:
-        return
     for entry in memberships.log(view, group.number, cursor.position):
         yield entry, entry.position
 

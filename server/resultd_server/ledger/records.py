@@ -15,7 +15,7 @@ from resultd_server import limits
 from resultd_server.errors import ValueTooLarge
 from resultd_server.ledger import claims, keys, memberships, revocations, tombstones
 from resultd_server.ledger.keys import Namespace
-from resultd_server.ledger.times import set_ms
+from resultd_server.ledger.times import set_ms, to_ms
 from resultd_server.ledger.transitions import (
     APPLIED,
     DUPLICATE,
@@ -131,6 +131,14 @@ def live_state(view: View, namespace: Namespace, task_id: str) -> int | None:
     if stored is None or _due(view, namespace, task_id, stored):
         return None
     return stored.state
+
+
+def ttl_ms(view: View, namespace: Namespace, task_id: str) -> int:
+    """The time to live that the record's last report named; the default without a record."""
+    stored = _find(view, namespace, task_id)
+    if stored is None:
+        return limits.TTL_DEFAULT_MS
+    return stored.expire_ms and stored.expire_ms - to_ms(stored.meta().updated_time)
 
 
 class _Now(NamedTuple):
@@ -297,6 +305,13 @@ def bury(unit: Unit, namespace: Namespace, task_id: str, existence: int) -> None
         digest=content_digest(stored.meta()) if stored.state in TERMINAL else bytes(16),
     )
     unit.hint(namespace, TASK, task_id)
+
+
+def file_expiry(unit: Unit, namespace: Namespace, task_id: str) -> None:
+    """Lets the sweeper look at a record when its own time to live is over."""
+    stored = _find(unit, namespace, task_id)
+    if stored is not None and stored.expire_ms:
+        unit.txn.put(Db.EXPIRY, keys.expiry(stored.expire_ms, keys.TASK, namespace, task_id), b"")
 
 
 def expire(unit: Unit, namespace: Namespace, task_id: str) -> bool:
