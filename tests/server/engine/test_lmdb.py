@@ -212,8 +212,7 @@ async def fill(store: Store, value: bytes) -> int:
     for number in range(100):
         try:
             await store.report(f"t{number}", value=value, ttl_ms=HOUR_MS)
-        except StoreFull as refusal:
-            assert "forget results" in refusal.sentence
+        except StoreFull:
             return number
     raise AssertionError("never full")
 

@@ -1,0 +1,145 @@
+"""What is due goes, a bounded number of rows at a time; what is kept is looked at again."""
+
+from __future__ import annotations
+
+from resultd_server import limits
+from tests.support.stores import (
+    DAY_MS,
+    HOUR_MS,
+    NEVER,
+    SECOND_MS,
+    Store,
+    disposition,
+    make_report,
+    task,
+)
+
+
+async def test_a_record_lives_its_time_from_the_last_accepted_report(store: Store) -> None:
+    """Each accepted report puts off the expiry by its own time to live; a repeat does not."""
+    await store.report("t", "STARTED", ttl_ms=HOUR_MS)
+    store.clock.advance(HOUR_MS - 1)
+    await store.report("t", ttl_ms=HOUR_MS)
+    store.clock.advance(HOUR_MS - 1)
+    await store.sweep()
+    assert disposition(await store.report("t", ttl_ms=DAY_MS)) == "DUPLICATE"
+    store.clock.advance(1)
+    assert await store.state("t") == "EXPIRED"
+    assert (await store.sweep()).expired == 1
+    assert await store.state("t") == "EXPIRED"
+
+
+async def test_a_shorter_life_counts_from_the_report_that_named_it(store: Store) -> None:
+    """A later report may shorten a record's life, give it one, or take it away."""
+    await store.report("short", "STARTED", ttl_ms=DAY_MS)
+    await store.report("short", ttl_ms=SECOND_MS)
+    await store.report("given", "STARTED", ttl_ms=NEVER)
+    await store.report("given", ttl_ms=SECOND_MS)
+    await store.report("taken", "STARTED", ttl_ms=SECOND_MS)
+    await store.report("taken", ttl_ms=NEVER)
+    store.clock.advance(SECOND_MS)
+    assert (await store.sweep()).expired == 2
+    assert [await store.state(name) for name in ("short", "given", "taken")] == [
+        "EXPIRED",
+        "EXPIRED",
+        "SUCCESS",
+    ]
+    store.clock.advance(1000 * DAY_MS)
+    assert (await store.sweep()).expired == 0
+
+
+async def test_a_member_lives_while_its_group_lives(store: Store) -> None:
+    """A due member is kept and filed again while its group lives, then goes with it."""
+    await store.create("g", task("t"), ttl_ms=DAY_MS)
+    await store.report("t", ttl_ms=HOUR_MS)
+    for _ in range(3):
+        store.clock.advance(2 * HOUR_MS)
+        assert (await store.sweep()).expired == 0
+        assert await store.state("t") == "SUCCESS"
+    await store.add("g", task("later"))
+    store.clock.advance(DAY_MS - 1)
+    await store.sweep()
+    assert await store.state("t") == "SUCCESS"
+    store.clock.advance(1)
+    assert await store.state("t") == "EXPIRED"
+    assert (await store.sweep()).expired == 2
+    assert await store.state("t") == "EXPIRED"
+
+
+async def test_a_group_that_expires_incomplete_lets_its_members_go(store: Store) -> None:
+    """An incomplete group's end is counted; its members follow when their own time is over."""
+    await store.create("g", task("short"), task("long"), task("none"), ttl_ms=HOUR_MS)
+    await store.report("short", "STARTED", ttl_ms=SECOND_MS)
+    await store.report("long", "STARTED", ttl_ms=DAY_MS)
+    store.clock.advance(HOUR_MS)
+    swept = await store.sweep()
+    assert (swept.expired_incomplete, swept.expired) == (1, 2)
+    assert await store.state("short") == "EXPIRED"
+    assert await store.state("long") == "STARTED"
+    store.clock.advance(DAY_MS)
+    assert (await store.sweep()).expired == 1
+
+
+async def test_a_deleted_group_keeps_nothing(store: Store) -> None:
+    """Members past their own time go once their group is deleted, however long it had to live."""
+    await store.create("year", task("a"), ttl_ms=365 * DAY_MS)
+    await store.create("ever", task("b"), ttl_ms=NEVER)
+    await store.put([make_report("a", ttl_ms=HOUR_MS), make_report("b", ttl_ms=HOUR_MS)])
+    store.clock.advance(2 * HOUR_MS)
+    assert (await store.sweep()).expired == 0
+    await store.delete_group("year")
+    await store.delete_group("ever")
+    assert (await store.sweep()).expired == 2
+
+
+async def test_a_member_of_two_groups_lives_with_the_longer(store: Store) -> None:
+    """A record goes when the last of its groups has gone."""
+    await store.create("short", task("t"), ttl_ms=HOUR_MS)
+    await store.create("long", task("t"), ttl_ms=3 * HOUR_MS)
+    await store.report("t", ttl_ms=SECOND_MS)
+    store.clock.advance(2 * HOUR_MS)
+    await store.sweep()
+    assert await store.state("t") == "SUCCESS"
+    store.clock.advance(HOUR_MS)
+    await store.sweep()
+    assert await store.state("t") == "EXPIRED"
+
+
+async def test_looking_again_at_what_is_kept_is_bounded(store: Store) -> None:
+    """Members that are kept are filed again once a group's life, not once a sweep."""
+    await store.create("g", *(task(f"t{n}") for n in range(20)), ttl_ms=DAY_MS)
+    await store.put([make_report(f"t{n}", ttl_ms=SECOND_MS) for n in range(20)])
+    store.clock.advance(HOUR_MS)
+    assert (await store.sweep()).steps == 20
+    for _ in range(5):
+        store.clock.advance(HOUR_MS)
+        assert (await store.sweep()).steps == 0
+
+
+async def test_an_entry_of_an_earlier_life_does_no_harm(store: Store) -> None:
+    """What was filed for a record that is gone does not touch the one that came after."""
+    await store.report("t", ttl_ms=HOUR_MS)
+    await store.forget("t")
+    await store.report("t", "FAILURE", ttl_ms=DAY_MS)
+    await store.create("g", ttl_ms=HOUR_MS)
+    await store.delete_group("g")
+    await store.create("g", ttl_ms=DAY_MS)
+    store.clock.advance(HOUR_MS)
+    assert (await store.sweep()).expired == 0
+    assert (await store.state("t"), await store.existence("g")) == ("FAILURE", "KNOWN")
+
+
+async def test_tombstones_stay_an_hour(store: Store) -> None:
+    """A tombstone goes an hour after its record, a later one an hour after it came."""
+    await store.report("t")
+    await store.forget("t")
+    store.clock.advance(limits.TOMBSTONE_MS // 2)
+    await store.report("t", "FAILURE")
+    await store.forget("t")
+    store.clock.advance(limits.TOMBSTONE_MS // 2)
+    await store.sweep()
+    assert await store.state("t") == "FORGOTTEN"
+    store.clock.advance(limits.TOMBSTONE_MS // 2)
+    assert await store.state("t") == "UNKNOWN"
+    await store.sweep()
+    assert await store.state("t") == "UNKNOWN"
