@@ -166,8 +166,12 @@ class App:
         self.streams.drain()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.admission.empty(), self._settings.drain_s)
+            farewell_s = min(limits.FAREWELL_S, self._settings.drain_s)
+            # Calls that gRPC has taken but not yet handed over would end as CANCELLED.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.admission.quiet(), farewell_s)
             # For answers on their way; health's own streams never end.
-            await self._server.stop(min(limits.FAREWELL_S, self._settings.drain_s))
+            await self._server.stop(farewell_s)
 
     async def stop(self) -> None:
         """Stops at once and closes the store."""

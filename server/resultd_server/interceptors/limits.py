@@ -10,12 +10,16 @@ from resultd_server.errors import Draining, Overloaded
 from resultd_server.interceptors import Context, Handler, Interceptor, Raw
 
 
+_MOMENT_S = 0.05
+
+
 class Admission:
     """The door: counts the calls under way, and once closed lets no more in."""
 
     def __init__(self) -> None:
         self.closed = False
         self.calls = 0
+        self.refused = 0
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -24,6 +28,7 @@ class Admission:
 
         async def wrapped(raw: Raw, context: Context) -> bytes | None:
             if self.closed:
+                self.refused += 1
                 raise Draining("The server is going down: try again, another or the next answers.")
             self.calls += 1
             self._empty.clear()
@@ -39,6 +44,13 @@ class Admission:
     async def empty(self) -> None:
         """Until no call is under way."""
         await self._empty.wait()
+
+    async def quiet(self) -> None:
+        """Until nobody has knocked at the closed door for a moment."""
+        refused = -1
+        while refused != self.refused:
+            refused = self.refused
+            await asyncio.sleep(_MOMENT_S)
 
 
 class Load(Protocol):
