@@ -49,6 +49,8 @@ _known: weakref.WeakSet[Forkable] = weakref.WeakSet()
 _registering = threading.Lock()
 _registered = False
 _held: list[Forkable] = []
+# Threads that did not go when we waited for them: those of other channels in this process.
+_foreign = 0
 
 
 def guard(forkable: Forkable) -> None:
@@ -93,16 +95,16 @@ def _rest(deadline: float) -> None:
     if not sys.platform.startswith("linux"):
         time.sleep(REST_BLIND)
         return
-    # Channels of other code in this process keep their threads: then the time runs out, and
-    # the fork is as safe as it was without us.
-    while time.monotonic() < deadline:
-        count = native_threads()
-        if count == 0:
-            return
-        if count < 0:
-            time.sleep(REST_BLIND)
-            return
+    # Channels of other code in this process (grpc.aio's, too) keep their threads: the time
+    # runs out once, and later forks know how many not to wait for.
+    global _foreign
+    count = native_threads()
+    while count > _foreign and time.monotonic() < deadline:
         time.sleep(0.0005)
+        count = native_threads()
+    if count:
+        time.sleep(REST_BLIND)
+    _foreign = max(0, count)
 
 
 def _after_in_parent() -> None:
@@ -112,8 +114,9 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    global _registering
+    global _registering, _foreign
     _registering = threading.Lock()
+    _foreign = 0  # threads do not come along
     for forkable in _held:
         forkable.after_fork_in_child()
     _held.clear()

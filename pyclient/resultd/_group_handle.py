@@ -44,6 +44,7 @@ class GroupInfo(NamedTuple):
         continuation: what is to be done when it is complete, decoded.
         labels: for people and filters.
         created_time, updated_time, completed_time: when, in UTC; None if not yet.
+        meta: the whole message.
     """
 
     exists: bool
@@ -64,6 +65,7 @@ class GroupInfo(NamedTuple):
     created_time: datetime.datetime | None
     updated_time: datetime.datetime | None
     completed_time: datetime.datetime | None
+    meta: group_pb2.GroupMeta
 
 
 class ClaimOutcome(NamedTuple):
@@ -210,6 +212,7 @@ class GroupHandleCore:
             created_time=_records.moment(group, "created_time"),
             updated_time=_records.moment(group, "updated_time"),
             completed_time=_records.moment(group, "completed_time"),
+            meta=group,
         )
 
 

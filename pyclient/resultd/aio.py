@@ -135,13 +135,13 @@ class Client(ClientCore):
         """Wait for results; gives (done, pending) and never raises for the time."""
         return await self.run(self._wait(results, return_when, timeout))
 
-    async def forget(self, results: str | Iterable[Any]) -> int:
+    async def forget(self, results: Any) -> int:
         """Delete records, given as ids or results; gives how many there were."""
         return await self.run(self.operations.forget(ids_of(results)))
 
     async def revoke(
         self,
-        results: str | Iterable[Any],
+        results: Any,
         terminate: bool = False,
         signal: Any = None,
         reason: str = "",

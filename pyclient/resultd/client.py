@@ -176,13 +176,13 @@ class Client(ClientCore):
         """
         return self.run(self._wait(results, return_when, timeout))
 
-    def forget(self, results: str | Iterable[Any]) -> int:
+    def forget(self, results: Any) -> int:
         """Delete records, given as ids or results; gives how many there were."""
         return self.run(self.operations.forget(ids_of(results)))
 
     def revoke(
         self,
-        results: str | Iterable[Any],
+        results: Any,
         terminate: bool = False,
         signal: Any = None,
         reason: str = "",

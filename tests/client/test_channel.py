@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from resultd import _channel, _url
+from resultd._effects import Call, Reconnect
 from resultd.client import Client
 from resultd.testing import Server
 from resultd.v1 import result_service_pb2
@@ -19,12 +20,13 @@ def test_clients_of_one_address_share_an_endpoint(server: Server) -> None:
     url = _url.parse(server.url + "/shared")
     one, two = _channel.acquire(url), _channel.acquire(_url.parse(server.url + "/shared"))
     assert one is two
-    assert one._channel is None
-    one.handle(_channel.Call("GetServerInfo", _info(), 5))
-    _channel.release(one)
-    assert one._channel is not None
-    _channel.release(two)
-    assert one._channel is None
+    opened = [one._channel is not None]
+    one.handle(Call("GetServerInfo", _info(), 5))
+    for _ in range(2):
+        opened.append(one._channel is not None)
+        _channel.release(one)
+    opened.append(one._channel is not None)
+    assert opened == [False, True, True, False]
     fresh = _channel.acquire(url)
     assert fresh is not one
     _channel.release(fresh)
@@ -55,7 +57,7 @@ def test_a_connection_is_given_up_once_however_many_complain(client: Client) -> 
     endpoint = client._open()
     generation = endpoint._generation
     for _ in range(3):
-        endpoint.handle(_channel.Reconnect(generation))
+        endpoint.handle(Reconnect(generation))
     assert endpoint._generation == generation + 1
     client.server_info()
 
@@ -78,7 +80,7 @@ def test_calls_under_way_survive_a_new_connection(client: Client) -> None:
     endpoint = client._open()
     end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=0.5)
     while datetime.datetime.now(datetime.timezone.utc) < end:
-        endpoint.handle(_channel.Reconnect(endpoint._generation))
+        endpoint.handle(Reconnect(endpoint._generation))
         client.server_info()
     stop.set()
     for thread in threads:

@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -300,9 +301,15 @@ class TestRevocations:
 
     def test_callbacks_come_from_a_thread(self, client: Client, new_id: NewId) -> None:
         """Until the watch is closed."""
-        task_id, heard, done = new_id(), [], threading.Event()
+        task_id, done = new_id(), threading.Event()
+        heard: list[Any] = []
+
+        def hear(revocation: object) -> None:
+            heard.append(revocation)
+            done.set()
+
         client.store_result(task_id, None, "STARTED")
-        watch = client.watch_revocations(callback=lambda r: (heard.append(r), done.set()))
+        watch = client.watch_revocations(callback=hear)
         watch.add([task_id])
         client.revoke(task_id, signal=9, reason="enough")
         assert done.wait(5)

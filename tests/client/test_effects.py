@@ -14,7 +14,8 @@ from resultd._effects import Effect, Emit, Op, Sleep, each, iterate, iterate_asy
 def doubling(notes: list[str]) -> Op[float]:
     """Sleep, and give twice what the sleep gave."""
     try:
-        return 2 * (yield Sleep(21.0))
+        slept: float = yield Sleep(21.0)
+        return 2 * slept
     finally:
         notes.append("clean")
 

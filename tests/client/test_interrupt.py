@@ -20,14 +20,13 @@ except KeyboardInterrupt:
     print("interrupted", time.monotonic(), flush=True)
 """
 
+SAY = "print('waiting', flush=True); "
 WAITS = {
-    "get": "print('waiting', flush=True); client.AsyncResult('never').get()",
-    "get with a timeout": "print('waiting', flush=True); client.AsyncResult('never').get(timeout=60)",
-    "a set": "print('waiting', flush=True); client.ResultSet([client.AsyncResult('never')]).get()",
-    "a group": "print('waiting', flush=True); list(client.group('never').iterate())",
-    "nobody answers": (
-        "print('waiting', flush=True); resultd.Client('resultd://127.0.0.1:9').server_info()"
-    ),
+    "get": SAY + "client.AsyncResult('never').get()",
+    "get with a timeout": SAY + "client.AsyncResult('never').get(timeout=60)",
+    "a set": SAY + "client.ResultSet([client.AsyncResult('never')]).get()",
+    "a group": SAY + "list(client.group('never').iterate())",
+    "nobody answers": (SAY + "resultd.Client('resultd://127.0.0.1:9').server_info()"),
 }
 
 

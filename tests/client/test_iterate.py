@@ -90,7 +90,7 @@ class Server:
             self.reconnects += 1
             return None
         assert isinstance(effect, Receive)
-        if effect.mailbox is not self:
+        if effect.mailbox is not self.mailbox:
             return []
         if not self.items:
             assert effect.timeout is not None

@@ -13,7 +13,13 @@ from resultd._effects import Call, Effect, Op, Sleep, iterate, run
 from resultd._operations import Operations
 from resultd._records import Report
 from resultd.serialization import Registry
-from resultd.v1 import group_pb2, group_service_pb2, result_service_pb2, worker_service_pb2
+from resultd.v1 import (
+    group_pb2,
+    group_service_pb2,
+    result_service_pb2,
+    task_pb2,
+    worker_service_pb2,
+)
 
 
 class Script:
@@ -87,8 +93,8 @@ def test_no_try_begins_after_the_limit(operations: Operations) -> None:
 def test_deferred_ids_are_asked_for_again(operations: Operations) -> None:
     """Until all have come; a server that never gives any is an error."""
     answer = result_service_pb2.BatchGetResultsResponse
-    first = answer(metas=[{"task_id": "a"}], deferred_task_ids=["b", "c"])
-    second = answer(metas=[{"task_id": "b"}, {"task_id": "c"}])
+    first = answer(metas=[task_pb2.TaskMeta(task_id="a")], deferred_task_ids=["b", "c"])
+    second = answer(metas=[task_pb2.TaskMeta(task_id=i) for i in "bc"])
     script = Script(BatchGetResults=[first, second])
     metas = run(operations.read(["a", "b", "c"]), script)
     assert [meta.task_id for meta in metas] == ["a", "b", "c"]
@@ -120,7 +126,7 @@ def test_batches_end_at_a_thousand_reports_or_twelve_mebibytes(operations: Opera
     """Whichever comes first; one alone goes as a call of its own."""
 
     def stored(request: Any) -> Any:
-        outcome = result_service_pb2.StoreOutcome(result={"version": 1})
+        outcome = result_service_pb2.StoreOutcome(result=result_service_pb2.StoreResultResponse())
         return result_service_pb2.BatchStoreResultsResponse(
             outcomes=[outcome] * len(request.reports)
         )

@@ -13,6 +13,7 @@ from resultd._pending import READ_AT_LEAST, Pending
 from resultd.client import Client
 from resultd.errors import TimeoutError as WaitTimeout
 from resultd.errors import UnavailableError, make
+from resultd.v1 import result_service_pb2, task_pb2
 
 
 @pytest.fixture
@@ -75,11 +76,10 @@ def test_a_read_has_time_to_find_what_is_there(client: Client) -> None:
 
 def test_a_refusal_of_the_stream_is_raised(client: Client, new_id: Callable[[], str]) -> None:
     """By everybody who waits on it."""
-    from resultd.v1 import result_service_pb2
 
     def handle(effect: Effect) -> Any:
         if isinstance(effect, Call):
-            return result_service_pb2.GetResultResponse(meta={"task_id": "a"})
+            return result_service_pb2.GetResultResponse(meta=task_pb2.TaskMeta(task_id="a"))
         assert isinstance(effect, Receive)
         return [make("PERMISSION_DENIED", "no")]
 

@@ -9,7 +9,8 @@ from resultd._promise import Promise
 
 def test_listeners_are_told_once() -> None:
     """Those before, those after; a second fulfilment changes nothing."""
-    promise, heard = Promise(), []
+    promise = Promise()
+    heard: list[object] = []
     promise.then(heard.append)
     promise(1)
     promise(2)
@@ -20,7 +21,8 @@ def test_listeners_are_told_once() -> None:
 
 def test_a_thrown_exception_goes_to_on_error(caplog: pytest.LogCaptureFixture) -> None:
     """Or to the log where there is none."""
-    promise, errors = Promise(), []
+    promise = Promise()
+    errors: list[BaseException] = []
     promise.then(lambda _: None)
     promise.then(lambda _: None, errors.append)
     reason = KeyError("k")

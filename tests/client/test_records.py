@@ -44,7 +44,7 @@ def test_each_state_carries_what_belongs_to_it(state: str, result: Any, field: s
     meta = meta_of(Report("t", result, state))
     assert _records.state_name(meta.state, meta.custom_state) == state
     for name in ("value", "failure"):
-        assert meta.HasField(name) == (name == field)  # type: ignore[arg-type]  # both are fields
+        assert meta.HasField(name) == (name == field)
 
 
 def test_custom_states_keep_their_names() -> None:

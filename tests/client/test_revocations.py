@@ -30,10 +30,12 @@ def test_a_silent_watch_resumes(server: Server, client: Client, new_id: Callable
     """2.5 heartbeats later, on a new connection."""
     task_id = new_id()
     client.store_result(task_id, None, "STARTED")
-    with TcpProxy(server.port) as proxy:
-        with Client(f"resultd://127.0.0.1:{proxy.port}?heartbeat=1") as behind:
-            behind.server_info()
-            proxy.blackhole()
-            proxy.heal()
-            client.revoke(task_id)
-            assert next(iter(behind.watch_revocations([task_id]))).task_id == task_id
+    with (
+        TcpProxy(server.port) as proxy,
+        Client(f"resultd://127.0.0.1:{proxy.port}?heartbeat=1") as behind,
+    ):
+        behind.server_info()
+        proxy.blackhole()
+        proxy.heal()
+        client.revoke(task_id)
+        assert next(iter(behind.watch_revocations([task_id]))).task_id == task_id

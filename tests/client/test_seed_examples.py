@@ -81,11 +81,9 @@ def test_basic_result_handling(worker: Worker, capsys: pytest.CaptureFixture[str
 def test_error_handling_and_propagation(worker: Worker) -> None:
     """Raised as its class, returned without propagate, the traceback as text."""
     result = worker.delay(divide, 10, 0)
-    try:
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
         result.get(propagate=True)
-    except ZeroDivisionError as exc:
-        assert str(exc) == "division by zero"
-        assert "in divide" in str(result.traceback)
+    assert "in divide" in str(result.traceback)
     value = result.get(propagate=False)
     assert result.failed()
     assert result.result is value is result.info

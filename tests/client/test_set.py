@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resultd import EagerResult
-from resultd._effects import Emit, run
+from resultd._effects import Emit, Op, each, run
 from resultd._set import SetCore, leaves, mapped
 from resultd.results import ResultSet
 
@@ -25,12 +25,10 @@ def test_a_set_of_eager_results_needs_no_server() -> None:
 def test_emitted_values_are_changed_on_their_way() -> None:
     """Everything else passes."""
 
-    def numbers():  # type: ignore[no-untyped-def]  # an operation
+    def numbers() -> Op[None]:
         yield Emit(1)
         yield Emit(2)
 
     got: list[int] = []
-    from resultd._effects import each
-
     run(each(mapped(numbers(), lambda n: n * 10), got.append), lambda _: None)
     assert got == [10, 20]

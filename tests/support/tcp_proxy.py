@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
 
 
 class TcpProxy:
@@ -70,16 +69,16 @@ class TcpProxy:
                     self._pairs.append((near, far))
                     if self._black:
                         _swallowed.update((id(near), id(far)))
-                _start(lambda near=near, far=far: _pump(near, far))
-                _start(lambda near=near, far=far: _pump(far, near))
+                _start(near, far)
+                _start(far, near)
 
 
 # Sockets whose bytes go nowhere, by identity.
 _swallowed: set[int] = set()
 
 
-def _start(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, daemon=True).start()
+def _start(source: socket.socket, sink: socket.socket) -> None:
+    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
