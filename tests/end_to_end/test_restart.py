@@ -73,7 +73,8 @@ class Resuming:
                 if not self.pending and not self.after:
                     return True  # a Watch has no end of its own
         except grpc.aio.AioRpcError as error:
-            assert error.code() not in FINAL, error
+            if error.code() in FINAL:
+                raise
         finally:
             call.cancel()
         return False
@@ -120,7 +121,8 @@ async def report(stubs: Stubs, task_id: str, group_id: str) -> None:
             await stubs.results.StoreResult(reports.success(task_id, group_id=group_id), timeout=10)
         except grpc.aio.AioRpcError as error:
             # CANCELLED: gRPC had taken the call, not yet handed it over, when it stopped.
-            assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                raise
             await asyncio.sleep(RESUME_AFTER_S)
         else:
             return

@@ -9,7 +9,6 @@ from resultd_server import limits
 from resultd_server.errors import Draining, Overloaded
 from resultd_server.interceptors import Context, Handler, Interceptor, Raw
 
-
 _MOMENT_S = 0.05
 
 
