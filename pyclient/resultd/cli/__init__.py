@@ -19,7 +19,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _BROUGHT_BY_EXTRA:
             raise
-        print(  # noqa: T201 (a person reads it)
+        print(
             "resultd: the command line is not installed: pip install 'resultd[cli]'",
             file=sys.stderr,
         )

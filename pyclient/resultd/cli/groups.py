@@ -64,11 +64,11 @@ def list_(
 def show(group_id: GroupId, url: Url = DEFAULT_URL, output: Output = Format.table) -> None:
     """Show a group's numbers and what it waits for."""
     with connect(url) as client:
-        info = client.group(group_id).get_info()
-        if not info.exists:
+        meta = client.run(client.operations.group(group_id))
+        if meta.existence != state_pb2.EXISTENCE_KNOWN:
             raise CommandError(f"there is no group {group_id}")
-        group = _numbers(info.meta)
-        missing = [] if info.complete else list(_waits_for(client, group_id, info.meta))
+        group = _numbers(meta)
+        missing = [] if group["complete"] else list(_waits_for(client, group))
     if output is Format.json:
         typer.echo(json_line(group | {"waits_for": missing}))
         return
@@ -114,15 +114,13 @@ def _stands(group: dict[str, Any]) -> str:
     return f"sealed, {short} members unknown" if short > 0 else "sealed, waits for members"
 
 
-def _waits_for(
-    client: Client, group_id: str, group: group_pb2.GroupMeta
-) -> Iterator[dict[str, str]]:
+def _waits_for(client: Client, group: dict[str, Any]) -> Iterator[dict[str, str]]:
     """Name the first members that are not done."""
-    left = min(group.counts.members - group.counts.done, WAITING_SHOWN_MAX)
+    left = min(group["members"] - group["done"], WAITING_SHOWN_MAX)
     if left <= 0:
         return
-    waiting = (member for member in client.group(group_id).members() if not member.position)
-    for member in itertools.islice(waiting, left):
+    members = client.group(group["group_id"]).members()
+    for member in itertools.islice((one for one in members if not one.position), left):
         is_task = member.kind != task_pb2.MEMBER_KIND_GROUP
         state = client.AsyncResult(member.id).state if is_task else states.PENDING
         yield {"id": member.id, "kind": "task" if is_task else "group", "state": state}

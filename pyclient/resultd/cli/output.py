@@ -113,7 +113,7 @@ def summary(meta: Mapping[str, Any]) -> str:
         total = f" of {progress.total}" if progress.total else ""
         return f"{progress.current}{total} {progress.message}".rstrip()
     if meta["existence"] != "KNOWN":
-        return meta["existence"].lower()
+        return str(meta["existence"]).lower()
     return "" if result is None and meta["status"] != "SUCCESS" else repr(result)
 
 
