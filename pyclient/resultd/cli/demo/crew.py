@@ -88,7 +88,8 @@ class Crew:
     @staticmethod
     def _last_words(worker: Worker) -> str:
         lines = worker.log.read_text(errors="replace").strip().splitlines()
-        return f"{worker.name} ended: {lines[-1] if lines else 'it did not say why'}"
+        errors = [line for line in lines if "Error" in line] or lines
+        return f"{worker.name} ended: {errors[-1] if errors else 'it did not say why'}"
 
     def __enter__(self) -> Crew:
         return self

@@ -51,8 +51,8 @@ function failure({ name: type, message, stack }) {
 }
 
 async function run(task) {
-  const { task_id: taskId, group_id: groupId, index } = task;
-  const base = { taskId, groupId, index, attempt: 1, name: "count_words", worker: name };
+  const { task_id, group_id, index } = task; // a descriptor set keeps the protocol's own names
+  const base = { task_id, group_id, index, attempt: 1, name: "count_words", worker: name };
   await report({ ...base, state: "STATE_RECEIVED" });
   await report({ ...base, state: "STATE_STARTED" });
   let words;
@@ -64,7 +64,8 @@ async function run(task) {
   await report({ ...base, state: "STATE_PROGRESS", progress: { current: 1, total: 2 } });
   await sleep(task.pace * 1000); // the rest of the work, so that there is something to watch
   const data = Buffer.from(JSON.stringify({ path: task.path, words }));
-  return report({ ...base, state: "STATE_SUCCESS", value: { contentType: "application/json", data } });
+  const value = { content_type: "application/json", data };
+  return report({ ...base, state: "STATE_SUCCESS", value });
 }
 
 async function main() {
