@@ -1,0 +1,102 @@
+"""Laws of what is printed: nothing in it steers a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resultd import Progress, TaskError
+from resultd.cli import output
+
+NASTY = "\x1b]0;owned\x07\x9b31m\u202egnp.exe\x7f\r\n\ud800"
+
+
+def meta(**changes: Any) -> dict[str, Any]:
+    """Return a task's meta."""
+    made: dict[str, Any] = {
+        "task_id": "t1", "status": "SUCCESS", "result": 1, "existence": "KNOWN",
+        "terminal": True, "traceback": None, "progress": None, "name": None, "worker": None,
+        "attempt": 0, "version": 1, "group_id": None, "index": None, "labels": {},
+        "date_done": None,
+    }  # fmt: skip
+    return made | changes
+
+
+def printed(renderable: Any) -> str:
+    """Return what a terminal would get, without our own colours."""
+    out = io.StringIO()
+    output.console(file=out, width=200).print(renderable)
+    return out.getvalue()
+
+
+@given(st.text())
+def test_no_control_character_survives_escaping(text: str) -> None:
+    """Whatever the text, no C0 or C1 control is left, and the rest can be encoded."""
+    escaped = output.escape(text)
+    escaped.encode("utf-8")
+    assert not any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in escaped)
+
+
+def test_escapes_are_readable() -> None:
+    r"""ESC becomes \x1b, a bidirectional override \u202e."""
+    assert output.escape("\x1b\u202e\x7f") == "\\x1b\\u202e\\x7f"
+
+
+def test_an_id_and_a_value_cannot_inject() -> None:
+    """Terminal codes in an id, a value or a worker's name are shown, not obeyed."""
+    shown = printed(output.task_rows([meta(task_id=NASTY, result=NASTY, worker=NASTY)]))
+    assert not {"\x1b", "\x07", "\x9b", "\x7f", "\r", "\u202e"} & set(shown)
+    assert "\\x1b" in shown
+
+
+@pytest.mark.parametrize("text", ["[bold red]x[/]", "[/]", "[link=file:///x]y[/link]", ":boom:"])
+def test_markup_in_data_is_data(text: str) -> None:
+    """Square brackets and emoji codes in values stay what they are."""
+    assert text in printed(output.task_rows([meta(result=text)]))
+
+
+@given(st.text())
+def test_json_is_one_line_of_printable_ascii(text: str) -> None:
+    """A line of `-o json` is printable ASCII and reads back as what it was."""
+    line = output.json_line({"value": text})
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line) == {"value": text}
+
+
+def test_what_json_cannot_say_is_its_repr() -> None:
+    """A value without a JSON form does not break the line."""
+    assert json.loads(output.json_line({"v": b"x"})) == {"v": "b'x'"}
+
+
+def test_a_failure_is_an_error_with_its_remote_type() -> None:
+    """`error` names the class as the worker did; `result` is null."""
+    found = output.record(meta(status="FAILURE", result=TaskError("HTTPError", "no", module="m")))
+    assert found["result"] is None
+    assert found["error"] == {"type": "HTTPError", "module": "m", "message": "no"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"result": {"a": 1}}, "{'a': 1}"),
+        ({"status": "FAILURE", "result": ValueError("no")}, "ValueError: no"),
+        ({"status": "PROGRESS", "terminal": False, "progress": Progress(1, 4, "x")}, "1 of 4 x"),
+        ({"status": "PENDING", "existence": "UNKNOWN", "result": None}, "unknown"),
+        ({"status": "STARTED", "result": None}, ""),
+    ],
+)
+def test_a_summary_says_what_matters_most(changes: dict[str, Any], words: str) -> None:
+    """A value, an error, progress, or whether there is anything at all."""
+    assert output.summary(meta(**changes)) == words
+
+
+def test_a_traceback_keeps_its_lines_and_nothing_else() -> None:
+    """Line ends stay, other control characters are escaped."""
+    trace = output.remote_traceback(meta(status="FAILURE", traceback="a\n\x1bb\n"))
+    assert trace == "a\n\\x1bb"

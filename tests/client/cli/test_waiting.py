@@ -1,0 +1,103 @@
+"""Laws of `wait` and `watch`: what they print, and the exit code."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from resultd import Client
+from tests.client.cli.conftest import Cli
+
+OUTCOMES = [("SUCCESS", 0), ("FAILURE", 1), ("REVOKED", 1), ("IGNORED", 0)]
+
+
+@pytest.mark.parametrize(("state", "code"), OUTCOMES)
+def test_the_exit_code_of_wait_says_how_it_went(
+    cli: Cli, client: Client, new_id: Callable[[], str], state: str, code: int
+) -> None:
+    """0 when all succeeded, 1 when one failed or was revoked."""
+    good, task = new_id(), new_id()
+    client.store_result(good, 1)
+    client.store_result(task, None if code == 0 else ValueError("no"), state)
+    assert cli("wait", good, task).code == code
+
+
+def test_wait_that_runs_out_of_time_exits_as_timeout_does(
+    cli: Cli, client: Client, new_id: Callable[[], str]
+) -> None:
+    """124 when something is still pending, whatever else failed."""
+    bad, pending = new_id(), new_id()
+    client.store_result(bad, ValueError("no"), "FAILURE")
+    ran = cli("wait", bad, pending, "--timeout", "0.1", "-o", "json")
+    assert ran.code == 124
+    assert [one["state"] for one in ran.objects] == ["FAILURE", "PENDING"]
+
+
+def test_wait_returns_when_the_last_report_comes(
+    cli: Cli, client: Client, new_id: Callable[[], str]
+) -> None:
+    """A result stored while `wait` waits ends it."""
+    task = new_id()
+    later = threading.Timer(0.2, client.store_result, (task, "done"))
+    later.start()
+    ran = cli("wait", task, "--timeout", "20")
+    later.join()
+    assert ran.code == 0
+    assert "'done'" in ran.out
+
+
+def test_watch_prints_each_change(cli: Cli, client: Client, new_id: Callable[[], str]) -> None:
+    """States that are not terminal are shown too, then the result."""
+    task = new_id()
+    client.store_result(task, None, "STARTED", progress=(1, 4))
+    later = threading.Timer(0.3, client.store_result, (task, 7))
+    later.start()
+    ran = cli("watch", task, "--timeout", "20", "-o", "json")
+    later.join()
+    assert ran.code == 0
+    assert [one["state"] for one in ran.objects] == ["STARTED", "SUCCESS"]
+    assert ran.objects[0]["progress"] == {"current": 1, "total": 4, "message": ""}
+
+
+def test_watch_of_a_group_prints_members_as_they_are_done(
+    cli: Cli, client: Client, new_id: Callable[[], str]
+) -> None:
+    """Each member is a line, in the order of completion; one failure makes exit code 1."""
+    group, a, b = new_id(), new_id(), new_id()
+    client.group(group).create([a, b])
+    client.store_result(b, 2)
+    client.store_result(a, ValueError("no"), "FAILURE")
+    ran = cli("watch", "--group", group)
+    assert ran.code == 1
+    assert ran.out == f"{b}  SUCCESS  2\n{a}  FAILURE  ValueError: no\n"
+
+
+def test_watch_shows_a_group_that_is_a_member(
+    cli: Cli, client: Client, new_id: Callable[[], str]
+) -> None:
+    """A member group is a line with its outcome."""
+    outer, inner, task = new_id(), new_id(), new_id()
+    client.group(outer).create([client.group(inner).create([task])])
+    client.store_result(task, 1)
+    (only,) = cli("watch", "--group", outer, "-o", "json").objects
+    assert (only["task_id"], only["state"]) == (inner, "SUCCESS")
+
+
+def test_watch_of_an_unknown_group_is_an_error(cli: Cli, new_id: Callable[[], str]) -> None:
+    """A mistyped group is said at once instead of being waited for."""
+    assert cli("watch", "--group", new_id()).code == 2
+
+
+def test_watch_runs_out_of_time_as_wait_does(cli: Cli, new_id: Callable[[], str]) -> None:
+    """124 when the time is over first."""
+    assert cli("watch", new_id(), "--timeout", "0.1").code == 124
+
+
+@pytest.mark.parametrize("arguments", [[], ["t1", "--group", "g1"]])
+def test_watch_takes_tasks_or_a_group(cli: Cli, arguments: list[str]) -> None:
+    """Nothing, or both, is a usage error in a sentence."""
+    ran = cli("watch", *arguments)
+    assert ran.code == 2
+    assert "--group" in ran.err
