@@ -7,7 +7,9 @@
     group = client.GroupResult("g1", [client.AsyncResult(i) for i in ids]).save()
     for value in group.iterate(timeout=60): ...   # values, as they complete
 
-Signatures and behaviour are those of Celery 5.7, but for what is better (docs/celery-parity).
+Signatures and behaviour are those of Celery 5.7. On purpose different: IGNORED is ready, and
+its value None; `then()` fires by itself; timeouts are exact; `parent` is found through the
+record; `join()` takes on_message; `interval` only paces on_interval, nothing is polled.
 All that asks the server may raise `UnavailableError` (nobody answered within the address's
 `timeout`), `AuthenticationError` and `PermissionDeniedError`.
 

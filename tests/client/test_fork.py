@@ -186,7 +186,12 @@ def test_threads_of_others_are_waited_for_once(
         began = time.monotonic()
         _fork._rest(began + 0.2)
         first = time.monotonic() - began
+        learned = _fork._foreign
+        # More than there are: gRPC starts another thread when it pleases.
+        monkeypatch.setattr(_fork, "_foreign", learned + 20)
+        began = time.monotonic()
         _fork._rest(began + 10)
-        second = time.monotonic() - began - first
+        second = time.monotonic() - began
     assert first >= 0.2
-    assert second < 0.1
+    assert learned > 0
+    assert second < 5
