@@ -52,13 +52,8 @@ async def watch(served: Served, **said: Any) -> Frames:
 
 async def test_a_report_is_applied_once(served: Served) -> None:
     """A report is APPLIED, its repeat a DUPLICATE, an older state SUPERSEDED."""
-    said = []
-    for request in (
-        reports.success("t"),
-        reports.success("t"),
-        reports.state("t", state_pb2.STATE_STARTED),
-    ):
-        said.append(await served.results.StoreResult(request))
+    requests = [reports.success("t")] * 2 + [reports.state("t", state_pb2.STATE_STARTED)]
+    said = [await served.results.StoreResult(request) for request in requests]
     assert [answer.disposition for answer in said] == [
         pb.DISPOSITION_APPLIED,
         pb.DISPOSITION_DUPLICATE,

@@ -1,0 +1,66 @@
+"""HTTP/2 by hand: requests that no gRPC client would send."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+END_STREAM, END_HEADERS = 1, 4
+STREAM = 1
+ANSWER_S = 10.0
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One frame."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def header_block(headers: Iterable[tuple[str, str]]) -> bytes:
+    """Headers, each a literal that is not indexed."""
+    block = b""
+    for name, value in headers:
+        assert max(len(name), len(value)) < 127
+        block += b"\0" + bytes((len(name),)) + name.encode()
+        block += bytes((len(value),)) + value.encode()
+    return block
+
+
+def request(
+    path: str, body: bytes, content_type: str | None, method: str = "POST", *, framed: bool = True
+) -> bytes:
+    """A whole request: its body a gRPC message, or as it is."""
+    headers = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "x")]
+    headers.append(("te", "trailers"))
+    if content_type is not None:
+        headers.append(("content-type", content_type))
+    message = b"\0" + struct.pack(">I", len(body)) + body if framed else body
+    return (
+        PREFACE
+        + frame(SETTINGS, 0, 0)
+        + frame(HEADERS, END_HEADERS, STREAM, header_block(headers))
+        + frame(DATA, END_STREAM, STREAM, message)
+    )
+
+
+def answer(address: str, raw: bytes) -> set[int]:
+    """The kinds of frames that came in answer to the stream, until it or the connection ended."""
+    host, _, port = address.rpartition(":")
+    kinds: set[int] = set()
+    with (
+        socket.create_connection((host, int(port)), ANSWER_S) as connection,
+        connection.makefile("rb") as reader,
+    ):
+        connection.sendall(raw)
+        while len(head := reader.read(9)) == 9:
+            length = int.from_bytes(head[:3], "big")
+            kind, flags, stream = struct.unpack(">BBI", head[3:])
+            reader.read(length)
+            if stream == STREAM or kind == GOAWAY:
+                kinds.add(kind)
+            over = kind in (RST_STREAM, GOAWAY) or (kind in (HEADERS, DATA) and flags & END_STREAM)
+            if over and (stream == STREAM or kind == GOAWAY):
+                break
+    return kinds
