@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from resultd.cli.output import console, plain, remote_traceback, summary, table
 
@@ -48,7 +49,7 @@ class Screen:
     def failure(self, path: str, meta: Mapping[str, Any]) -> None:
         """Show a failure with its remote traceback."""
         self.say(f"FAILURE on {meta['worker']}: {path}: {summary(meta)}")
-        self._out.print(plain_block(remote_traceback(meta)), soft_wrap=True)
+        self._out.print(_indented(remote_traceback(meta)), soft_wrap=True)
 
     def table(self, rows: list[tuple[str, str]]) -> None:
         """Show the summary."""
@@ -68,6 +69,6 @@ class Screen:
         self._bar.stop()
 
 
-def plain_block(text: str) -> str:
-    """Indent an escaped text."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
+def _indented(text: str) -> Text:
+    """Indent a text that is escaped; as `Text`, so that markup in it is not interpreted."""
+    return Text("\n".join(f"    {line}" for line in text.splitlines()))

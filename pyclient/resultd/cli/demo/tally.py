@@ -73,7 +73,9 @@ def judge(
     `paths` are the files by task id; `stored` is what the server has now.
     """
     problems = []
-    wrong = [task for task, words in tally.words.items() if words != expected.words[paths[task]]]
+    wrong = [
+        task for task, words in tally.words.items() if words != expected.words.get(paths[task])
+    ]
     if wrong:
         problems.append(f"{len(wrong)} files have another number of words: {wrong[:3]}")
     failed = {paths[task] for task in tally.failed}
