@@ -50,7 +50,7 @@ UseNode = Annotated[
 def demo(
     files_: Files = 300,
     workers: Workers = 3,
-    pace: Pace = 0.15,
+    pace: Pace = 0.12,
     away: Away = 1.0,
     use_node: UseNode = True,
 ) -> None:
@@ -105,8 +105,11 @@ class _Demo:
                 worker = crew.hire_python(url, f"python-{number}")
                 say(f"worker {worker.name} (pid {worker.process.pid})")
             if self.use_node:
-                # Beside the others: it may have to fetch packages first.
-                threading.Thread(target=self._hire_node, args=(crew,), daemon=True).start()
+                # Beside the others: it may have to fetch packages first. Waited for before
+                # the scratch directory goes, so that no npm is left behind.
+                hiring = threading.Thread(target=self._hire_node, args=(crew,))
+                hiring.start()
+                self.stack.callback(hiring.join)
             with self.screen:
                 self._stream(client)
             for line in crew.dead:
@@ -116,7 +119,8 @@ class _Demo:
     def _hire_node(self, crew: Crew) -> None:
         address = self.server.url.removeprefix("resultd://")
         try:
-            worker = crew.hire(*_named(node.command(address, "node-1", self.scratch), "node-1"))
+            command, environment = node.command(address, "node-1", self.scratch)
+            worker = crew.hire(command, "node-1", environment)
         except node.NodeMissingError as error:
             self.screen.say(f"no worker in Node: {error}")
         except RuntimeError:
@@ -161,9 +165,3 @@ class _Demo:
             ]
         )
         return verdict
-
-
-def _named(
-    found: tuple[list[str], dict[str, str]], name: str
-) -> tuple[list[str], str, dict[str, str]]:
-    return found[0], name, found[1]

@@ -50,11 +50,15 @@ def packages() -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise NodeMissingError("npm is not installed")
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent) as fresh:
-        _install(npm, fresh)
-        shutil.rmtree(home, ignore_errors=True)
-        Path(fresh, "node_modules").rename(_made(home) / "node_modules")
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home.parent) as fresh:
+            _install(npm, fresh)
+            shutil.rmtree(home, ignore_errors=True)
+            Path(fresh).rename(home)
+            Path(fresh).mkdir()  # for the context manager to delete
+    except OSError as error:
+        raise NodeMissingError(f"its packages cannot be kept in {home}: {error}") from None
     return modules
 
 
@@ -105,8 +109,3 @@ def _install(npm: str, directory: str) -> None:
 def _cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "resultd"
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory

@@ -52,6 +52,17 @@ def test_packages_that_cannot_be_fetched_are_given_up(
         node.packages()
 
 
+def test_a_cache_that_cannot_be_written_is_said(
+    bin_: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache directory that is none: a sentence, no traceback."""
+    program(bin_ / "npm", "exit 0")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(node.NodeMissingError, match="cannot be kept"):
+        node.packages()
+
+
 def test_packages_are_installed_once(bin_: Path) -> None:
     """The second time what lies in the cache is taken, without npm."""
     modules = " ".join(
