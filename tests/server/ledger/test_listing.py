@@ -1,0 +1,128 @@
+"""Pages of records and groups, filtered, in bounded steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from resultd.v1 import group_pb2, group_service_pb2, state_pb2
+from resultd.v1 import result_service_pb2 as pb
+from resultd_server import limits
+from resultd_server.ledger.groups import Declaration
+from resultd_server.ledger.times import set_ms
+from tests.support.stores import HOUR_MS, Store, group, ids, make_report, task
+
+
+async def results(store: Store, **wanted: Any) -> list[str]:
+    """Every task id that a filter finds, page by page."""
+    found, token = [], ""
+    while True:
+        request = pb.ListResultsRequest(page_token=token, **{"page_size": 3, **wanted})
+        page = await store.engine.scan("default", request)
+        found += ids(page.rows)
+        token = page.next_token
+        if not token:
+            return found
+
+
+async def groups(store: Store, **wanted: Any) -> list[str]:
+    """Every group id that a filter finds, page by page."""
+    found, token = [], ""
+    while True:
+        request = group_service_pb2.ListGroupsRequest(page_token=token, page_size=2, **wanted)
+        page = await store.engine.group_list("default", request)
+        found += [group_pb2.GroupMeta.FromString(row).group_id for row in page.rows]
+        token = page.next_token
+        if not token:
+            return found
+
+
+async def test_results_are_filtered(store: Store) -> None:
+    """Records are found by state, name, group and time of the last report."""
+    await store.report("a", name="add")
+    await store.report("b", "FAILURE", name="add", group="g")
+    store.clock.advance(HOUR_MS)
+    since = pb.ListResultsRequest().since
+    set_ms(since, store.clock.now_ms)
+    await store.report("c", "STARTED", group="g", index=7)
+    await store.report("d", ttl_ms=1)
+    await store.create("g", group("h"))
+    store.clock.advance(1)
+    success, failure = state_pb2.STATE_SUCCESS, state_pb2.STATE_FAILURE
+    assert await results(store) == ["a", "b", "c"]
+    assert await results(store, states=[success, failure]) == ["a", "b"]
+    assert await results(store, name="add") == ["a", "b"]
+    assert await results(store, since=since) == ["c"]
+    assert await results(store, group_id="g") == ["b", "c"]
+    assert await results(store, group_id="g", name="add", since=since) == []
+    assert await results(store, group_id="nobody") == []
+
+
+async def test_pages_are_bounded_in_bytes(store: Store) -> None:
+    """A page ends before a record that would take it over the limit; every record comes once."""
+    names = [f"t{number}" for number in range(6)]
+    await store.put([make_report(name, value=bytes(800_000), group="g") for name in names])
+    for wanted in ({}, {"group_id": "g"}):
+        assert await results(store, page_size=100, **wanted) == names
+
+
+async def test_steps_are_bounded_in_rows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page may be empty and have a next one: a step looks at so many rows."""
+    monkeypatch.setattr(limits, "READ_ROWS_MAX", 4)
+    names = [f"t{number:02}" for number in range(12)]
+    await store.put([make_report(name, "STARTED", group="g") for name in names])
+    await store.report("t10")
+    only = {"states": [state_pb2.STATE_SUCCESS]}
+    for wanted in (only, {**only, "group_id": "g"}):
+        request = pb.ListResultsRequest(page_size=10, **wanted)
+        page = await store.engine.scan("default", request)
+        assert (page.rows, bool(page.next_token)) == ([], True)
+        assert await results(store, **wanted) == ["t10"]
+    for number in range(6):
+        await store.create(f"g{number}", scope="s" if number == 5 else "")
+    assert await groups(store, claim_scope="s") == ["g5"]
+
+
+async def test_groups_are_filtered(store: Store) -> None:
+    """Groups are found by being incomplete, claimable, unchanged, and by their scope."""
+    await store.create("complete", seal=True, scope="s")
+    await store.create("held", seal=True)
+    await store.claim("held", "me", lease_ms=HOUR_MS // 2)
+    await store.create("open", scope="s")
+    await store.create("expired", ttl_ms=1)
+    before = group_service_pb2.ListGroupsRequest().unchanged_since
+    set_ms(before, store.clock.now_ms)
+    store.clock.advance(1)
+    await store.create("short", task("a"), seal=True)
+    assert await groups(store) == ["complete", "held", "open", "short"]
+    assert await groups(store, incomplete=True) == ["open", "short"]
+    assert await groups(store, claimable=True) == ["complete"]
+    assert await groups(store, unchanged_since=before) == ["complete", "held", "open"]
+    assert await groups(store, claim_scope="s") == ["complete", "open"]
+    store.clock.advance(HOUR_MS)
+    assert await groups(store, claimable=True) == ["complete", "held"]
+
+
+async def test_pages_of_groups_are_bounded_in_bytes(store: Store) -> None:
+    """A page of groups stays under the limit however much their labels carry."""
+    for number in range(5):
+        said = group_pb2.GroupMeta(labels={"a": "x" * 1_000_000})
+        await store.engine.group_create(
+            "default", Declaration(f"g{number}", [], said, HOUR_MS, False, False)
+        )
+    request = group_service_pb2.ListGroupsRequest(page_size=1000)
+    page = await store.engine.group_list("default", request)
+    assert sum(map(len, page.rows)) < limits.RESPONSE_BYTES_MAX
+    assert await groups(store) == [f"g{number}" for number in range(5)]
+
+
+async def test_members_say_what_they_count_as(store: Store) -> None:
+    """A member's row has its index, id, kind, place in the log and the state it counts as."""
+    await store.create("g", task("a"), group("h"))
+    await store.report("a", "FAILURE")
+    members = await store.members("g")
+    assert [(each.index, each.id, each.kind, each.position, each.state) for each in members] == [
+        (0, "a", 1, 1, state_pb2.STATE_FAILURE),
+        (1, "h", 2, 0, state_pb2.STATE_UNSPECIFIED),
+    ]

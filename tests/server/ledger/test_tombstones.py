@@ -1,0 +1,34 @@
+"""What stays of a record that is gone."""
+
+from __future__ import annotations
+
+from resultd_server import limits
+from resultd_server.ledger import keys, tombstones
+from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.tombstones import Tombstone
+from resultd_server.ledger.unit import Unit, View
+from tests.server.ledger.test_txn import empty_txn
+
+SPACE = Namespace("n", bytes(8))
+
+
+def test_a_tombstone_tells_for_an_hour() -> None:
+    """All that was noted is found for an hour, then nothing."""
+    unit = Unit(empty_txn(), 1_000)
+    said = {"existence": 3, "version": 2**40, "attempt": 7, "state": 8, "digest": b"x" * 16}
+    tombstones.put(unit, SPACE, keys.TASK, "t", **said)  # type: ignore[arg-type]  # as named above
+    end_ms = 1_000 + limits.TOMBSTONE_MS
+    expected = Tombstone(end_ms, 2**40, 7, 8, 3, b"x" * 16)
+    assert tombstones.find(View(unit.txn, end_ms - 1), SPACE, keys.TASK, "t") == expected
+    assert tombstones.find(View(unit.txn, end_ms), SPACE, keys.TASK, "t") is None
+
+
+def test_tasks_and_groups_have_tombstones_apart() -> None:
+    """Ids of tasks and groups are separate spaces, also when they are gone."""
+    unit = Unit(empty_txn(), 0)
+    tombstones.put(unit, SPACE, keys.GROUP, "x", existence=4, version=1)
+    assert tombstones.find(unit, SPACE, keys.TASK, "x") is None
+    tombstones.remove(unit, SPACE, keys.TASK, "x")
+    assert tombstones.find(unit, SPACE, keys.GROUP, "x") is not None
+    tombstones.remove(unit, SPACE, keys.GROUP, "x")
+    assert tombstones.find(unit, SPACE, keys.GROUP, "x") is None
