@@ -110,6 +110,7 @@ class App:
         try:
             port = self._server.add_insecure_port(self._settings.listen)
         except RuntimeError as error:
+            await self._server.stop(None)
             await self.engine.close()
             raise OSError(f"Cannot listen on {self._settings.listen}: {error}") from None
         if self._settings.listen.startswith(listening.UNIX):

@@ -88,9 +88,8 @@ def test_the_bytes_decide_whatever_they_are_called(
         http2.request(STORE, b"x", "application/grpc")[:-1],
         http2.request("/no/such", b"", "application/grpc"),
         http2.request(STORE, b"", "application/grpc", method="GET"),
-        http2.request(STORE, b"\xff", "application/grpc").replace(
-            b"\0\0\0\0\1\xff", b"\1\0\0\0\1x"
-        ),
+        http2.request(STORE, b"\1\0\0\0\1x", "application/grpc", framed=False),
+        http2.request(STORE, b"", None, framed=False),  # gRPC waits for a message to the end
     ],
     ids=["http1", "tls", "zeros", "noise", "hpack", "cut", "path", "get", "compressed", "empty"],
 )
