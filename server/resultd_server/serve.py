@@ -42,10 +42,10 @@ async def run(settings: Settings) -> int:
     except (DomainError, OSError) as error:
         _complain(error)
         return EXIT_CONFIG
+    log.info("serving", address=address, engine=settings.engine, data=str(settings.data or ""))
     # For whoever started the server: the address is known and it answers.
     sys.stdout.write(f"resultd ready on {address}\n")
     sys.stdout.flush()
-    log.info("serving", address=address, engine=settings.engine, data=str(settings.data or ""))
     failed = asyncio.create_task(app.failed.wait())
     first = asyncio.create_task(signals.get())
     await asyncio.wait({failed, first}, return_when=asyncio.FIRST_COMPLETED)

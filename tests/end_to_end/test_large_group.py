@@ -13,10 +13,10 @@ from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
 from tests.support import reports
 from tests.support.frames import Frames
+from tests.support.memory import MIB, Peak
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 
-MIB = 2**20
 GROWTH_BYTES_MAX = 12 * MIB
 """Buffers and allocators. 100,000 records held would take three times as much."""
 
@@ -49,26 +49,6 @@ async def stream(stubs: Stubs, group_id: str, order: pb.MemberOrder.ValueType, p
             return position
         if position // limits.FRAME_EVENTS_MAX % 100 == 0:
             peak.look()
-
-
-class Peak:
-    """The most memory that server and reader had."""
-
-    def __init__(self, server: ServerProcess) -> None:
-        self._server = server
-        self.server_bytes = self.reader_bytes = 0
-
-    def look(self) -> None:
-        """Looks at both now. Pages of the store's file, which the system may take, aside."""
-        self.server_bytes = max(self.server_bytes, anonymous_bytes(self._server.process.pid))
-        self.reader_bytes = max(self.reader_bytes, anonymous_bytes(os.getpid()))
-
-
-def anonymous_bytes(pid: int) -> int:
-    """Memory of a process that no file stands behind."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("RssAnon:")]
-    return int(line.split()[1]) * 1024
 
 
 COUNTS = [

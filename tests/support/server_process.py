@@ -7,7 +7,6 @@ with ServerProcess(tmp_path) as server:
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -58,11 +57,6 @@ class ServerProcess:
         with self._log.open() as log:
             log.seek(since_bytes)
             return [json.loads(line) for line in log]
-
-    def rss_bytes(self) -> int:
-        """Memory it has now."""
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal."""
