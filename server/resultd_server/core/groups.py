@@ -57,7 +57,8 @@ class GroupInterest:
             return None
         self._seen = True
         self._cursor = step.cursor
-        self._due = step.more or step.reset
+        # A hint that came while the step was read stays.
+        self._due = self._due or step.more or step.reset
         self.counts = _encode(step.group.to_message())
         self.complete = not step.more and progress.finished(step.group, step.cursor)
         if step.reset:

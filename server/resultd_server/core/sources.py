@@ -6,6 +6,7 @@ import abc
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import stream_pb2, worker_service_pb2
@@ -238,6 +239,8 @@ class WatchSource(ChangingSource):
     async def _next_group_frame(self, group_id: str) -> bytes | None:
         group = self._groups[group_id]
         found = await group.next_frame()
+        if self._groups.get(group_id) is not group:
+            return None  # dropped, or asked for anew, while it was read
         if found is not None:
             # To the end of the row: a large group does not hold up the others.
             self._due_groups[group_id] = self._due_groups.pop(group_id)
@@ -253,7 +256,7 @@ class WatchSource(ChangingSource):
                 group_id=group_id,
             )
         self._due_groups.pop(group_id, None)
-        if not group.over or group_id not in self._groups:
+        if not group.over:
             return None
         self._drop_group(group_id)
         over = control(stream_pb2.CONTROL_KIND_END, group_id=group_id)
@@ -286,7 +289,7 @@ class RevocationSource(ChangingSource):
     async def next_frame(self) -> bytes | None:
         self._due.update((task_id, None) for _, task_id in self.subscription.take())
         while self._due:
-            ids = list(self._due)[: limits.FRAME_EVENTS_MAX]
+            ids = list(islice(self._due, limits.FRAME_EVENTS_MAX))
             for task_id in ids:
                 del self._due[task_id]
             found = await self._engine.revoked(self.subscription.namespace, ids)

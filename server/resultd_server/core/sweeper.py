@@ -33,5 +33,5 @@ async def run(
             swept = NOTHING
         if swept.steps:
             on_swept(swept)
-        if swept.steps < limits.SWEEP_ROWS:
-            await asyncio.sleep(EVERY_S)
+        # Between steps others have their turn, with an engine too that never waits.
+        await asyncio.sleep(EVERY_S if swept.steps < limits.SWEEP_ROWS else 0)
