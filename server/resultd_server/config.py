@@ -8,6 +8,7 @@ resultd serve --config resultd.toml
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import sys
@@ -76,15 +77,17 @@ class Settings(BaseSettings):
     @field_validator("max_db_bytes", mode="before")
     @classmethod
     def _size(cls, value: object) -> object:
-        match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-        if match is None:
+        if not isinstance(value, str):
             return value
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            raise ValueError("is not a size: write bytes, or a number with a unit like '10GiB'")
         return int(float(match[1]) * 1024 ** _POWERS[match[2].upper()])
 
     @field_validator("listen")
     @classmethod
     def _address(cls, value: str) -> str:
-        if value.startswith("unix:"):
+        if value.startswith("unix:") and value != "unix:":
             return value
         match = _ADDRESS.fullmatch(value)
         if match is None or int(match["port"]) > 65_535:
@@ -107,11 +110,12 @@ class Settings(BaseSettings):
     def loopback(self) -> bool:
         """Whether nobody but this host can connect."""
         host = self.listen.rpartition(":")[0].strip("[]")
-        return (
-            self.listen.startswith("unix:")
-            or host in ("localhost", "::1")
-            or host.startswith("127.")
-        )
+        if self.listen.startswith("unix:") or host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False  # a name, whatever it begins with
 
 
 def load(
