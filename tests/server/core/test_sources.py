@@ -67,14 +67,18 @@ async def events(source: Source) -> list[str]:
     ]
 
 
+async def told(source: Source) -> tuple[list[str], stream_pb2.EndReason.ValueType | None]:
+    """The ids of all events that are due now, and why the stream is over, once it is."""
+    return await events(source), source.end
+
+
 async def test_all_completed_ends_with_the_last(store: Store) -> None:
     """ALL_COMPLETED is over when every task has ended, failed ones too."""
     source = wait_for(store, "a", "b")
     await store.report("a", "FAILURE")
-    assert await events(source) == ["a"]
-    assert source.end is None
+    assert await told(source) == (["a"], None)
     await store.report("b")
-    assert (await events(source), source.end) == (["b"], COMPLETE)
+    assert await told(source) == (["b"], COMPLETE)
     source.close()
     assert store.engine.hub.counts() == (0, 0)
 
@@ -84,7 +88,7 @@ async def test_first_completed_ends_with_the_first(store: Store) -> None:
     await store.put([make_report("a"), make_report("b", "FAILURE")])
     source = wait_for(store, "a", "b", "c", return_when=FIRST)
     assert source.end is None
-    assert (await events(source), source.end) == (["a", "b"], COMPLETE)
+    assert await told(source) == (["a", "b"], COMPLETE)
 
 
 async def test_first_exception_ends_with_the_first_failure(store: Store) -> None:
@@ -92,11 +96,10 @@ async def test_first_exception_ends_with_the_first_failure(store: Store) -> None
     failing = wait_for(store, "a", "b", "c", return_when=EXCEPTION)
     clean = wait_for(store, "a", return_when=EXCEPTION)
     await store.report("a")
-    assert await events(failing) == ["a"]
-    assert failing.end is None
-    assert (await events(clean), clean.end) == (["a"], COMPLETE)
+    assert await told(failing) == (["a"], None)
+    assert await told(clean) == (["a"], COMPLETE)
     await store.report("b", "REVOKED")
-    assert (await events(failing), failing.end) == (["b"], COMPLETE)
+    assert await told(failing) == (["b"], COMPLETE)
 
 
 @pytest.mark.parametrize("return_when", [ALL, FIRST, EXCEPTION])
@@ -107,7 +110,7 @@ async def test_what_is_gone_ends_the_wait(
     await store.report("t")
     await store.forget("t")
     source = wait_for(store, "t", return_when=return_when)
-    assert (await events(source), source.end) == (["t"], GONE)
+    assert await told(source) == (["t"], GONE)
 
 
 @pytest.mark.parametrize("return_when", [ALL, FIRST, EXCEPTION])
@@ -118,10 +121,9 @@ async def test_what_is_gone_may_be_waited_for(
     await store.report("t", "FAILURE")
     await store.forget("t")
     source = wait_for(store, "t", return_when=return_when, wait_for_gone=True)
-    assert await events(source) == []
-    assert source.end is None
+    assert await told(source) == ([], None)
     await store.report("t", "FAILURE", b"again")
-    assert (await events(source), source.end) == (["t"], COMPLETE)
+    assert await told(source) == (["t"], COMPLETE)
 
 
 async def test_a_result_counts_more_than_what_is_gone(store: Store) -> None:
@@ -141,8 +143,7 @@ async def test_transitions_are_sent_where_asked_for(store: Store, transitions: b
     """States on the way are sent only with transitions; neither ends the wait."""
     source = wait_for(store, "t", return_when=FIRST, transitions=transitions)
     await store.report("t", "STARTED")
-    assert await events(source) == ["t"] if transitions else []
-    assert source.end is None
+    assert await told(source) == (["t"] if transitions else [], None)
     assert source.says_synced
     assert source.now_ms() == store.clock.now_ms
 
@@ -162,8 +163,8 @@ async def test_iterate_sends_counts_and_where_to_resume(store: Store) -> None:
         store.engine, store.namespace, "g", Cursor.decode(frame.after, AS_COMPLETED)
     )
     await store.report("a")
-    assert (await events(source), source.end) == (["a"], COMPLETE)
-    assert (await events(resumed), resumed.end) == (["a"], COMPLETE)
+    assert await told(source) == (["a"], COMPLETE)
+    assert await told(resumed) == (["a"], COMPLETE)
 
 
 async def test_iterate_says_reset_and_gone(store: Store) -> None:
@@ -275,19 +276,19 @@ async def test_a_worker_hears_what_is_to_stop(store: Store) -> None:
     source = RevocationSource(store.engine, store.namespace)
     source.apply(worker_service_pb2.WatchRevocationsRequest(add_task_ids=["a", "b"], sequence=3))
 
-    async def told() -> list[str]:
+    async def wishes() -> list[str]:
         answer = worker_service_pb2.WatchRevocationsResponse
         found = [answer.FromString(frame) for frame in [await source.next_frame()] if frame]
         return [wish.task_id for each in found for wish in each.revocations]
 
-    assert await told() == ["a"]
+    assert await wishes() == ["a"]
     (synced,) = await frames(source)
     assert synced.control.sequence == 3
     await store.revoke("b", "c")
-    assert await told() == ["b"]
+    assert await wishes() == ["b"]
     source.apply(worker_service_pb2.WatchRevocationsRequest(remove_task_ids=["a", "b"]))
     await store.revoke("a")
-    assert await told() == []
+    assert await wishes() == []
     source.closing = True
     assert source.end == COMPLETE
 

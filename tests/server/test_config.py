@@ -1,0 +1,134 @@
+"""Settings: flags over environment over file over defaults; what is wrong says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resultd_server.config import ConfigError, Settings, load
+
+GIB = 1024**3
+
+
+def settings(
+    file: Path | None = None, environ: dict[str, str] | None = None, **flags: Any
+) -> Settings:
+    """The settings in force, with the memory engine unless something else is said."""
+    said = {"engine": "memory", **flags} if "data" not in flags else flags
+    return load(said, environ or {}, file)
+
+
+def toml(directory: Path, text: str) -> Path:
+    """A configuration file."""
+    file = directory / "resultd.toml"
+    file.write_text(text)
+    return file
+
+
+def test_the_nearest_source_wins(tmp_path: Path) -> None:
+    """A flag beats the environment, that the file, that the default."""
+    file = toml(tmp_path, 'drain_s = 1\nlog_level = "debug"\nstream_age_s = 5\n')
+    environ = {"RESULTD_DRAIN_S": "2", "RESULTD_LOG_LEVEL": "error"}
+    found = settings(file, environ, drain_s=3.0)
+    assert (found.drain_s, found.log_level, found.stream_age_s) == (3.0, "error", 5.0)
+    assert found.listen == "127.0.0.1:7758"
+
+
+def test_a_flag_not_given_hides_nothing() -> None:
+    """A flag that is None leaves the environment its say."""
+    assert settings(environ={"RESULTD_DRAIN_S": "2"}, drain_s=None).drain_s == 2
+
+
+def test_the_processs_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an environment of the caller's the process's own counts."""
+    monkeypatch.setenv("RESULTD_DRAIN_S", "7")
+    assert load({"engine": "memory"}).drain_s == 7
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        ("10GiB", 10 * GIB),
+        ("1.5 GiB", 3 * GIB // 2),
+        ("2g", 2 * GIB),
+        ("4096 KB", 4 * 1024**2),
+        ("1T", 1024 * GIB),
+        ("1048576", 1024**2),
+        (2 * GIB, 2 * GIB),
+    ],
+)
+def test_sizes_are_written_as_people_write_them(said: str | int, size: int) -> None:
+    """A size is a number of bytes or one with a unit, from every source."""
+    assert settings(max_db_bytes=said).max_db_bytes == size
+    assert settings(environ={"RESULTD_MAX_DB_BYTES": str(said)}).max_db_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"max_db_bytes": "lots"}, "max_db_bytes: is not a size.*'10GiB'.*lots"),
+        ({"max_db_bytes": "1KiB"}, "max_db_bytes: .*greater than or equal.*1024"),
+        ({"drain_s": -1}, "drain_s: .*greater than or equal to 0"),
+        ({"engine": "lmbd"}, "engine: .*'lmdb' or 'memory'.*lmbd"),
+        ({"listen": "7758"}, "listen: is not host:port or unix:PATH, for instance 127"),
+        ({"listen": "127.0.0.1:99999"}, "listen: is not host:port"),
+        ({"listen": "unix:"}, "listen: is not host:port or unix:PATH"),
+        ({"engine": "lmdb"}, "needs a directory: name it with --data"),
+    ],
+)
+def test_what_cannot_be_used_is_said(flags: dict[str, Any], message: str) -> None:
+    """A value that cannot be used names the setting, the reason and what would do."""
+    with pytest.raises(ConfigError, match=message):
+        settings(**flags)
+
+
+def test_unknown_settings_are_refused_with_a_suggestion(tmp_path: Path) -> None:
+    """A key nobody knows is refused by the name it was given, with the nearest that is known."""
+    with pytest.raises(ConfigError, match=r"listn in .*resultd.toml is not .* did you mean listen"):
+        settings(toml(tmp_path, 'listn = "x"'))
+    with pytest.raises(ConfigError, match=r"RESULTD_LISTN is not .* did you mean RESULTD_LISTEN\?"):
+        settings(environ={"RESULTD_LISTN": "x"})
+    with pytest.raises(ConfigError, match=r"RESULTD_QUUX is not a setting: known are data, listen"):
+        settings(environ={"RESULTD_QUUX": "x"})
+
+
+def test_variables_of_the_client_are_left_alone() -> None:
+    """RESULTD_URL is the client's, RESULTD_CONFIG names the file: neither is a setting."""
+    settings(environ={"RESULTD_URL": "resultd://h", "RESULTD_CONFIG": "x", "HOME": "/"})
+
+
+@pytest.mark.parametrize("text", [None, "not toml", "a = '\udcff'"])
+def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, text: str | None) -> None:
+    """A file that is missing or is not TOML ends in a sentence that names it."""
+    file = tmp_path / "resultd.toml"
+    if text is not None:
+        file.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=r"resultd\.toml cannot be read"):
+        settings(file)
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["127.0.0.1:0", "127.8.9.1:1", "[::1]:7758", "localhost:7758", "unix:/run/resultd.sock"],
+)
+def test_loopback_needs_no_word(listen: str) -> None:
+    """Where nobody else can connect, no flag is asked for."""
+    assert settings(listen=listen).loopback
+
+
+@pytest.mark.parametrize(
+    "listen", ["0.0.0.0:7758", "[::]:7758", "10.0.0.1:1", "example.org:1", "127.example.org:1"]
+)
+def test_listening_to_others_must_be_said(listen: str) -> None:
+    """Beyond loopback the server does not listen without --insecure."""
+    with pytest.raises(ConfigError, match=r"listen on 127\.0\.0\.1 .* or say --insecure"):
+        settings(listen=listen)
+    assert not settings(listen=listen, insecure=True).loopback
+
+
+def test_lmdb_is_the_default(tmp_path: Path) -> None:
+    """With a directory nothing else needs to be said."""
+    found = settings(data=tmp_path)
+    assert (found.engine, found.data) == ("lmdb", tmp_path)
