@@ -12,7 +12,7 @@ import pytest
 from resultd.v1 import group_pb2, group_service_pb2
 from resultd.v1 import result_service_pb2 as pb
 from tests.support import reports
-from tests.support.frames import Frames, ids
+from tests.support.frames import Frames, ids, seconds
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 
@@ -21,7 +21,10 @@ WAITS = 12
 """Streams of each of three kinds that race with one burst of reports."""
 
 ROUNDS = 30
-"""30 rounds × 3 kinds × 12 streams × 20 ids = 21,600 waits."""
+"""30 rounds × (3 kinds × 12 streams of 20 ids + 6 × 10 streams of 2) = 25,200 waits."""
+
+LATE = seconds(240)
+"""A heartbeat would look at everything again and hide a hint that was missed."""
 
 STEPS = 6
 """Moments at which streams are opened, spread over the burst."""
@@ -49,12 +52,12 @@ async def _burst(stubs: Stubs, task_ids: list[str], group_id: str) -> None:
 
 
 async def _wait_for(stubs: Stubs, task_ids: list[str]) -> list[str]:
-    wait = Frames(stubs.results.WaitFor(pb.WaitForRequest(task_ids=task_ids)))
+    wait = Frames(stubs.results.WaitFor(pb.WaitForRequest(task_ids=task_ids, heartbeat=LATE)))
     return ids(await wait.rest())
 
 
 async def _iterate(stubs: Stubs, group_id: str) -> list[str]:
-    frames = Frames(stubs.results.Iterate(pb.IterateRequest(group_id=group_id)))
+    frames = Frames(stubs.results.Iterate(pb.IterateRequest(group_id=group_id, heartbeat=LATE)))
     return ids(await frames.rest())
 
 
@@ -62,14 +65,15 @@ async def _watch(stubs: Stubs, task_ids: list[str]) -> list[str]:
     """Adds its ids in several messages, then closes its side: over when all are told."""
     call = stubs.results.Watch()
     for start in range(0, len(task_ids), 5):
-        await call.write(pb.WatchRequest(add_task_ids=task_ids[start : start + 5]))
+        mine = task_ids[start : start + 5]
+        await call.write(pb.WatchRequest(add_task_ids=mine, heartbeat=LATE))
     await call.done_writing()
     return ids(await Frames(call).rest())
 
 
 @pytest.mark.slow
 async def test_no_wait_hangs_whatever_the_moment(server: ServerProcess) -> None:
-    """In 21,600 waits that race with the reports they wait for, each is told once, none hangs."""
+    """In 25,200 waits that race with the reports they wait for, each is told once, none hangs."""
     told = 0
     async with (
         grpc.aio.insecure_channel(server.address) as channel,
@@ -86,19 +90,21 @@ async def test_no_wait_hangs_whatever_the_moment(server: ServerProcess) -> None:
                 group_service_pb2.CreateGroupRequest(group_id=group_id, members=members, seal=True)
             )
             burst = asyncio.create_task(_burst(reporters, task_ids, group_id))
-            waits: list[asyncio.Task[list[str]]] = []
-            for _ in range(WAITS // STEPS):
-                for step in range(STEPS):
+            waits: list[tuple[list[str], asyncio.Task[list[str]]]] = []
+            for step in range(STEPS):
+                pairs = [task_ids[start : start + 2] for start in range(0, IDS_PER_WAIT, 2)]
+                waits += [(few, asyncio.create_task(_wait_for(stubs, few))) for few in pairs]
+                for _ in range(WAITS // STEPS):
                     waits += [
-                        asyncio.create_task(_wait_for(stubs, task_ids)),
-                        asyncio.create_task(_iterate(stubs, group_id)),
-                        asyncio.create_task(_watch(stubs, task_ids)),
+                        (task_ids, asyncio.create_task(_wait_for(stubs, task_ids))),
+                        (task_ids, asyncio.create_task(_iterate(stubs, group_id))),
+                        (task_ids, asyncio.create_task(_watch(stubs, task_ids))),
                     ]
-                    for _ in range((number + step) % 7):
-                        await asyncio.sleep(0)
-            for wait in waits:
+                for _ in range((number + step) % 7):
+                    await asyncio.sleep(0)
+            for wanted, wait in waits:
                 got = await wait
-                assert sorted(got) == sorted(task_ids)
+                assert sorted(got) == sorted(wanted)
                 told += len(got)
             await burst
-    assert told == ROUNDS * WAITS * 3 * IDS_PER_WAIT >= 20_000
+    assert told == ROUNDS * (WAITS * 3 + STEPS) * IDS_PER_WAIT >= 20_000
