@@ -262,7 +262,8 @@ def _write(
         set_ms(meta.expire_time, expire_ms)
     else:
         meta.ClearField("expire_time")
-    if (name := _TIME_OF_STATE.get(meta.state)) and not meta.HasField(name):  # type: ignore[arg-type]
+    name = _TIME_OF_STATE.get(meta.state)
+    if name and not meta.HasField(name):  # type: ignore[arg-type]  # a field, checked by tests
         set_ms(getattr(meta, name), unit.now_ms)
     wire = meta.SerializeToString()
     if len(wire) > limits.RECORD_BYTES_MAX:
