@@ -48,7 +48,7 @@ class GroupCore(SetCore):
     @property
     def children(self) -> list[Any]:
         """The results."""
-        return self.results  # type: ignore[no-any-return]
+        return self.results  # type: ignore[no-any-return]  # typed above
 
     @property
     def _parent(self) -> Any:

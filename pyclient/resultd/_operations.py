@@ -200,7 +200,7 @@ class Operations:
     def group(self, group_id: str) -> Op[group_pb2.GroupMeta]:
         """Read a group; of an unknown one its id and `existence`."""
         request = group_service_pb2.GetGroupRequest(group_id=group_id)
-        return (yield from self.call("GetGroup", request)).group  # type: ignore[no-any-return]
+        return (yield from self.call("GetGroup", request)).group  # type: ignore[no-any-return]  # as the RPC says
 
     def declare_group(
         self,
@@ -217,7 +217,7 @@ class Operations:
             group = yield from self.add_members(request.group_id, page)
         if seal:
             group = yield from self.seal(request.group_id, len(members))
-        return group  # type: ignore[no-any-return]
+        return group  # type: ignore[no-any-return]  # as the RPC says
 
     def add_members(
         self, group_id: str, members: Sequence[group_pb2.GroupMember]
@@ -236,12 +236,12 @@ class Operations:
         request = group_service_pb2.SealGroupRequest(
             group_id=group_id, expected_total=expected_total
         )
-        return (yield from self.call("SealGroup", request)).group  # type: ignore[no-any-return]
+        return (yield from self.call("SealGroup", request)).group  # type: ignore[no-any-return]  # as the RPC says
 
     def delete_group(self, group_id: str) -> Op[bool]:
         """Delete a group, not its members' records; says whether there was one."""
         request = group_service_pb2.DeleteGroupRequest(group_id=group_id)
-        return (yield from self.call("DeleteGroup", request)).deleted  # type: ignore[no-any-return]
+        return (yield from self.call("DeleteGroup", request)).deleted  # type: ignore[no-any-return]  # as the RPC says
 
 
 def chunks(items: Sequence[T], size: int = IDS_PER_CALL) -> Iterator[Sequence[T]]:

@@ -157,7 +157,7 @@ class ResultCore(ResultBase):
     def on_ready(self) -> Promise:
         """The promise behind `then()`."""
         # setdefault is one step: two threads get the same one.
-        return self.__dict__.setdefault("_on_ready", Promise())  # type: ignore[no-any-return]
+        return self.__dict__.setdefault("_on_ready", Promise())  # type: ignore[no-any-return]  # typed above
 
     def then(
         self,
@@ -219,7 +219,7 @@ class ResultCore(ResultBase):
         return self._cache is not None
 
     def _is_in(self, state: str) -> Op[bool]:
-        return (yield from self._read())["status"] == state  # type: ignore[no-any-return]
+        return (yield from self._read())["status"] == state  # type: ignore[no-any-return]  # typed above
 
     def _exists(self) -> Op[bool]:
         return (yield from self._read()).get("existence") == "KNOWN"

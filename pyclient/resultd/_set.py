@@ -148,7 +148,7 @@ class SetCore(ResultBase):
 
     def _children(self) -> Op[list[Any]]:
         yield from ()
-        return self.results  # type: ignore[no-any-return]
+        return self.results  # type: ignore[no-any-return]  # typed above
 
     def _maybe_throw(
         self, callback: Callable[[str, Any], object] | None, propagate: bool
@@ -342,7 +342,7 @@ class SetCore(ResultBase):
     @property
     def on_ready(self) -> Promise:
         """The promise behind `then()`."""
-        return self.__dict__.setdefault("_on_ready", Promise())  # type: ignore[no-any-return]
+        return self.__dict__.setdefault("_on_ready", Promise())  # type: ignore[no-any-return]  # typed above
 
     def then(
         self,

@@ -94,7 +94,7 @@ class Client(ClientCore):
         """Return the result of a task; nothing is asked yet."""
         return _aio_results.AsyncResult(id, self, None, self, parent)
 
-    def ResultSet(self, results: Iterable[Any]) -> _aio_results.ResultSet:  # noqa: N802
+    def ResultSet(self, results: Iterable[Any]) -> _aio_results.ResultSet:  # noqa: N802  (Celery's name)
         """Return a set of results."""
         return _aio_results.ResultSet(list(results), app=self)
 
@@ -111,7 +111,7 @@ class Client(ClientCore):
         """Build the result that `as_tuple()` described."""
         return from_tuple(r, self)
 
-    async def restore_group(self, id: str) -> _aio_results.GroupResult | None:  # noqa: A002
+    async def restore_group(self, id: str) -> _aio_results.GroupResult | None:  # noqa: A002  (Celery's name)
         """Return the group saved under an id, None if there is none."""
         group: _aio_results.GroupResult | None = await self.run(self.groups.restore(id))
         return group

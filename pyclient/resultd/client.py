@@ -132,7 +132,7 @@ class Client(ClientCore):
         """Return the result of a task; nothing is asked yet."""
         return results.AsyncResult(id, self, None, self, parent)
 
-    def ResultSet(self, results_: Iterable[Any]) -> results.ResultSet:  # noqa: N802
+    def ResultSet(self, results_: Iterable[Any]) -> results.ResultSet:  # noqa: N802  (Celery's name)
         """Return a set of results."""
         return results.ResultSet(list(results_), app=self)
 
@@ -145,7 +145,7 @@ class Client(ClientCore):
         """Return a group of results; it is not on the server before `save()`."""
         return results.GroupResult(id, list(results_), parent, app=self)
 
-    def restore_group(self, id: str) -> results.GroupResult | None:  # noqa: A002
+    def restore_group(self, id: str) -> results.GroupResult | None:  # noqa: A002  (Celery's name)
         """Return the group saved under an id, None if there is none."""
         group: results.GroupResult | None = self.run(self.groups.restore(id))
         return group

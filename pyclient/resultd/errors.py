@@ -218,9 +218,11 @@ class TaskRevokedError(TaskError):
         return (TaskRevokedError, (self.message, self.traceback))
 
 
-#: Codes after which the same call is tried again. A bare RESOURCE_EXHAUSTED is not among
-#: them: gRPC itself uses it for messages over a size limit, which stay too large.
-RETRYABLE_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED"})
+#: Codes after which the same call is tried again. CANCELLED is how a stopping server ends
+#: calls it had taken and not begun; where we cancelled ourselves nobody asks. A bare
+#: RESOURCE_EXHAUSTED is not among them: gRPC itself uses it for messages over a size
+#: limit, which stay too large.
+RETRYABLE_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
 RETRYABLE_REASONS = frozenset({"STORE_FULL", "QUOTA"})
 
 #: Codes after which a stream is not resumed. Any other end is: proxies cut streams with

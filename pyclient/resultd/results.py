@@ -99,8 +99,8 @@ class AsyncResult(ResultCore):
         on_message: _OnMessage = None,
         on_interval: _OnInterval = None,
         disable_sync_subtasks: bool = True,
-        EXCEPTION_STATES: frozenset[str] = states.EXCEPTION_STATES,  # noqa: N803
-        PROPAGATE_STATES: frozenset[str] = states.PROPAGATE_STATES,  # noqa: N803
+        EXCEPTION_STATES: frozenset[str] = states.EXCEPTION_STATES,  # noqa: N803  (Celery's name)
+        PROPAGATE_STATES: frozenset[str] = states.PROPAGATE_STATES,  # noqa: N803  (Celery's name)
     ) -> Any:
         """Wait until the task is ready and return its value; None for IGNORED.
 
@@ -508,7 +508,7 @@ class GroupResult(GroupCore, ResultSet):
         client.run(client.groups.delete(self.id))
 
     @classmethod
-    def restore(cls, id: str, backend: Any = None, app: Any = None) -> Any:  # noqa: A002
+    def restore(cls, id: str, backend: Any = None, app: Any = None) -> Any:  # noqa: A002  (Celery's name)
         """Return the group saved under an id, None if there is none."""
         client = _client_of(backend if backend is not None else app)
         return client.run(client.groups.restore(id))

@@ -29,7 +29,7 @@ def client() -> ClientCore:
 def frame(*indexes: int, after: bytes = b"", kind: int = 0, **control: Any) -> Any:
     """A frame with members that are done."""
     made = result_service_pb2.IterateResponse(after=after)
-    made.control.CopyFrom(stream_pb2.Control(kind=kind, **control))  # type: ignore[arg-type]
+    made.control.CopyFrom(stream_pb2.Control(kind=kind, **control))  # type: ignore[arg-type]  # keywords of one message
     for index in indexes:
         event = made.events.add(index=index, position=index + 1)
         event.task.task_id = f"t{index}"

@@ -119,7 +119,7 @@ def test_many_ids_are_many_calls(operations: Operations) -> None:
     )
     assert run(operations.forget(ids), script) == 20_001
     assert len(run(operations.revoke(ids, False, None, ""), script).requested) == 20_001
-    assert [len(call.request.task_ids) for call in script.calls] == pages * 2  # type: ignore[attr-defined]
+    assert [len(call.request.task_ids) for call in script.calls] == pages * 2  # type: ignore[attr-defined]  # the request is of that method
 
 
 def test_batches_end_at_a_thousand_reports_or_twelve_mebibytes(operations: Operations) -> None:
@@ -137,7 +137,7 @@ def test_batches_end_at_a_thousand_reports_or_twelve_mebibytes(operations: Opera
     run(operations.store_many([(str(n), n) for n in range(1001)]), script)
     large = "x" * 3_000_000
     run(operations.store_many([(str(n), large) for n in range(8)]), script)
-    sizes = [len(c.request.reports) for c in script.calls if c.method == "BatchStoreResults"]  # type: ignore[attr-defined]
+    sizes = [len(c.request.reports) for c in script.calls if c.method == "BatchStoreResults"]  # type: ignore[attr-defined]  # the request is of that method
     assert sizes == [1000, 4, 4]
 
 
@@ -199,7 +199,7 @@ def test_a_large_group_is_declared_in_pages(operations: Operations) -> None:
     request = group_service_pb2.CreateGroupRequest(group_id="g")
     run(operations.declare_group(request, members, seal=True), script)
     assert [c.method for c in script.calls] == ["CreateGroup", "AddGroupMembers", "SealGroup"]
-    assert script.calls[2].request.expected_total == 10_001  # type: ignore[attr-defined]
+    assert script.calls[2].request.expected_total == 10_001  # type: ignore[attr-defined]  # the request is of that method
     again = group_service_pb2.CreateGroupRequest(group_id="g", new_epoch=True)
     with pytest.raises(errors.UnavailableError):
         run(operations.declare_group(again, [], seal=False), script)

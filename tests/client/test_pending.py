@@ -83,7 +83,7 @@ def test_a_refusal_of_the_stream_is_raised(client: Client, new_id: Callable[[], 
         assert isinstance(effect, Receive)
         return [make("PERMISSION_DENIED", "no")]
 
-    client._open().spawn = lambda op: op.close()  # type: ignore[method-assign]
+    client._open().spawn = lambda op: op.close()  # type: ignore[method-assign]  # seen, not run
     pending = Pending(client, [client.AsyncResult("a")])
     with pytest.raises(Exception, match="no"):
         run(pending.next(Deadline(5)), handle)
