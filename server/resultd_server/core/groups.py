@@ -26,7 +26,8 @@ class GroupInterest:
         self.group_id = group_id
         self._cursor = cursor
         self._due = True
-        self._seen = False
+        # Who resumes has seen it, however long ago.
+        self._seen = cursor.position > 0
         self.counts = b""
         self.complete = False
         self.gone = False

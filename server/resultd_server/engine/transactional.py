@@ -77,6 +77,11 @@ class TransactionalEngine(Engine):
         # Not kept from here: the transaction may still fail.
         return self._namespaces.get(name) or namespaces.find_or_create(unit.txn, name)
 
+    def _there(self, unit: Unit, name: str) -> Namespace:
+        """The namespace of an operation that needs something there: none is made for it."""
+        known = self._namespaces.get(name) or namespaces.find(unit.txn, name)
+        return known or NOWHERE._replace(name=name)
+
     async def put(self, namespace: str, reports: Sequence[Report]) -> list[StoreOutcome]:
         def operation(unit: Unit) -> list[StoreOutcome]:
             where = self._made(unit, namespace)
@@ -109,7 +114,7 @@ class TransactionalEngine(Engine):
 
     async def delete(self, namespace: str, task_ids: Sequence[str]) -> int:
         def operation(unit: Unit) -> int:
-            where = self._made(unit, namespace)
+            where = self._there(unit, namespace)
             return sum(records.forget(unit, where, task_id) for task_id in task_ids)
 
         return await self._write(operation, grows=False)
@@ -140,7 +145,7 @@ class TransactionalEngine(Engine):
         self, namespace: str, group_id: str, members: Sequence[NewMember]
     ) -> tuple[group_pb2.GroupMeta, list[int]]:
         return await self._write(
-            lambda unit: groups.add_members(unit, self._made(unit, namespace), group_id, members)
+            lambda unit: groups.add_members(unit, self._there(unit, namespace), group_id, members)
         )
 
     async def group_add_to_total(
@@ -148,7 +153,7 @@ class TransactionalEngine(Engine):
     ) -> group_pb2.GroupMeta:
         return await self._write(
             lambda unit: groups.add_to_total(
-                unit, self._made(unit, namespace), group_id, delta, request_id
+                unit, self._there(unit, namespace), group_id, delta, request_id
             )
         )
 
@@ -156,7 +161,7 @@ class TransactionalEngine(Engine):
         self, namespace: str, group_id: str, total: int | None
     ) -> group_pb2.GroupMeta:
         return await self._write(
-            lambda unit: groups.seal(unit, self._made(unit, namespace), group_id, total)
+            lambda unit: groups.seal(unit, self._there(unit, namespace), group_id, total)
         )
 
     async def group_get(self, namespace: str, group_id: str) -> group_pb2.GroupMeta:
@@ -164,13 +169,13 @@ class TransactionalEngine(Engine):
 
     async def group_delete(self, namespace: str, group_id: str) -> bool:
         return await self._write(
-            lambda unit: groups.delete(unit, self._made(unit, namespace), group_id), grows=False
+            lambda unit: groups.delete(unit, self._there(unit, namespace), group_id), grows=False
         )
 
     async def group_claim(
         self, namespace: str, request: ClaimRequest
     ) -> group_service_pb2.ClaimGroupResponse:
-        return await self._write(lambda unit: _claim(unit, self._made(unit, namespace), request))
+        return await self._write(lambda unit: _claim(unit, self._there(unit, namespace), request))
 
     async def group_members(
         self, namespace: str, group_id: str, page_size: int, page_token: str

@@ -108,3 +108,16 @@ async def test_an_empty_group_is_complete_at_once(store: Store, order: int) -> N
     interest = follow(store, order)
     assert await read(interest) == []
     assert interest.complete
+
+
+async def test_who_resumes_a_group_that_is_long_gone_is_told(store: Store) -> None:
+    """Even where its tombstone is gone too, a stream that had events of it ends GONE."""
+    await store.create("g", task("a"), task("b"), seal=True)
+    await store.report("a")
+    interest = follow(store)
+    assert await read(interest) == ["a"]
+    await store.engine.group_delete(store.namespace, "g")
+    store.clock.advance(2 * HOUR_MS)
+    resumed = follow(store, after=interest.after)
+    assert await read(resumed) == []
+    assert resumed.gone

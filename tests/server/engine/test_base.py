@@ -11,7 +11,9 @@ from resultd.v1 import group_service_pb2, worker_service_pb2
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
 from resultd_server.engine.base import ClaimRequest
+from resultd_server.engine.transactional import TransactionalEngine
 from resultd_server.errors import DomainError, FieldInvalid, GroupNotFound, ValueTooLarge
+from resultd_server.ledger import namespaces
 from resultd_server.ledger.unit import GROUP, REVOCATION, TASK
 from tests.support.stores import (
     DAY_MS,
@@ -277,3 +279,16 @@ async def test_every_store_has_an_id_of_its_own(name: str, clock: Clock, tmp_pat
         assert engine.name == name
         await engine.close()
     assert len(found) == 2
+
+
+async def test_a_namespace_begins_with_something_in_it(store: Store) -> None:
+    """What needs a record or group that is there makes no namespace by asking."""
+    engine = store.engine
+    await store.report("t1")
+    assert await engine.delete("elsewhere", ["t1"]) == 0
+    assert await engine.group_delete("elsewhere", "g") is False
+    with pytest.raises(GroupNotFound):
+        await engine.group_seal("elsewhere", "g", None)
+    assert isinstance(engine, TransactionalEngine)
+    there = engine._read(lambda view: namespaces.names(view.txn))
+    assert [namespace.name for namespace in there.values()] == [store.namespace]
