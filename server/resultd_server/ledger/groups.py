@@ -341,18 +341,19 @@ def expire(unit: Unit, namespace: Namespace, group_id: str) -> bool:
 
 def collect_garbage(unit: Unit, budget: int) -> int:
     """Deletes up to `budget` rows of runs that are over; how many."""
-    runs = []
-    for key, prefix in unit.txn.scan(Db.GARBAGE, b"", keys.ALL):
-        runs.append((keys.U64.unpack(key)[0], Namespace("", prefix)))
-        break
-    for number, namespace in runs:
-        removed = _collect_run(unit, number, namespace, budget)
-        if removed < budget:
-            unit.txn.delete(Db.TOTALS, keys.group(number))
-            unit.txn.delete(Db.GARBAGE, keys.group(number))
+    rows = list(islice(unit.txn.scan(Db.GARBAGE, b"", keys.ALL), budget))
+    removed = 0
+    for key, prefix in rows:
+        if removed >= budget:
+            break
+        number, room = keys.U64.unpack(key)[0], budget - removed
+        taken = _collect_run(unit, number, Namespace("", prefix), room)
+        removed += taken
+        if taken < room:
+            unit.txn.delete(Db.TOTALS, key)
+            unit.txn.delete(Db.GARBAGE, key)
             removed += 1
-        return removed
-    return 0
+    return removed
 
 
 def _collect_run(unit: Unit, number: int, namespace: Namespace, budget: int) -> int:

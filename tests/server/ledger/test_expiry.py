@@ -143,3 +143,24 @@ async def test_tombstones_stay_an_hour(store: Store) -> None:
     assert await store.state("t") == "UNKNOWN"
     await store.sweep()
     assert await store.state("t") == "UNKNOWN"
+
+
+async def test_one_sweep_clears_many_small_groups(store: Store) -> None:
+    """What groups leave behind goes as fast as they end: a sweep clears as many as it has steps."""
+    for number in range(50):
+        await store.create(f"g{number}", task(f"t{number}"), ttl_ms=SECOND_MS)
+    store.clock.advance(SECOND_MS)
+    swept = await store.engine.sweep(limits.SWEEP_ROWS)
+    assert swept.expired == 50
+    assert (await store.engine.sweep(limits.SWEEP_ROWS)).steps == 0
+
+
+async def test_a_sweep_of_what_groups_left_is_bounded(store: Store) -> None:
+    """However many rows ended groups left, a sweep deletes about its budget of them."""
+    for number in range(10):
+        members = (task(f"t{number}.{at}") for at in range(3))
+        await store.create(f"g{number}", *members, ttl_ms=NEVER)
+        await store.delete_group(f"g{number}")
+    steps = [(await store.engine.sweep(7)).steps for _ in range(8)]
+    assert max(steps) <= 8
+    assert (sum(steps), steps[-1]) == (40, 0)
