@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from resultd.v1 import state_pb2, task_pb2, value_pb2, worker_service_pb2
+from resultd_server.errors import ValueTooLarge
 from resultd_server.ledger import records, revocations
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.records import Report
@@ -43,5 +44,8 @@ def revoke(unit: Unit, namespace: Namespace, wish: worker_service_pb2.Revocation
         ),
     )
     ttl_ms = records.ttl_ms(unit, namespace, wish.task_id)
-    records.store(unit, namespace, Report(meta, ttl_ms))
+    try:
+        records.store(unit, namespace, Report(meta, ttl_ms))
+    except ValueTooLarge:
+        return 0  # no room for the word, and nothing was changed: its worker says it
     return state_pb2.STATE_REVOKED

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from resultd.v1 import state_pb2
+from resultd.v1 import state_pb2, value_pb2
+from resultd_server import limits
 from tests.support.stores import DAY_MS, HOUR_MS, NEVER, Store, disposition, task
 
 
@@ -59,3 +60,19 @@ async def test_a_revoked_record_lives_as_long_as_it_was_to(store: Store) -> None
             meta.expire_time.seconds * 1000 - store.clock.now_ms
         )
     assert lives == {"ever": 0, "week": 7 * DAY_MS, "hour": HOUR_MS, "new": DAY_MS}
+
+
+async def test_a_record_too_full_for_the_word_is_left_to_its_worker(store: Store) -> None:
+    """A record that has no room for REVOKED keeps the wish; the others of the call are revoked."""
+    for name in ("before", "full", "after"):
+        await store.report(name, "PENDING", b"")
+    room = limits.RECORD_BYTES_MAX - (await store.meta("full")).ByteSize() - 32
+    await store.report("full", "PENDING", b"", kwargs=value_pb2.Payload(data=bytes(room)))
+    assert await store.revoke("before", "full", "after") == [
+        state_pb2.STATE_REVOKED,
+        0,
+        state_pb2.STATE_REVOKED,
+    ]
+    assert await store.state("full") == "PENDING"
+    assert await store.state("after") == "REVOKED"
+    assert (await store.report("full", "PENDING", b"")).cancel_requested
