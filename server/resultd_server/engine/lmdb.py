@@ -282,7 +282,10 @@ class LmdbEngine(TransactionalEngine):
         return pages * page_bytes
 
     def _disk_is_full(self) -> bool:
-        space = os.statvfs(self._directory)
+        try:
+            space = os.statvfs(self._directory)
+        except OSError:
+            return False  # a disk that will not even say is a broken one
         return space.f_bavail * space.f_frsize < DISK_LOW_BYTES
 
     def _answer(self, done: list[_Done], changed: set[Changed]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -393,6 +394,24 @@ async def test_a_full_disk_is_not_a_broken_one(
         assert told == []
         await store.report("t")
         assert await store.state("t") == "SUCCESS"
+
+
+async def test_a_disk_that_answers_nothing_is_a_broken_one(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a commit fails and the disk will not even say whether it is full, the store stops."""
+
+    def gone(_: object) -> None:
+        raise OSError(5, "EIO")
+
+    async with opened(clock, tmp_path, sync=False) as store:
+        error = lmdb.Error("Input/output error")
+        with broken(store, error, on_commit=True) as told, monkeypatch.context() as patch:
+            patch.setattr(os, "statvfs", gone)
+            with pytest.raises(StoreFailed):
+                await asyncio.wait_for(store.report("t"), 5)
+        await asyncio.sleep(0)
+        assert told == [error]
 
 
 async def test_a_failed_read_stops_the_store(clock: Clock, tmp_path: Path) -> None:
