@@ -65,5 +65,8 @@ class Promise:
         except Exception as error:  # a listener must not take the others down
             if on_error is None:
                 logger.exception("a then() callback failed")
-            else:
+                return
+            try:
                 on_error(error)
+            except Exception:  # as above
+                logger.exception("the on_error of a then() callback failed")

@@ -8,6 +8,7 @@ lock, it is noted in a deque that whoever holds or next takes the lock works off
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from resultd._effects import Effect, Mailbox, Op, Open, Receive, Reconnect, Stre
 from resultd._hub import Fate, Hub
 from resultd.errors import ResultdError, UnavailableError
 from resultd.v1 import result_service_pb2, task_pb2
+
+logger = logging.getLogger("resultd")
 
 # Seconds a stream stays open after the last wait. A program that gets one result after the
 # other then opens one stream, not one for each.
@@ -92,7 +95,10 @@ class Callback:
     def deliver(self, metas: list[task_pb2.TaskMeta]) -> None:
         """Call the function for each record."""
         for meta in metas:
-            self._function(meta)
+            try:
+                self._function(meta)
+            except BaseException:  # SystemExit too: the thread is everybody's
+                logger.exception("a callback failed")
 
     def fail(self, error: ResultdError) -> None:
         """Call the other function: the server refuses."""
@@ -135,7 +141,14 @@ class Watcher:
             spawn = not self._running and not self._suspended
             self._running = self._running or spawn
         if spawn:
+            self._spawn()
+
+    def _spawn(self) -> None:
+        try:
             self.port.spawn(self._watch(self.epoch))
+        except BaseException as error:  # no thread is to be had
+            self._break_down(self.epoch, error)
+            raise
 
     def leave(self, waiter: Wait | Callback) -> None:
         """End a wait. Never blocks and takes no lock that is held: see `_locked`."""
@@ -155,7 +168,7 @@ class Watcher:
             spawn = self._hub.wanted and not self._running
             self._running = self._running or spawn
         if spawn:
-            self.port.spawn(self._watch(self.epoch))
+            self._spawn()
 
     def forget_all(self) -> None:
         """Begin anew in a forked child: threads, locks and waits of the parent are not ours.
@@ -225,13 +238,31 @@ class Watcher:
         """The background operation: open, read, resume, until nobody waits."""
         bell = self.port.new_mailbox()
         pause: float | None = 0.0
-        while pause is not None:
-            if pause:
-                self._bell = bell
-                yield Receive(bell, pause)
-            if self._ends(epoch):
-                return
-            pause = yield from self._one_stream(epoch)
+        try:
+            while pause is not None:
+                if pause:
+                    self._bell = bell
+                    yield Receive(bell, pause)
+                if self._ends(epoch):
+                    return
+                pause = yield from self._one_stream(epoch)
+        except GeneratorExit:
+            raise  # abandoned with its event loop: nobody is left to be told
+        except BaseException as error:
+            self._break_down(epoch, error)
+            raise
+
+    def _break_down(self, epoch: int, error: BaseException) -> None:
+        """Tell everybody who waits: nothing will come; the next wait starts again."""
+        if epoch != self.epoch:
+            return
+        with self._locked():
+            self._running = False
+            waiters = self._hub.clear()
+        told = UnavailableError(f"waiting broke down: {error!r}")
+        told.__cause__ = error
+        for waiter in waiters:
+            waiter.fail(told)
 
     def _ends(self, epoch: int) -> bool:
         """Say whether the operation is to end; once it says so, the next wait starts it."""

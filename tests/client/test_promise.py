@@ -29,3 +29,20 @@ def test_a_thrown_exception_goes_to_on_error(caplog: pytest.LogCaptureFixture) -
     promise.throw(reason)
     assert errors == [reason]
     assert "then() callback failed" in caplog.text
+
+
+def test_an_on_error_that_raises_keeps_nobody_from_being_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not the other listeners, and not whoever fulfils the promise."""
+    promise = Promise()
+    heard: list[object] = []
+
+    def fail(_: object) -> None:
+        raise ValueError("a bug in a listener")
+
+    promise.then(fail, fail)
+    promise.then(heard.append)
+    promise(1)
+    assert heard == [1]
+    assert "a bug in a listener" in caplog.text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from resultd import errors
 from resultd._effects import Op
 from resultd._watcher import Callback, Wait, Watcher
+from resultd.client import Client
 from resultd.v1 import state_pb2, task_pb2
 
 
@@ -131,3 +134,30 @@ def test_closing_tells_everybody(watcher: Watcher) -> None:
     error = errors.UnavailableError("closed")
     watcher.fail_all(error)
     assert list(wait.mailbox) == [error]  # type: ignore[call-overload]  # a list here
+
+
+def test_a_callback_that_wants_to_exit_takes_nobody_along(
+    client: Client, new_id: Callable[[], str]
+) -> None:
+    """The thread that brings results is everybody's: SystemExit there goes to the log."""
+    first, second = client.AsyncResult(new_id()), client.AsyncResult(new_id())
+    first.then(lambda _: sys.exit("bye"))
+    client.store_result(first.id, 1)
+    assert first.get(timeout=5) == 1
+    threading.Timer(0.2, client.store_result, (second.id, 2)).start()
+    assert second.get(timeout=5) == 2
+
+
+def test_an_operation_that_breaks_down_says_so_and_can_start_again(
+    port: IdlePort, watcher: Watcher
+) -> None:
+    """Whoever waits gets the error instead of waiting for ever; the next wait starts it anew."""
+    wait = Wait(watcher, ["a"], False)
+    operation = port.spawned.pop()
+    next(operation)
+    with pytest.raises(OSError, match="no such certificate"):
+        operation.throw(OSError("no such certificate"))
+    assert isinstance(wait.mailbox, Box)
+    assert [type(item) for item in wait.mailbox] == [errors.UnavailableError]
+    Wait(watcher, ["b"], False)
+    assert len(port.spawned) == 1

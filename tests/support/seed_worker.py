@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from resultd._revocations import Revocation
 from resultd.client import Client
 
 
@@ -29,6 +30,10 @@ class Request:
         self.id = task_id
         self.stop = threading.Event()
         self._client = client
+
+    def revoked(self, _: Revocation) -> None:
+        """Note that the task is to stop."""
+        self.stop.set()
 
     def work(self, seconds: float) -> None:
         """Take some time; ends early if told to stop."""
@@ -76,7 +81,7 @@ def run(client: Client, steps: list[dict[str, Any]]) -> None:
     for step in steps:
         request = Request(client, step["id"])
         client.store_result(request.id, None, "STARTED", parent_id=parent_id)
-        with client.watch_revocations([request.id], lambda _, told=request.stop: told.set()):
+        with client.watch_revocations([request.id], request.revoked):
             try:
                 value = TASKS[step["name"]](request, step["seconds"], *before, *step["args"])
             except Revoked as error:
