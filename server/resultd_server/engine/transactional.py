@@ -210,7 +210,14 @@ class TransactionalEngine(Engine):
         # Looked at first, so that a store with nothing due commits nothing.
         if not self._read(expiry.anything_due):
             return Swept(0, 0, 0)
-        return await self._write(operation, grows=False)
+        try:
+            return await self._write(operation, grows=False)
+        except RecordCorrupt as error:
+            # Nothing was changed. Out of the way, so that the others go all the same.
+            due = error.metadata.get("due")
+            if due is not None:
+                await self._write(lambda unit: expiry.put_off(unit, due), grows=False)
+            raise
 
 
 def _store(unit: Unit, namespace: Namespace, report: Report) -> StoreOutcome:

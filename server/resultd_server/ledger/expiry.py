@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from itertools import islice
 
+from resultd_server import limits
+from resultd_server.errors import RecordCorrupt
 from resultd_server.ledger import groups, keys, namespaces, records, revocations
-from resultd_server.ledger.keys import U64
+from resultd_server.ledger.keys import U64, Namespace
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Unit, View
 
@@ -14,24 +16,43 @@ def sweep(unit: Unit, budget: int) -> tuple[int, int]:
     """Handles up to `budget` due entries and deletes up to as many left-over rows.
 
     (steps taken, records and groups that expired). As many steps as `budget` or more
-    say that there is more to do.
+    say that there is more to do. Raises RecordCorrupt, `due` in its metadata where an
+    entry led to what cannot be read.
     """
     due = list(islice(unit.txn.scan(Db.EXPIRY, b"", U64.pack(unit.now_ms + 1)), budget))
     by_prefix = namespaces.names(unit.txn) if due else {}
     expired = 0
     for key, _ in due:
-        unit.txn.delete(Db.EXPIRY, key)
-        _, kind, prefix, id_ = keys.parse_expiry(key)
-        namespace = by_prefix[prefix]
-        if kind == keys.TASK:
-            expired += records.expire(unit, namespace, id_)
-        elif kind == keys.GROUP:
-            expired += groups.expire(unit, namespace, id_)
-        elif kind == keys.REVOCATION:
-            revocations.expire(unit, namespace, id_)
-        else:
-            _expire_tombstone(unit, keys.tombstone(namespace, kind.lower(), id_))
+        try:
+            expired += _handle(unit, key, by_prefix)
+        except RecordCorrupt as error:
+            error.metadata["due"] = key.hex()
+            raise
     return len(due) + groups.collect_garbage(unit, budget), expired
+
+
+def _handle(unit: Unit, key: bytes, by_prefix: dict[bytes, Namespace]) -> bool:
+    unit.txn.delete(Db.EXPIRY, key)
+    _, kind, prefix, id_ = keys.parse_expiry(key)
+    namespace = by_prefix[prefix]
+    if kind == keys.TASK:
+        return records.expire(unit, namespace, id_)
+    if kind == keys.GROUP:
+        return groups.expire(unit, namespace, id_)
+    if kind == keys.REVOCATION:
+        revocations.expire(unit, namespace, id_)
+    else:
+        _expire_tombstone(unit, keys.tombstone(namespace, kind.lower(), id_))
+    return False
+
+
+def put_off(unit: Unit, due: str) -> None:
+    """Looks again in a day at what could not be read: `due` of the error that `sweep` raised."""
+    key = bytes.fromhex(due)
+    _, kind, prefix, id_ = keys.parse_expiry(key)
+    unit.txn.delete(Db.EXPIRY, key)
+    again_ms = unit.now_ms + limits.TTL_DEFAULT_MS
+    unit.txn.put(Db.EXPIRY, keys.expiry(again_ms, kind, Namespace("", prefix), id_), b"")
 
 
 def anything_due(view: View) -> bool:

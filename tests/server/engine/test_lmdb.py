@@ -29,6 +29,7 @@ from resultd_server.errors import (
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import TASK, Unit
 from tests.support.stores import (
+    DAY_MS,
     HOUR_MS,
     MAP_BYTES,
     Clock,
@@ -206,6 +207,21 @@ async def test_a_report_that_meets_damage_is_stored_whole_or_not_at_all(
         with pytest.raises(RecordCorrupt):
             await store.report("t")
         assert await store.state("t") == "STARTED"
+
+
+async def test_a_damaged_record_does_not_stop_expiry(clock: Clock, tmp_path: Path) -> None:
+    """A due row that cannot be read is said once and put off a day; what is behind it goes."""
+    async with opened(clock, tmp_path, sync=False) as store:
+        await store.put([make_report("bad", ttl_ms=HOUR_MS), make_report("good", ttl_ms=DAY_MS)])
+        damage(store, Db.TASKS, b"bad")
+        store.clock.advance(DAY_MS)
+        with pytest.raises(RecordCorrupt):
+            await store.sweep()
+        assert (await store.sweep()).expired == 1
+        assert await store.state("good") == "EXPIRED"
+        store.clock.advance(DAY_MS)
+        with pytest.raises(RecordCorrupt):
+            await store.sweep()
 
 
 async def fill(store: Store, value: bytes) -> int:
