@@ -13,6 +13,9 @@ from pathlib import Path
 
 UNIX = "unix:"
 
+_LACKING = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+"""This host lacks the address. Of a name with several, gRPC listens on the others."""
+
 
 def check_free(address: str) -> None:
     """Raises OSError, a sentence with the remedy, if nobody can listen there."""
@@ -20,14 +23,26 @@ def check_free(address: str) -> None:
         _check_unix(address, Path(address.removeprefix(UNIX)))
         return
     host, _, port = address.rpartition(":")
+    lacking: OSError | None = None
+    free = False
     for family, where in _resolve(address, host.strip("[]"), int(port)):
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(where)
-                probe.listen(1)  # a port that somebody else listens on may still be bound
-            except OSError as error:
+        try:
+            _probe(family, where)
+        except OSError as error:
+            if error.errno not in _LACKING:
                 raise _taken(address, error) from None
+            lacking = error
+        else:
+            free = True
+    if lacking is not None and not free:
+        raise _taken(address, lacking)
+
+
+def _probe(family: int, where: tuple[object, ...]) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(where)
+        probe.listen(1)  # a port that somebody else listens on may still be bound
 
 
 def _resolve(address: str, host: str, port: int) -> Iterator[tuple[int, tuple[object, ...]]]:

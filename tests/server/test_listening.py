@@ -39,6 +39,16 @@ def test_a_port_in_use_is_refused(host: str) -> None:
             listening.check_free(address)
 
 
+def test_a_name_is_free_where_one_of_its_addresses_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name passes whose IPv6 address this host lacks, as gRPC listens on the others."""
+    found = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    listening.check_free("localhost:0")
+
+
 def test_a_port_that_was_just_left_is_free() -> None:
     """Connections that linger from the last server do not keep the next one out."""
     with socket.socket() as server:
