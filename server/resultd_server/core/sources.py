@@ -221,20 +221,23 @@ class WatchSource(ChangingSource):
         self.subscription.discard(GROUP, (group_id,))
 
     async def next_frame(self) -> bytes | None:
-        for kind, id_ in self.subscription.take():
-            if kind == TASK:
-                self._tasks.notice(id_)
-            elif id_ in self._groups:
-                self._groups[id_].notice()
-                self._due_groups[id_] = None
-        events = await self._tasks.next_events()
-        if events:
-            return wire.frame(events)
-        while self._due_groups:
-            frame = await self._next_group_frame(next(iter(self._due_groups)))
-            if frame is not None:
-                return frame
-        return self._synced()
+        while True:
+            for kind, id_ in self.subscription.take():
+                if kind == TASK:
+                    self._tasks.notice(id_)
+                elif id_ in self._groups:
+                    self._groups[id_].notice()
+                    self._due_groups[id_] = None
+            events = await self._tasks.next_events()
+            if events:
+                return wire.frame(events)
+            while self._due_groups:
+                frame = await self._next_group_frame(next(iter(self._due_groups)))
+                if frame is not None:
+                    return frame
+            # Asked for while a group was read: before the word that all has been sent.
+            if not self._tasks.due:
+                return self._synced()
 
     async def _next_group_frame(self, group_id: str) -> bytes | None:
         group = self._groups[group_id]

@@ -64,6 +64,11 @@ class TaskInterest:
             self._due[task_id] = None
 
     @property
+    def due(self) -> bool:
+        """Whether there are records to read."""
+        return bool(self._due)
+
+    @property
     def pending(self) -> dict[str, int]:
         """Ids still waited for, with the version last sent."""
         return self._subscription.noted.get(TASK, {})

@@ -21,7 +21,7 @@ from resultd_server.core.sources import (
     control,
 )
 from resultd_server.errors import FieldInvalid, LimitExceeded
-from resultd_server.ledger.progress import AS_COMPLETED, Cursor
+from resultd_server.ledger.progress import AS_COMPLETED, Cursor, Step
 from tests.support.stores import HOUR_MS, Clock, Store, make_engine, make_report, task
 
 ALL, FIRST, EXCEPTION = (
@@ -357,3 +357,23 @@ async def test_subscribing_while_it_finishes_never_hangs(clock: Clock, tmp_path:
         assert told == [1] * at_once
     assert engine.hub.counts() == (0, 0)
     await engine.close()
+
+
+async def test_what_is_asked_while_a_group_is_read_comes_before_its_sync(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SYNCED follows all that counts of its request, though that came while a read went on."""
+    await store.report("t")
+    source = WatchSource(store.engine, store.namespace)
+    read = store.engine.group_step
+
+    async def slow_read(namespace: str, group_id: str, cursor: Cursor) -> Step:
+        source.apply(pb.WatchRequest(add_task_ids=["t"], sequence=2))
+        return await read(namespace, group_id, cursor)
+
+    monkeypatch.setattr(store.engine, "group_step", slow_read)
+    source.apply(pb.WatchRequest(add_groups=[pb.GroupWatch(group_id="g")]))
+    event, synced = await frames(source)
+    assert [each.task.task_id for each in event.events] == ["t"]
+    assert synced.control.sequence == 2
+    source.close()
