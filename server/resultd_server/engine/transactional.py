@@ -7,7 +7,7 @@ same for all.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from resultd.v1 import (
@@ -117,7 +117,7 @@ class TransactionalEngine(Engine):
             where = self._there(unit, namespace)
             return sum(records.forget(unit, where, task_id) for task_id in task_ids)
 
-        return await self._write(operation, grows=False)
+        return await self._write(operation, grows=False, size_bytes=_size_of(task_ids))
 
     async def revoke(
         self, namespace: str, wishes: Sequence[worker_service_pb2.Revocation]
@@ -126,7 +126,7 @@ class TransactionalEngine(Engine):
             where = self._made(unit, namespace)
             return [cancel.revoke(unit, where, wish) for wish in wishes]
 
-        return await self._write(operation)
+        return await self._write(operation, size_bytes=sum(wish.ByteSize() for wish in wishes))
 
     async def revoked(self, namespace: str, task_ids: Sequence[str]) -> list[bytes | None]:
         def operation(view: View) -> list[bytes | None]:
@@ -138,14 +138,15 @@ class TransactionalEngine(Engine):
     async def group_create(self, namespace: str, declared: Declaration) -> group_pb2.GroupMeta:
         return await self._write(
             lambda unit: groups.create(unit, self._made(unit, namespace), declared),
-            size_bytes=declared.said.ByteSize(),
+            size_bytes=declared.said.ByteSize() + _size_of(each.id for each in declared.members),
         )
 
     async def group_add(
         self, namespace: str, group_id: str, members: Sequence[NewMember]
     ) -> tuple[group_pb2.GroupMeta, list[int]]:
         return await self._write(
-            lambda unit: groups.add_members(unit, self._there(unit, namespace), group_id, members)
+            lambda unit: groups.add_members(unit, self._there(unit, namespace), group_id, members),
+            size_bytes=_size_of(member.id for member in members),
         )
 
     async def group_add_to_total(
@@ -218,6 +219,10 @@ class TransactionalEngine(Engine):
             if due is not None:
                 await self._write(lambda unit: expiry.put_off(unit, due), grows=False)
             raise
+
+
+def _size_of(ids: Iterable[str]) -> int:
+    return sum(map(len, ids))
 
 
 def _store(unit: Unit, namespace: Namespace, report: Report) -> StoreOutcome:

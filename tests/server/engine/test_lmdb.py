@@ -459,6 +459,25 @@ async def test_the_queue_of_writes_is_bounded(
         await store.report("d")
 
 
+async def test_every_write_takes_its_room_in_the_queue(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members, wishes to stop and ids to forget count as the bytes they are, as reports do."""
+    async with opened(clock, tmp_path, sync=False) as store:
+        await store.create("g")
+        monkeypatch.setattr(limits, "WRITES_QUEUED_BYTES_MAX", 1_000)
+        ids = [f"{number:0>200}" for number in range(10)]
+        for refused in (
+            store.create("h", *map(task, ids)),
+            store.add("g", *map(task, ids)),
+            store.revoke(*ids),
+            store.forget(*ids),
+        ):
+            with pytest.raises(Overloaded):
+                await refused
+        await store.add("g", task("t"))
+
+
 async def test_an_answer_nobody_waits_for_is_dropped(clock: Clock, tmp_path: Path) -> None:
     """A caller that was cancelled does not keep its write from being stored and hinted."""
     async with opened(clock, tmp_path, sync=False) as store:
