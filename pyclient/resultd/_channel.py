@@ -106,6 +106,7 @@ class Endpoint:
     def spawn(self, op: Op[None]) -> None:
         """Drive an operation in a daemon thread."""
         with self._gate:
+            self._method("Watch")  # a fork has to find us registered, not a thread on its way
             self._background = threading.Thread(
                 target=run, args=(op, self.handle), name="resultd-watch", daemon=True
             )

@@ -46,10 +46,13 @@ class Pending:
         interval: float = 0.5,
     ) -> None:
         self._client = client
+        #: What is known of each ready result, by identity: it stays known if it is forgotten.
+        self.metas: dict[int, dict[str, Any]] = {}
         self._ready: list[ResultCore] = []
         self._waiting: dict[str, list[ResultCore]] = {}
         for result in {id(result): result for result in results}.values():
-            if result._cache is not None:
+            if (known := result._cache) is not None:
+                self.metas[id(result)] = known
                 self._ready.append(result)
             else:
                 self._waiting.setdefault(result.id, []).append(result)
@@ -129,7 +132,7 @@ class Pending:
             self._on_message(self._client.meta_of(meta))
         if meta.terminal:
             for result in self._waiting.pop(meta.task_id):
-                result._accept(meta)
+                self.metas[id(result)] = result._accept(meta)
                 self._ready.append(result)
 
     def _is_news(self, meta: task_pb2.TaskMeta) -> bool:

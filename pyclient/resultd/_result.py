@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from resultd import _blocking, _failures, _records, states
@@ -133,6 +133,10 @@ class ResultCore(ResultBase):
             yield node
             node = node._parent
 
+    def _leaves(self) -> list[ResultCore]:
+        """Return this one: for sets, the results of single tasks."""
+        return [self]
+
     # What is known here
 
     def _accept(self, meta: task_pb2.TaskMeta) -> Meta:
@@ -175,8 +179,11 @@ class ResultCore(ResultBase):
         if self._cache is not None and not promise.ready:
             promise(self)
         promise.then(callback, on_error)
-        if not promise.ready and self._callback is None:
-            self._callback = self._listen(weak)
+        if not promise.ready:
+            if self._callback is None:
+                self._callback = self._listen(weak)
+            else:
+                self._callback.join()
         return promise
 
     def throw(self, *args: Any, **kwargs: Any) -> None:
@@ -248,8 +255,9 @@ class ResultCore(ResultBase):
             _blocking.assert_will_not_block()
         deadline = Deadline(timeout)
         # Oldest first: the first failure is the one that says why the others never ran.
-        parents = list(self._ancestors())[::-1] if follow_parents and propagate else []
-        parents = [parent for parent in parents if isinstance(parent, ResultCore)]
+        # A group fails with its members.
+        ancestors = list(self._ancestors())[::-1] if follow_parents and propagate else []
+        parents = [leaf for ancestor in ancestors for leaf in ancestor._leaves()]
         pending = Pending(
             self._client,
             [*parents, self],
@@ -262,14 +270,14 @@ class ResultCore(ResultBase):
                 yield from pending.read(deadline)
             while True:
                 for parent in parents:
-                    if parent._cache is not None:
-                        parent._outcome(parent._cache, True)
-                if self._cache is not None:
+                    if id(parent) in pending.metas:
+                        parent._outcome(pending.metas[id(parent)], True)
+                if id(self) in pending.metas:
                     break
                 yield from pending.next(deadline)
         finally:
             pending.close()
-        value = self._outcome(self._cache, propagate, PROPAGATE_STATES)
+        value = self._outcome(pending.metas[id(self)], propagate, PROPAGATE_STATES)
         if callback is not None:
             callback(self.id, value)
         return value
@@ -304,11 +312,7 @@ class ResultCore(ResultBase):
         return value
 
     def _forget(self) -> Op[None]:
-        family = [self, *self._ancestors()]
-        for result in family:
-            result._cache = None
-            result._close_callback()
-        yield from self._client.operations.forget([result.id for result in family])
+        yield from forget_all(self._client, [self])
 
     def _revoke(
         self, terminate: bool, signal: object, wait: bool, timeout: float | None
@@ -355,18 +359,22 @@ class ResultCore(ResultBase):
         """Emit (node, value) pairs, breadth first, waiting for each."""
         op = self._iterdeps(intermediate)
         outcome: Any = None
+        error: BaseException | None = None
         try:
             while True:
                 try:
-                    effect = op.send(outcome)
+                    effect = op.send(outcome) if error is None else op.throw(error)
                 except StopIteration:
                     return
-                outcome = None
+                outcome = error = None
                 if isinstance(effect, Emit):
                     node = effect.value[1]
                     yield Emit((node, (yield from node._get(**kwargs))))
-                else:
+                    continue
+                try:
                     outcome = yield effect
+                except BaseException as thrown:  # noqa: BLE001 (handed on: it may be tried again)
+                    error = thrown
         finally:
             op.close()
 
@@ -389,6 +397,20 @@ class ResultCore(ResultBase):
 
         yield from each(self._iterdeps(intermediate), add)
         return graph
+
+
+def forget_all(client: ClientCore, results: Iterable[ResultCore]) -> Op[None]:
+    """Forget results, and the parents they were given; of groups among these the members."""
+    ids: dict[str, None] = {}
+    for result in results:
+        for relative in (result, *result._ancestors()):
+            for leaf in relative._leaves():
+                if leaf.backend is not None:  # else it was run in place
+                    leaf._cache = None
+                    leaf._close_callback()
+                    ids[leaf.id] = None
+    if ids:
+        yield from client.operations.forget(ids)
 
 
 def wait_all(client: ClientCore, results: list[ResultCore], timeout: float | None) -> Op[bool]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from resultd import _backoff, _records
@@ -14,6 +15,8 @@ from resultd._hub import IDS_PER_MESSAGE, SILENT_HEARTBEATS
 from resultd._operations import chunks
 from resultd.errors import ResultdError, UnavailableError
 from resultd.v1 import stream_pb2, worker_service_pb2
+
+logger = logging.getLogger("resultd")
 
 
 class Revocation(NamedTuple):
@@ -98,6 +101,8 @@ class Revocations:
     def _begin(self, stream: Stream) -> None:
         with self._lock:
             self._stream = stream
+            if self._closed:  # while it was opened: close() found nothing to cancel
+                stream.cancel()
             first = worker_service_pb2.WatchRevocationsRequest(sequence=1)
             first.heartbeat.FromNanoseconds(int(self._heartbeat * 1e9))
             stream.send(first)
@@ -130,6 +135,14 @@ class Revocations:
             if news:
                 self._told.add(task_id)
             return news
+
+
+def tell(callback: Callable[[Revocation], object], revocation: Revocation) -> None:
+    """Call a callback; one that raises is to hear of the next revocation all the same."""
+    try:
+        callback(revocation)
+    except Exception:  # whatever the worker's code raises
+        logger.exception("the callback of a revocation failed")
 
 
 def _requests(task_ids: list[str]) -> list[worker_service_pb2.WatchRevocationsRequest]:

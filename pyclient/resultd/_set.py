@@ -10,7 +10,7 @@ from resultd._deadline import Deadline
 from resultd._effects import Emit, Op, each
 from resultd._pending import Pending
 from resultd._promise import Promise
-from resultd._result import Meta, ResultBase, ResultCore, wait_all
+from resultd._result import Meta, ResultBase, ResultCore, forget_all, wait_all
 
 if TYPE_CHECKING:
     from resultd._core import ClientCore
@@ -200,10 +200,9 @@ class SetCore(ResultBase):
         try:
             for child in self.results:
                 mine = leaves([child])
-                while any(leaf._cache is None for leaf in mine):
-                    deadline.check("join operation timed out")
+                while any(id(leaf) not in pending.metas for leaf in mine):
                     yield from pending.next(deadline)
-                value = self._value(child, propagate)
+                value = self._value(child, propagate, pending)
                 if callback is None:
                     values.append(value)
                 else:
@@ -229,14 +228,15 @@ class SetCore(ResultBase):
         if disable_sync_subtasks:
             _blocking.assert_will_not_block()
         values: list[Any] = [None] * len(self.results)
+        pending = self._pending(on_message, on_interval, interval)
 
         def use(item: tuple[int, Any]) -> None:
             index, child = item
-            values[index] = self._value(child, propagate)
+            values[index] = self._value(child, propagate, pending)
             if callback is not None:
                 callback(child.id, values[index])
 
-        yield from each(self._as_completed(timeout, on_message, on_interval, interval), use)
+        yield from each(self._as_completed(pending, timeout), use)
         return values if callback is None else None
 
     def _iter_native(
@@ -247,34 +247,28 @@ class SetCore(ResultBase):
         on_interval: Callable[[], object] | None,
     ) -> Op[None]:
         """Emit (id, meta) as tasks complete; of a nested set its id and its results."""
-        op = self._as_completed(timeout, on_message, on_interval, interval)
+        pending = self._pending(on_message, on_interval, interval)
         yield from mapped(
-            op,
+            self._as_completed(pending, timeout),
             lambda item: (
                 getattr(item[1], "id", None),
-                item[1].results if isinstance(item[1], SetCore) else item[1]._cache,
+                item[1].results if isinstance(item[1], SetCore) else pending.metas[id(item[1])],
             ),
         )
 
     def _iterate(self, timeout: float | None, propagate: bool, interval: float) -> Op[None]:
         """Emit values as tasks complete."""
-        op = self._as_completed(timeout, None, None, interval)
-        yield from mapped(op, lambda item: self._value(item[1], propagate))
+        pending = self._pending(None, None, interval)
+        op = self._as_completed(pending, timeout)
+        yield from mapped(op, lambda item: self._value(item[1], propagate, pending))
 
-    def _as_completed(
-        self,
-        timeout: float | None,
-        on_message: Callable[[Meta], object] | None,
-        on_interval: Callable[[], object] | None,
-        interval: float,
-    ) -> Op[None]:
+    def _as_completed(self, pending: Pending, timeout: float | None) -> Op[None]:
         """Emit (index, child) as children complete; a nested set when all of it has."""
         deadline = Deadline(timeout)
         left, owners = self._owners()
         for index, count in enumerate(left):
             if count == 0:  # an empty set, nested
                 yield Emit((index, self.results[index]))
-        pending = self._pending(on_message, on_interval, interval)
         try:
             while pending:
                 for leaf in (yield from pending.next(deadline)):
@@ -310,22 +304,14 @@ class SetCore(ResultBase):
             interval=interval,
         )
 
-    def _value(self, child: Any, propagate: bool) -> Any:
+    def _value(self, child: Any, propagate: bool, pending: Pending) -> Any:
         """Return or raise what a complete child holds; of a nested set the list of its values."""
         if isinstance(child, SetCore):
-            return [self._value(inner, propagate) for inner in child.results]
-        return child._outcome(child._cache, propagate)
+            return [self._value(inner, propagate, pending) for inner in child.results]
+        return child._outcome(pending.metas[id(child)], propagate)
 
     def _forget(self) -> Op[None]:
-        ids: dict[str, None] = {}
-        for leaf in self._leaves():
-            for result in (leaf, *leaf._ancestors()):
-                if isinstance(result, ResultCore) and result.backend is not None:
-                    result._cache = None
-                    result._close_callback()
-                    ids[result.id] = None
-        if ids:
-            yield from self._client.operations.forget(ids)
+        yield from forget_all(self._client, self._leaves())
 
     def _revoke(
         self, terminate: bool, signal: object, wait: bool, timeout: float | None
@@ -353,7 +339,11 @@ class SetCore(ResultBase):
         """Call `callback(set)` once every result that is in it now is ready; see AsyncResult."""
         promise = self.on_ready
         promise.then(callback, on_error)
-        if not promise.ready and not self._unheard:
+        if self._unheard:
+            for leaf in self._leaves():
+                if leaf._callback is not None:
+                    leaf._callback.join()  # after a fork nobody listens in the child
+        elif not promise.ready:
             found = list({id(leaf): leaf for leaf in self._leaves()}.values())
             # One more than there are: nothing is fulfilled before all have been asked.
             self._unheard.extend([None] * (len(found) + 1))

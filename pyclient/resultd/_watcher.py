@@ -90,7 +90,15 @@ class Callback:
         self._function = function
         self._refused = refused
         self._watcher = watcher
-        watcher.add(self, ids)
+        self._ids = list(ids)
+        self._epoch = -1
+        self.join()
+
+    def join(self) -> None:
+        """Make sure that the wait is known: again after a fork, else nothing."""
+        if self._epoch != self._watcher.epoch:
+            self._epoch = self._watcher.epoch
+            self._watcher.add(self, self._ids)
 
     def deliver(self, metas: list[task_pb2.TaskMeta]) -> None:
         """Call the function for each record."""

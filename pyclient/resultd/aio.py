@@ -25,7 +25,7 @@ from resultd._group_handle import ClaimOutcome, GroupHandleCore, GroupInfo, Orde
 from resultd._iterate import MemberResult
 from resultd._operations import RevokeOutcome
 from resultd._records import Report, StoreOutcome
-from resultd._revocations import Revocation, Revocations
+from resultd._revocations import Revocation, Revocations, tell
 from resultd._watcher import Watcher
 from resultd.serialization import Registry
 from resultd.v1 import group_pb2
@@ -351,4 +351,4 @@ class RevocationWatch:
 
     async def _call_back(self, callback: Callable[[Revocation], object]) -> None:
         async for revocation in self._iterator:
-            callback(revocation)
+            tell(callback, revocation)

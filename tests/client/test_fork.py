@@ -197,3 +197,22 @@ def test_threads_of_others_are_waited_for_once(
     assert first >= 0.2
     assert learned > 0
     assert second < 5
+
+
+def test_then_fires_in_a_child_of_a_result_the_parent_listens_to(
+    client: Client, new_id: Callable[[], str]
+) -> None:
+    """The parent's listening does not come along; a `then()` in the child listens anew."""
+    result = client.AsyncResult(new_id())
+    result.then(lambda _: None)
+    both = client.ResultSet([result, client.AsyncResult(new_id())])
+    both.then(lambda _: None)
+
+    def listens() -> bool:
+        heard, all_heard = threading.Event(), threading.Event()
+        result.then(lambda _: heard.set())
+        both.then(lambda _: all_heard.set())
+        client.store_results([(member.id, 1) for member in both])
+        return heard.wait(5) and all_heard.wait(5)
+
+    assert exit_code(in_child(listens)) == 0

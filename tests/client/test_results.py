@@ -16,8 +16,9 @@ import pytest
 
 import resultd
 from resultd import states
+from resultd._effects import Call, Effect
 from resultd.client import Client
-from resultd.errors import IncompleteStream, TaskError, TaskRevokedError
+from resultd.errors import IncompleteStream, TaskError, TaskRevokedError, UnavailableError
 from resultd.results import AsyncResult
 from tests.support.results import failed, later, until
 from tests.support.timing import check_takes
@@ -401,6 +402,30 @@ class TestGraph:
         client.store_result(two, 2, children=[one])
         assert [str(node) for _, node in client.AsyncResult(one).iterdeps()] == [one, two, one]
 
+    def test_collecting_outlives_a_break(
+        self, client: Client, new_id: NewId, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A read in the middle that gets no answer is tried again, as every read."""
+        child_id, task_id = new_id(), new_id()
+        client.store_result(child_id, "leaf")
+        client.store_result(task_id, "top", children=[child_id])
+        pairs = client.AsyncResult(task_id).collect()
+        assert next(pairs)[1] == "top"
+        endpoint = client._open()
+        handle = endpoint.handle
+        cut = UnavailableError("cut")
+        cut.code = "UNAVAILABLE"
+        breaks = [cut]
+
+        def breaking(effect: Effect) -> Any:
+            if breaks and isinstance(effect, Call):
+                raise breaks.pop()
+            return handle(effect)
+
+        monkeypatch.setattr(endpoint, "handle", breaking)
+        assert next(pairs)[1] == "leaf"
+        assert not breaks
+
     def test_parents_are_found_through_the_record(self, client: Client, new_id: NewId) -> None:
         """result.parent.parent.get(), of a result built from its id alone."""
         ids = [new_id() for _ in range(3)]
@@ -423,6 +448,17 @@ class TestGraph:
         client.store_results([(parent.id, 1), (child.id, 2)])
         child.forget()
         assert not parent.exists()
+
+    def test_a_group_can_be_the_parent(self, client: Client, new_id: NewId) -> None:
+        """Its failed member is raised while the child waits; forget takes its members along."""
+        members = [client.AsyncResult(new_id()) for _ in range(2)]
+        body = client.AsyncResult(new_id(), parent=client.GroupResult(new_id(), members))
+        client.store_result(members[0].id, 1)
+        failed(client, members[1].id, KeyError("header"))
+        with pytest.raises(KeyError, match="header"):
+            body.get(timeout=5)
+        body.forget()
+        assert not any(member.exists() for member in members)
 
 
 class TestRevoke:

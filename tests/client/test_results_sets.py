@@ -87,6 +87,25 @@ class TestSets:
         assert three.join(callback=lambda i, v: called.append(i)) == []
         assert called == ids
 
+    def test_join_with_timeout_zero_looks_once(self, client: Client, three: ResultSet) -> None:
+        """As get does: what is there is returned."""
+        client.store_results([(r.id, r.id) for r in three])
+        assert three.join(timeout=0) == [r.id for r in three]
+
+    def test_forgetting_in_a_callback_loses_no_value(
+        self, client: Client, three: ResultSet
+    ) -> None:
+        """What has arrived is given, forgotten or not; the others still come."""
+        client.store_results([(r.id, r.id) for r in three])
+        called: list[Any] = []
+
+        def forget(_: str, value: object) -> None:
+            called.append(value)
+            three.forget()
+
+        assert three.join(timeout=5, callback=forget) == []
+        assert called == [r.id for r in three]
+
     def test_a_failure_is_raised_as_soon_as_it_arrives(
         self, client: Client, three: ResultSet
     ) -> None:

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable
 
+import pytest
+from google.protobuf.message import Message
+
+from resultd._effects import Open
+from resultd._revocations import Revocation, Revocations
+from resultd._stream import QueueMailbox
 from resultd.client import Client
 from resultd.testing import Server
 from tests.support.tcp_proxy import TcpProxy
+
+
+class StreamDouble:
+    """A stream that only knows whether it was cancelled."""
+
+    generation = 0
+
+    def __init__(self) -> None:
+        self.mailbox = QueueMailbox()
+        self.cancelled = False
+
+    def send(self, request: Message) -> None:
+        """Send nothing."""
+
+    def taken(self) -> None:
+        """Do nothing."""
+
+    def cancel(self) -> None:
+        """Note it."""
+        self.cancelled = True
 
 
 def test_a_watch_resumes_and_repeats_nothing(
@@ -39,3 +66,33 @@ def test_a_silent_watch_resumes(server: Server, client: Client, new_id: Callable
         proxy.heal()
         client.revoke(task_id)
         assert next(iter(behind.watch_revocations([task_id]))).task_id == task_id
+
+
+def test_a_callback_that_raises_does_not_deafen_the_worker(
+    client: Client, new_id: Callable[[], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It goes to the log; the next revocation is told as ever."""
+    ids = [new_id() for _ in range(2)]
+    client.store_results([(i, None, "STARTED") for i in ids])
+    heard: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def callback(revocation: Revocation) -> None:
+        heard.put(revocation.task_id)
+        raise KeyError(revocation.task_id)
+
+    with client.watch_revocations(ids, callback):
+        for task_id in ids:
+            client.revoke(task_id)
+            assert heard.get(timeout=5) == task_id
+    assert "revocation" in caplog.text
+
+
+def test_a_watch_closed_while_it_opens_ends() -> None:
+    """However early: the stream that was on its way is cancelled, not kept for ever."""
+    watch = Revocations(["a"], 20.0, QueueMailbox())
+    op = watch.listen()
+    assert isinstance(next(op), Open)
+    watch.close()
+    stream = StreamDouble()
+    op.send(stream)
+    assert stream.cancelled
