@@ -141,9 +141,15 @@ def test_a_callback_that_wants_to_exit_takes_nobody_along(
 ) -> None:
     """The thread that brings results is everybody's: SystemExit there goes to the log."""
     first, second = client.AsyncResult(new_id()), client.AsyncResult(new_id())
-    first.then(lambda _: sys.exit("bye"))
+    told = threading.Event()
+
+    def leave(_: object) -> None:
+        told.set()
+        sys.exit("bye")
+
+    first.then(leave)
     client.store_result(first.id, 1)
-    assert first.get(timeout=5) == 1
+    assert told.wait(5)
     threading.Timer(0.2, client.store_result, (second.id, 2)).start()
     assert second.get(timeout=5) == 2
 
