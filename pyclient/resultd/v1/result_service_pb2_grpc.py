@@ -125,7 +125,8 @@ class ResultServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetResults(self, request, context):
-        """Reads up to 10,000 records: what fits, and the names of what did not.
+        """Reads up to 10,000 records: what fits, and the names of what did not. Names that
+        would not fit either are refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

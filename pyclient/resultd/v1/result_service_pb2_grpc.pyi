@@ -49,7 +49,9 @@ class ResultServiceStub:
         resultd.v1.result_service_pb2.BatchGetResultsRequest,
         resultd.v1.result_service_pb2.BatchGetResultsResponse,
     ]
-    """Reads up to 10,000 records: what fits, and the names of what did not."""
+    """Reads up to 10,000 records: what fits, and the names of what did not. Names that
+    would not fit either are refused.
+    """
 
     WaitFor: grpc.UnaryStreamMultiCallable[
         resultd.v1.result_service_pb2.WaitForRequest,
@@ -118,7 +120,9 @@ class ResultServiceAsyncStub:
         resultd.v1.result_service_pb2.BatchGetResultsRequest,
         resultd.v1.result_service_pb2.BatchGetResultsResponse,
     ]
-    """Reads up to 10,000 records: what fits, and the names of what did not."""
+    """Reads up to 10,000 records: what fits, and the names of what did not. Names that
+    would not fit either are refused.
+    """
 
     WaitFor: grpc.aio.UnaryStreamMultiCallable[
         resultd.v1.result_service_pb2.WaitForRequest,
@@ -195,7 +199,9 @@ class ResultServiceServicer(metaclass=abc.ABCMeta):
         request: resultd.v1.result_service_pb2.BatchGetResultsRequest,
         context: _ServicerContext,
     ) -> typing.Union[resultd.v1.result_service_pb2.BatchGetResultsResponse, collections.abc.Awaitable[resultd.v1.result_service_pb2.BatchGetResultsResponse]]:
-        """Reads up to 10,000 records: what fits, and the names of what did not."""
+        """Reads up to 10,000 records: what fits, and the names of what did not. Names that
+        would not fit either are refused.
+        """
 
     @abc.abstractmethod
     def WaitFor(

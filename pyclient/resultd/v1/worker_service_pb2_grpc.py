@@ -60,7 +60,8 @@ class WorkerServiceServicer(object):
 
     def RevokeTasks(self, request, context):
         """Asks that tasks be stopped. Those that no worker has started become REVOKED
-        at once; for the others a worker must hear of it and report. Idempotent.
+        at once (but for a record without room for the word); for the others a worker
+        must hear of it and report. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -28,7 +28,8 @@ class WorkerServiceStub:
         resultd.v1.worker_service_pb2.RevokeTasksResponse,
     ]
     """Asks that tasks be stopped. Those that no worker has started become REVOKED
-    at once; for the others a worker must hear of it and report. Idempotent.
+    at once (but for a record without room for the word); for the others a worker
+    must hear of it and report. Idempotent.
     """
 
     WatchRevocations: grpc.StreamStreamMultiCallable[
@@ -49,7 +50,8 @@ class WorkerServiceAsyncStub:
         resultd.v1.worker_service_pb2.RevokeTasksResponse,
     ]
     """Asks that tasks be stopped. Those that no worker has started become REVOKED
-    at once; for the others a worker must hear of it and report. Idempotent.
+    at once (but for a record without room for the word); for the others a worker
+    must hear of it and report. Idempotent.
     """
 
     WatchRevocations: grpc.aio.StreamStreamMultiCallable[
@@ -72,7 +74,8 @@ class WorkerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[resultd.v1.worker_service_pb2.RevokeTasksResponse, collections.abc.Awaitable[resultd.v1.worker_service_pb2.RevokeTasksResponse]]:
         """Asks that tasks be stopped. Those that no worker has started become REVOKED
-        at once; for the others a worker must hear of it and report. Idempotent.
+        at once (but for a record without room for the word); for the others a worker
+        must hear of it and report. Idempotent.
         """
 
     @abc.abstractmethod

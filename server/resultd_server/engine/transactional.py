@@ -176,7 +176,14 @@ class TransactionalEngine(Engine):
     async def group_claim(
         self, namespace: str, request: ClaimRequest
     ) -> group_service_pb2.ClaimGroupResponse:
-        return await self._write(lambda unit: _claim(unit, self._there(unit, namespace), request))
+        # Who has acted must be able to say so while the store is full, or it is done twice.
+        ends = request.action in (
+            group_service_pb2.CLAIM_ACTION_DONE,
+            group_service_pb2.CLAIM_ACTION_RELEASE,
+        )
+        return await self._write(
+            lambda unit: _claim(unit, self._there(unit, namespace), request), grows=not ends
+        )
 
     async def group_members(
         self, namespace: str, group_id: str, page_size: int, page_token: str

@@ -250,6 +250,17 @@ async def test_a_full_store_takes_no_more_and_recovers(clock: Clock, tmp_path: P
             await store.report(f"later{number}", value=block)
 
 
+async def test_a_full_store_lets_claims_end(clock: Clock, tmp_path: Path) -> None:
+    """Who has acted on a group can say so while the store is full: else it is done again."""
+    async with opened(clock, tmp_path, max_db_bytes=4 * MIB, sync=False) as store:
+        await store.create("g", seal=True)
+        assert await store.claim("g", "mine") == "GRANTED"
+        await fill(store, bytes(256 * limits.KIB))
+        with pytest.raises(StoreFull):
+            await store.claim("g", "mine")
+        assert await store.claim("g", "mine", "DONE") == "GRANTED"
+
+
 async def test_a_full_map_refuses_one_write_and_not_its_neighbours(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

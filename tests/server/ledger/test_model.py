@@ -71,6 +71,7 @@ class Machine(RuleBasedStateMachine):
         self.clock = Clock()
         self.model.now_ms = self.clock.now_ms
         self.seen_versions: dict[str, int] = {}
+        self.logs: dict[tuple[str, int], list[tuple[int, bool]]] = {}
         engine = make_engine(self.engine_name, self.clock, self.directory)
         self.run(engine.start())
         self.store = Store(engine, self.clock)
@@ -260,6 +261,8 @@ class Machine(RuleBasedStateMachine):
         for group_id in ("g1", "g2", "g3"):
             said = self.model.groups.get(group_id)
             if said is None:
+                # Once its tombstone is gone too, epochs begin again.
+                self.logs = {run: log for run, log in self.logs.items() if run[0] != group_id}
                 stone = self.model.group_stones.get(group_id)
                 existence = "UNKNOWN" if stone is None else stone.existence
                 assert self.run(self.store.existence(group_id)) == existence
@@ -284,11 +287,24 @@ class Machine(RuleBasedStateMachine):
             assert {each.index: each.id for each in members} == {
                 index: id_ for index, (_, id_) in said.members.items()
             }
-            events = self.run(self.store.events(group_id))
-            assert [(event.position, event.index, event.gone) for event in events] == [
-                (position, index, said.counted[index] == GONE)
-                for position, index in enumerate(said.counted, 1)
-            ]
+            self.log_only_grows(group_id, said.epoch)
+            assert dict(self.logs[group_id, said.epoch]) == {
+                index: state == GONE for index, state in said.counted.items()
+            }
+
+    def log_only_grows(self, group_id: str, epoch: int) -> None:
+        """Positions are 1 to n, and what was n-th stays n-th.
+
+        One report may complete groups in groups: in which order these enter the log is
+        the engine's choice, so it is not the model's.
+        """
+        events = self.run(self.store.events(group_id))
+        assert [event.position for event in events] == list(range(1, len(events) + 1))
+        before = self.logs.get((group_id, epoch), [])
+        now = [(event.index, event.gone) for event in events]
+        assert now[: len(before)] == before
+        assert len({index for index, _ in now}) == len(now)
+        self.logs[group_id, epoch] = now
 
 
 def new_member(said: tuple[tuple[str, str], int | None]) -> Any:
