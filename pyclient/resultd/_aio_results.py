@@ -9,11 +9,15 @@ from resultd import _effects, states
 from resultd._effects import Op
 from resultd._graph import DependencyGraph
 from resultd._group import GroupCore
-from resultd._result import Meta, ResultCore
+from resultd._result import STAMPS_ARE_THE_BROKERS, Meta, ResultCore
 from resultd._set import SetCore
 
 if TYPE_CHECKING:
     from resultd.aio import Client
+
+_Callback = Callable[[str, Any], object] | None
+_OnMessage = Callable[[Meta], object] | None
+_OnInterval = Callable[[], object] | None
 
 
 def _reader(key: str, doc: str) -> Callable[[AsyncResult], Coroutine[Any, Any, Any]]:
@@ -48,10 +52,31 @@ class AsyncResult(ResultCore):
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        **options: Any,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        follow_parents: bool = True,
+        callback: _Callback = None,
+        on_message: _OnMessage = None,
+        on_interval: _OnInterval = None,
+        disable_sync_subtasks: bool = True,
+        EXCEPTION_STATES: frozenset[str] = states.EXCEPTION_STATES,  # noqa: N803  (Celery's name)
+        PROPAGATE_STATES: frozenset[str] = states.PROPAGATE_STATES,  # noqa: N803  (Celery's name)
     ) -> Any:
-        """Wait for the value; options and errors are those of `results.AsyncResult.get`."""
-        return await self.backend.run(self._get(timeout, propagate, **options))
+        """Wait for the value; arguments and errors are those of `results.AsyncResult.get`."""
+        op = self._get(
+            timeout,
+            propagate,
+            interval,
+            no_ack,
+            follow_parents,
+            callback,
+            on_message,
+            on_interval,
+            disable_sync_subtasks,
+            EXCEPTION_STATES,
+            PROPAGATE_STATES,
+        )
+        return await self.backend.run(op)
 
     wait = get
 
@@ -79,11 +104,11 @@ class AsyncResult(ResultCore):
         """Say whether there is a record."""
         return await self.backend.run(self._exists())
 
-    async def maybe_throw(
-        self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None
-    ) -> Any:
+    async def maybe_throw(self, propagate: bool = True, callback: _Callback = None) -> Any:
         """Raise the task's exception if it failed; else return what there is, at once."""
         return await self.backend.run(self._maybe_throw(propagate, callback))
+
+    maybe_reraise = maybe_throw
 
     async def forget(self) -> None:
         """Delete the record, and those of the parents this result was given."""
@@ -100,6 +125,18 @@ class AsyncResult(ResultCore):
         """Ask that the task be stopped."""
         await self.backend.run(self._revoke(terminate, signal, wait, timeout))
 
+    async def revoke_by_stamped_headers(
+        self,
+        headers: Any,
+        connection: Any = None,
+        terminate: bool = False,
+        signal: Any = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Celery's; raises NotImplementedError, as `results.AsyncResult` does."""
+        raise NotImplementedError(STAMPS_ARE_THE_BROKERS)
+
     async def find_parent(self) -> Any:
         """Return the parent given, else the one the record names, or None."""
         return await self.backend.run(self._find_parent())
@@ -112,9 +149,9 @@ class AsyncResult(ResultCore):
         """Iterate over (parent, node) pairs, breadth first."""
         return self.backend.iterate(self._iterdeps(intermediate))
 
-    def collect(self, intermediate: bool = False, **options: Any) -> AsyncIterator[tuple[Any, Any]]:
-        """Iterate over (node, value) pairs, breadth first."""
-        return self.backend.iterate(self._collect(intermediate, **options))
+    def collect(self, intermediate: bool = False, **kwargs: Any) -> AsyncIterator[tuple[Any, Any]]:
+        """Iterate over (node, value) pairs, breadth first; `kwargs` go to `get()`."""
+        return self.backend.iterate(self._collect(intermediate, **kwargs))
 
     async def get_leaf(self) -> Any:
         """Return the value of the last node."""
@@ -125,6 +162,13 @@ class AsyncResult(ResultCore):
     ) -> DependencyGraph:
         """Return the graph of this result and its children."""
         return await self.backend.run(self._build_graph(intermediate, formatter))
+
+    async def graph(self) -> DependencyGraph:
+        """Return `build_graph()`, made once."""
+        if "_graph" not in self.__dict__:
+            self.__dict__["_graph"] = await self.build_graph()
+        graph: DependencyGraph = self.__dict__["_graph"]
+        return graph
 
     # The properties of the blocking results, one each: they differ in a key and a sentence.
     state = status = _reader("status", "Read the state; PENDING of a task nobody has reported.")
@@ -154,36 +198,67 @@ class ResultSet(SetCore):
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        **options: Any,
+        interval: float = 0.5,
+        callback: _Callback = None,
+        no_ack: bool = True,
+        on_message: _OnMessage = None,
+        disable_sync_subtasks: bool = True,
+        on_interval: _OnInterval = None,
     ) -> Any:
         """Wait for all values, in the set's order; as `results.ResultSet.get`."""
-        return await self._run(self._get(timeout, propagate, **options))
+        op = self._get(
+            timeout,
+            propagate,
+            interval,
+            callback,
+            no_ack,
+            on_message,
+            disable_sync_subtasks,
+            on_interval,
+        )
+        return await self._run(op)
 
     async def join(
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        callback: Callable[[str, Any], object] | None = None,
+        interval: float = 0.5,
+        callback: _Callback = None,
+        no_ack: bool = True,
+        on_message: _OnMessage = None,
+        disable_sync_subtasks: bool = True,
+        on_interval: _OnInterval = None,
     ) -> list[Any]:
         """Wait for all in the set's order; a failure is raised when its turn comes."""
-        return await self._run(self._join(timeout, propagate, 0.5, callback, None, True, None))
+        op = self._join(
+            timeout, propagate, interval, callback, on_message, disable_sync_subtasks, on_interval
+        )
+        return await self._run(op)
 
     async def join_native(
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        callback: Callable[[str, Any], object] | None = None,
+        interval: float = 0.5,
+        callback: _Callback = None,
+        no_ack: bool = True,
+        on_message: _OnMessage = None,
+        on_interval: _OnInterval = None,
+        disable_sync_subtasks: bool = True,
     ) -> list[Any] | None:
         """Wait for all; a failure is raised as soon as it arrives."""
-        op = self._join_native(timeout, propagate, 0.5, callback, None, None, True)
+        op = self._join_native(
+            timeout, propagate, interval, callback, on_message, on_interval, disable_sync_subtasks
+        )
         return await self._run(op)
 
     def iter_native(
         self,
         timeout: float | None = None,
         interval: float = 0.5,
-        on_message: Callable[[Meta], object] | None = None,
-        on_interval: Callable[[], object] | None = None,
+        no_ack: bool = True,
+        on_message: _OnMessage = None,
+        on_interval: _OnInterval = None,
     ) -> AsyncIterator[tuple[str, Any]]:
         """Iterate over (id, meta) as tasks complete."""
         return self._emitted(self._iter_native(timeout, interval, on_message, on_interval))
@@ -214,6 +289,12 @@ class ResultSet(SetCore):
         """Count those in SUCCESS."""
         return await self._run(self._completed())
 
+    async def maybe_throw(self, callback: _Callback = None, propagate: bool = True) -> None:
+        """Call `maybe_throw` of each."""
+        await self._run(self._maybe_throw(callback, propagate))
+
+    maybe_reraise = maybe_throw
+
     async def forget(self) -> None:
         """Delete every record."""
         await self._run(self._forget())
@@ -237,13 +318,31 @@ class ResultSet(SetCore):
 class GroupResult(GroupCore, ResultSet):
     """A `ResultSet` with an id, which can be saved and restored."""
 
-    async def save(self) -> GroupResult:
+    async def save(self, backend: Any = None) -> GroupResult:
         """Keep the group on the server, sealed; returns it."""
-        client: Client = self.backend
+        client: Client = self.backend if backend is None else _client_of(backend)
         await client.run(client.groups.save(self))
         return self
 
-    async def delete(self) -> None:
+    async def delete(self, backend: Any = None) -> None:
         """Delete what was saved."""
-        client: Client = self.backend
+        client: Client = self.backend if backend is None else _client_of(backend)
         await client.run(client.groups.delete(self.id))
+
+    @classmethod
+    async def restore(cls, id: str, backend: Any = None, app: Any = None) -> Any:  # noqa: A002  (Celery's name)
+        """Return the group saved under an id, None if there is none.
+
+        Raises:
+            ValueError: no client is given: asyncio has no default one.
+        """
+        client: Client = _client_of(backend if backend is not None else app)
+        return await client.run(client.groups.restore(id))
+
+
+def _client_of(given: Any) -> Client:
+    """Return the client behind a `backend` or `app`."""
+    if given is None:
+        raise ValueError("pass a client as backend: every event loop has clients of its own")
+    client: Client = getattr(given, "backend", given)
+    return client

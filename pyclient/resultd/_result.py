@@ -31,6 +31,10 @@ Meta = dict[str, Any]
 #: What a task nobody has reported looks like.
 UNKNOWN: Mapping[str, Any] = types.MappingProxyType({"status": states.PENDING, "result": None})
 
+STAMPS_ARE_THE_BROKERS = (
+    "stamped headers are known to the broker only: revoke by id, or list_results() first"
+)
+
 
 class ResultBase:
     """Base of all results, as in Celery: `isinstance(x, ResultBase)` says what x is."""

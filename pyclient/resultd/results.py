@@ -28,7 +28,7 @@ from resultd._effects import Op
 from resultd._graph import DependencyGraph
 from resultd._group import GroupCore, from_tuple
 from resultd._records import Progress
-from resultd._result import Meta, ResultBase, ResultCore
+from resultd._result import STAMPS_ARE_THE_BROKERS, Meta, ResultBase, ResultCore
 from resultd._set import SetCore
 
 __all__ = [
@@ -205,9 +205,7 @@ class AsyncResult(ResultCore):
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError(
-            "stamped headers are known to the broker only: revoke by id, or list_results() first"
-        )
+        raise NotImplementedError(STAMPS_ARE_THE_BROKERS)
 
     def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[Any, Any]]:
         """Iterate over (parent, node) pairs, breadth first, from (None, self).

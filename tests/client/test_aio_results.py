@@ -26,25 +26,52 @@ PLAIN = {
     *("as_tuple", "as_list", "then", "throw", "on_ready", "results", "children", "iter_native"),
     *("add", "remove", "discard", "update", "clear", "iterate", "iterdeps", "collect"),
 }
-# Names that asyncio results do not have, and why.
-MISSING = {
-    "graph": "a property would have to wait: build_graph()",
-    "maybe_reraise": "Celery's old name of maybe_throw",
-    "revoke_by_stamped_headers": "raises in any case",
-    "maybe_throw": "of sets: loop over them",
-    "restore": "client.restore_group(id)",
-}
 
 
 @pytest.mark.parametrize("name", ["AsyncResult", "ResultSet", "GroupResult"])
 def test_the_names_are_those_of_the_blocking_results(name: str) -> None:
-    """Whatever asks the server is a coroutine function of the same name."""
+    """Whatever asks the server is a coroutine function of the same name and signature."""
     blocking, awaited = getattr(results, name), getattr(_aio_results, name)
     for member in (m for m in dir(blocking) if not m.startswith("_")):
-        if not hasattr(awaited, member):
-            assert member in MISSING, member
-        elif member not in PLAIN:
-            assert inspect.iscoroutinefunction(getattr(awaited, member)), member
+        there, here = getattr(blocking, member), getattr(awaited, member)
+        if member not in PLAIN:
+            assert inspect.iscoroutinefunction(here), member
+        if inspect.isfunction(there) or inspect.ismethod(there):
+            assert arguments(here) == arguments(there), member
+
+
+def arguments(function: Callable[..., object]) -> list[tuple[str, object, object]]:
+    """Names, kinds and defaults, in their order."""
+    found = inspect.signature(function).parameters.values()
+    return [(each.name, each.kind, each.default) for each in found]
+
+
+async def test_groups_are_restored_and_thrown(server: Server, new_id: Callable[[], str]) -> None:
+    """What a group's class says of one that was saved, and of members that failed."""
+    async with aio.Client(server.url) as client:
+        good, bad = client.AsyncResult(new_id()), client.AsyncResult(new_id())
+        await client.store_result(good.id, 1)
+        await client.store_result(bad.id, ValueError("bad"), "FAILURE")
+        group = client.GroupResult(new_id(), [good, bad])
+        await group.save()
+        kind = type(group)
+        assert await kind.restore(group.id, backend=client) == group
+        assert await kind.restore("never", backend=client) is None
+        with pytest.raises(ValueError, match="pass a client"):
+            await kind.restore(group.id)
+        with pytest.raises(ValueError, match="bad"):
+            await group.maybe_throw()
+        assert await group.join(timeout=5, propagate=False) == await group.join_native(
+            timeout=5, propagate=False
+        )
+        seen: list[str] = []
+        await good.maybe_reraise(callback=lambda task_id, _: seen.append(task_id))
+        assert seen == [good.id]
+        assert (await good.graph())[good] == []
+        assert await good.graph() is await good.graph()
+        with pytest.raises(NotImplementedError, match="broker"):
+            await good.revoke_by_stamped_headers({"a": "b"})
+        await group.delete(backend=client)
 
 
 async def test_every_reader_reads(server: Server, new_id: Callable[[], str]) -> None:
