@@ -294,7 +294,9 @@ def test_advanced_result_monitoring(task: MakeTask, said: Said) -> None:
 
 def test_working_with_task_metadata(task: MakeTask, said: Said) -> None:
     """The polling loop over state and info."""
-    task_with_progress = task("task_with_progress", 0.1)
+    # Between reading state and info a task may finish. Ten steps of 0.13 s end halfway
+    # between two looks.
+    task_with_progress = task("task_with_progress", 0.13)
     result = task_with_progress.delay(10)
 
     while not result.ready():
