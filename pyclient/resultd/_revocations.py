@@ -83,7 +83,7 @@ class Revocations:
                 pause = yield from self._read(stream)
                 breaks = 0
             except ResultdError as error:
-                if self._is_closed():
+                if self.closed:
                     return
                 if error.final:
                     raise
@@ -95,7 +95,9 @@ class Revocations:
             if pause:
                 yield Receive(self._bell, pause)
 
-    def _is_closed(self) -> bool:
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
         return self._closed
 
     def _begin(self, stream: Stream) -> None:

@@ -430,8 +430,13 @@ class RevocationWatch:
         self.close()
 
     def _call_back(self, callback: Callable[[Revocation], object]) -> None:
-        for revocation in self._iterator:
-            tell(callback, revocation)
+        try:
+            for revocation in self._iterator:
+                tell(callback, revocation)
+        except RuntimeError:
+            # The client was closed right after the watch, before this thread had seen it.
+            if not self._revocations.closed:
+                raise
 
 
 def _rebuild(url: str | None, serializer: str, registry: Registry | None) -> Client:

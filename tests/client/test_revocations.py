@@ -96,3 +96,10 @@ def test_a_watch_closed_while_it_opens_ends() -> None:
     stream = StreamDouble()
     op.send(stream)
     assert stream.cancelled
+
+
+def test_a_client_closed_right_after_its_watch_is_no_error(server: Server) -> None:
+    """The thread that calls back ends quietly, wherever it stood."""
+    for _ in range(20):
+        with Client(server.url) as own, own.watch_revocations(["never"], print):
+            own.server_info()
