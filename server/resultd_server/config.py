@@ -47,8 +47,8 @@ class Settings(BaseSettings):
     )
     listen: str = Field(
         "127.0.0.1:7758",
-        description="host:port, or unix:PATH. Port 0 takes a free one. A port, not a name, "
-        "decides what clients must be told.",
+        description="host:port, or unix:PATH. Port 0 takes a free one, "
+        "named in the line that says the server is ready.",
     )
     engine: Literal["lmdb", "memory"] = Field(
         "lmdb", description="lmdb keeps everything on disk; memory loses it when it stops."
