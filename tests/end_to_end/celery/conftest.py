@@ -1,0 +1,121 @@
+"""One broker, one server and one worker for all tests of this directory.
+
+`RESULTD_TEST_CELERY_BACKEND=redis` runs the same laws against Celery's own Redis backend.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resultd import testing
+from tests.support.celery_worker import CeleryWorker, add_log_sections
+from tests.support.redis_server import RedisServer, why_no_redis
+
+pytest.importorskip("celery", reason="Celery is not installed")
+
+BROKER_DATABASE = 0
+BACKEND_DATABASE = 1
+WAIT_S = 20.0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    """A failure shows what the workers logged during the test."""
+    report = yield
+    add_log_sections(report)
+    return report
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """The broker."""
+    missing = why_no_redis()
+    if missing is not None:
+        pytest.skip(missing)
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def broker_url(redis_server: RedisServer) -> str:
+    """Where tasks are sent."""
+    return redis_server.database(BROKER_DATABASE)
+
+
+@pytest.fixture(scope="session")
+def on_resultd() -> bool:
+    """False when the laws are tried on Celery's own Redis backend."""
+    return os.environ.get("RESULTD_TEST_CELERY_BACKEND", "resultd") != "redis"
+
+
+@pytest.fixture(scope="session")
+def backend_url(redis_server: RedisServer, on_resultd: bool) -> Iterator[str]:
+    """Where results are stored."""
+    if not on_resultd:
+        yield redis_server.database(BACKEND_DATABASE)
+        return
+    pytest.importorskip("resultd.celery")
+    with testing.Server() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def worker(
+    tmp_path_factory: pytest.TempPathFactory, broker_url: str, backend_url: str
+) -> Iterator[CeleryWorker]:
+    """A prefork worker with two children."""
+    directory: Path = tmp_path_factory.mktemp("celery")
+    with CeleryWorker(directory, broker=broker_url, backend=backend_url) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def app(worker: CeleryWorker, broker_url: str, backend_url: str) -> Iterator[Any]:
+    """The app of who calls tasks and waits."""
+    # Not at the top: collecting must work where Celery is not installed.
+    from tests.support.celery_tasks import create_app
+
+    made = create_app(broker_url, backend_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def tasks(app: Any) -> Any:
+    """The tasks, as attributes."""
+    from tests.support.celery_tasks import named
+
+    return named(app)
+
+
+@pytest.fixture
+def key() -> str:
+    """A list in the broker's Redis that only this test uses."""
+    return f"test:{uuid.uuid4()}"
+
+
+@pytest.fixture
+def say(app: Any) -> Callable[[str], None]:
+    """Says a word to a task that waits for one in a list: `say(key)`."""
+    from tests.support import celery_tasks
+
+    return lambda where: celery_tasks.say(app, where, "go")
+
+
+@pytest.fixture
+def hear(app: Any) -> Callable[[str], str]:
+    """Waits for what a task says in a list: `hear(key)`."""
+    from tests.support import celery_tasks
+
+    def wait(where: str) -> str:
+        heard = celery_tasks.hear(app, where, WAIT_S)
+        assert heard is not None, f"nothing was said in {where} for {WAIT_S:g} s"
+        return heard
+
+    return wait
