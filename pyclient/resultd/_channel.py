@@ -6,6 +6,7 @@ its channel and its one `Watch` stream; the last one to close it closes them.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -222,8 +223,6 @@ class Endpoint:
 
     def after_fork_in_child(self) -> None:
         """Begin anew: locks may be held by threads that do not exist here."""
-        global _sharing
-        _sharing = threading.Lock()
         self._generation += 1
         self._new_state()
         self.watcher.forget_all()
@@ -237,6 +236,17 @@ def _closed_under_us() -> ResultdError:
 
 _endpoints: dict[Url, Endpoint] = {}
 _sharing = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _sharing
+    _sharing = threading.Lock()
+
+
+# Whether or not a channel was ever opened, and gRPC's own hooks are in place: another thread
+# may have held the lock at the fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def acquire(url: Url) -> Endpoint:

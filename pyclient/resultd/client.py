@@ -11,7 +11,9 @@ all waits of the process one stream. After a fork both sides go on by themselves
 from __future__ import annotations
 
 import datetime
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,19 @@ if TYPE_CHECKING:
     from resultd._records import ReportFields
 
 __all__ = ["Client", "Group", "RevocationWatch", "default_client"]
+
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    # At the fork another thread may have held one, and it does not exist in the child.
+    for client in _clients:
+        client._opening = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 class Client(ClientCore):
@@ -64,6 +79,7 @@ class Client(ClientCore):
         self._endpoint: Endpoint | None = None
         self._opening = threading.Lock()
         self._closed = False
+        _clients.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._url_text, self.operations.serializer, self._own_registry)

@@ -1,0 +1,377 @@
+"""Between Celery's task metas and the records of the protocol.
+
+In the store a Celery result is an ordinary record: its value a payload of the content type
+Celery serialised it with (JSON by default), its exception a `Failure`, its task's name, worker
+and queue in their fields. What Celery's meta has and the record lacks goes into `extra`, under
+keys that begin with "celery.".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from kombu.compression import compress, decompress
+from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
+from kombu.serialization import loads
+
+from resultd import _records, serialization
+from resultd.errors import SerializationError
+from resultd.v1 import result_service_pb2, state_pb2, task_pb2, value_pb2
+
+if TYPE_CHECKING:
+    from resultd.celery.backend import ResultdBackend
+
+# The server's limit for one record (GetServerInfo: record_bytes_max).
+RECORD_BYTES_MAX = 3 * 1024 * 1024
+TRACEBACK_BYTES_MAX = 64 * 1024
+MESSAGE_BYTES_MAX = 64 * 1024
+TTL_SECONDS_MAX = 10 * 366 * 86_400  # the server's: what is to be kept longer is kept for ever
+
+#: The group a task was called in, where that is not a chord's.
+GROUP_LABEL = "celery.group"
+#: An exception as Celery encoded it, where a Failure cannot hold it: a pickle, or no exception.
+RESULT = "celery.result"
+#: Children that are more than an id: with a parent, or with members.
+CHILDREN = "celery.children"
+#: A traceback that was stored with something else than an exception.
+TRACEBACK = "celery.traceback"
+#: Stamps and their headers.
+STAMPS = "celery.stamps"
+#: This record is a chord's part of a task that ignores its result; names the part's state.
+PART = "celery.part"
+
+_DEFLATE = "deflate"  # kombu's "application/x-gzip" is zlib's format, HTTP's "deflate"
+_KOMBU_DEFLATE = "application/x-gzip"
+_EXCEPTION_KEYS = frozenset({"exc_type", "exc_message", "exc_module"})
+
+
+class Codec:
+    """Writes and reads records the way one backend is configured."""
+
+    def __init__(self, backend: ResultdBackend) -> None:
+        self._backend = backend
+
+    # Payloads
+
+    def encode(self, value: Any, *, squeeze: bool = False) -> value_pb2.Payload:
+        """Write a value with the configured serializer, compressed if so configured.
+
+        `squeeze`: compress anyway.
+
+        Raises:
+            kombu.exceptions.EncodeError: it cannot be written so.
+        """
+        content_type, _, data = self._backend._encode(value)
+        payload = value_pb2.Payload(content_type=content_type, data=_bytes(data))
+        method = self._backend.compression or ("zlib" if squeeze else None)
+        if method:
+            payload.data, kind = compress(payload.data, method)
+            payload.content_encoding = _DEFLATE if kind == _KOMBU_DEFLATE else kind
+        return payload
+
+    def decode(self, payload: value_pb2.Payload) -> Any:
+        """Read a value, if its content type is accepted.
+
+        Raises:
+            kombu.exceptions.ContentDisallowed: it is not (`result_accept_content`).
+            kombu.exceptions.DecodeError: the bytes are not what they claim to be.
+        """
+        content_type = payload.content_type.partition(";")[0].strip().lower() or serialization.JSON
+        data = _inflated(payload)
+        if content_type == serialization.BINARY:
+            return data
+        charset = "binary" if "python" in content_type or "msgpack" in content_type else "utf-8"
+        return loads(data, content_type, charset, accept=self._backend.accept)
+
+    # Reports
+
+    def report(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: Any,
+        request: Any,
+    ) -> result_service_pb2.StoreResultRequest:
+        """Write what Celery says about a task.
+
+        Raises:
+            kombu.exceptions.EncodeError: the result cannot be serialised, or is too large.
+        """
+        meta = self._backend._get_result_meta(
+            result=result, state=state, traceback=traceback, request=request, format_date=False
+        )
+        message = task_pb2.TaskMeta(task_id=task_id)
+        message.state, message.custom_state = _records.state_fields(state)
+        self._write_outcome(message, result, state, traceback)
+        self._write_request(message, meta, request)
+        self._write_children(message, meta["children"])
+        if meta["date_done"] is not None:
+            message.done_time.CopyFrom(_records.timestamp(meta["date_done"]))
+        expires = self._backend.expires_of(state)
+        store = result_service_pb2.StoreResultRequest(meta=message, **ttl_fields(expires))
+        self._fit(store.meta, state)
+        return store
+
+    def part(
+        self, task_id: str, result: Any, state: str, request: Any
+    ) -> result_service_pb2.StoreResultRequest:
+        """Write a chord's part of a task whose result is not to be stored."""
+        message = task_pb2.TaskMeta(task_id=task_id, state=state_pb2.STATE_IGNORED)
+        encoded = self._backend.encode_result(result, state)
+        if state in states.EXCEPTION_STATES:
+            message.extra[RESULT].CopyFrom(self.encode(encoded))
+        else:
+            message.value.CopyFrom(self.encode(encoded))
+        message.extra[PART].CopyFrom(_json(state))
+        message.name = _text(getattr(request, "task", None))
+        message.worker = _text(getattr(request, "hostname", None))
+        self._fit(message, state)
+        return result_service_pb2.StoreResultRequest(
+            meta=message, **ttl_fields(self._backend.chord_expires)
+        )
+
+    def _write_outcome(
+        self, message: task_pb2.TaskMeta, result: Any, state: str, traceback: Any
+    ) -> None:
+        if state in states.EXCEPTION_STATES:
+            self._write_failure(message, result, traceback)
+            return
+        if result is not None or state == states.SUCCESS:
+            message.value.CopyFrom(self.encode(result))
+        progress = _records._progress_in(result)
+        if progress is not None:
+            message.progress.current, message.progress.total = progress.current, progress.total
+        if traceback is not None:
+            message.extra[TRACEBACK].CopyFrom(_json([state, str(traceback)]))
+
+    def _write_failure(self, message: task_pb2.TaskMeta, result: Any, traceback: Any) -> None:
+        failure = message.failure
+        failure.language = "python"
+        failure.traceback = "" if traceback is None else str(traceback)
+        if _is_plain(result):
+            args = list(result["exc_message"])
+            failure.type, failure.module = result["exc_type"], result["exc_module"]
+            failure.message = _cut(_said(args))
+            failure.args.CopyFrom(self.encode(args))
+            return
+        # A pickled exception, or whatever else somebody stored under such a state. Without
+        # `args` a reader knows that this is the whole of it.
+        message.extra[RESULT].CopyFrom(self.encode(result))
+        wrapped = getattr(result, "exc_cls_name", None)  # celery's UnpickleableExceptionWrapper
+        failure.type = wrapped or type(result).__qualname__
+        failure.module = getattr(result, "exc_module", None) or type(result).__module__
+        failure.message = _cut(str(result))
+
+    def _write_request(
+        self, message: task_pb2.TaskMeta, meta: Mapping[str, Any], request: Any
+    ) -> None:
+        message.parent_id = _text(meta.get("parent_id"))
+        if meta.get("group_id"):
+            message.labels[GROUP_LABEL] = str(meta["group_id"])
+        if request is None:
+            return
+        delivery = getattr(request, "delivery_info", None) or {}
+        message.name = _text(getattr(request, "task", None))
+        message.worker = _text(getattr(request, "hostname", None))
+        message.queue = _text(delivery.get("routing_key"))
+        message.retries = getattr(request, "retries", None) or 0
+        message.root_id = _text(getattr(request, "root_id", None))
+        for key in ("args", "kwargs"):
+            if meta.get(key) is not None:
+                getattr(message, key).CopyFrom(self.encode(meta[key]))
+        headers = meta.get("stamped_headers")
+        if headers:
+            stamps = {key: meta[key] for key in headers if key in meta}
+            message.extra[STAMPS].CopyFrom(self.encode({"stamped_headers": headers, **stamps}))
+
+    def _write_children(self, message: task_pb2.TaskMeta, children: Any) -> None:
+        if children is None:
+            message.extra[CHILDREN].CopyFrom(_json(None))
+            return
+        message.children.extend(map(_records.child, children))
+        if any(child[1] is not None or child[0][1] is not None for child in children):
+            message.extra[CHILDREN].CopyFrom(_json(children))
+
+    def _fit(self, message: task_pb2.TaskMeta, state: str) -> None:
+        """Refuse a result that is too large; cut a failure, which has to be stored."""
+        size = message.ByteSize()
+        if size <= RECORD_BYTES_MAX:
+            return
+        if state not in states.EXCEPTION_STATES:
+            raise EncodeError(
+                f"the result of {message.task_id} makes a record of {size} bytes, and resultd "
+                f"takes {RECORD_BYTES_MAX}: store the value elsewhere and return where it is"
+            )
+        message.failure.traceback = _cut(message.failure.traceback, TRACEBACK_BYTES_MAX)
+        for field in ("args", "kwargs"):
+            message.ClearField(field)
+        for key in (RESULT, STAMPS, CHILDREN):
+            message.extra.pop(key, None)
+        if message.ByteSize() > RECORD_BYTES_MAX:
+            message.failure.args.CopyFrom(_json([message.failure.message]))
+
+    # Metas
+
+    def meta(self, message: task_pb2.TaskMeta) -> dict[str, Any]:
+        """Read a record into a task's meta as Celery knows it, exceptions rebuilt."""
+        if message.existence != state_pb2.EXISTENCE_KNOWN or PART in message.extra:
+            return {"status": states.PENDING, "result": None}
+        return self._known(message)
+
+    def part_of(self, message: task_pb2.TaskMeta) -> dict[str, Any]:
+        """Read a record as a chord's part: status and result, those of ignored tasks too."""
+        if PART not in message.extra or message.state != state_pb2.STATE_IGNORED:
+            return self.meta(message)
+        state = json.loads(message.extra[PART].data)
+        value = message.extra[RESULT] if state in states.EXCEPTION_STATES else message.value
+        meta = {"status": state, "result": self.decode(value)}
+        return self._with_exception(meta)
+
+    def _known(self, message: task_pb2.TaskMeta) -> dict[str, Any]:
+        status = _records.state_name(message.state, message.custom_state)
+        failed = status in states.EXCEPTION_STATES
+        done = _records.moment(message, "done_time") if status in states.READY_STATES else None
+        meta: dict[str, Any] = {
+            "status": status,
+            "result": self._exception(message, status) if failed else self._value(message),
+            "traceback": self._traceback(message, status, failed),
+            "children": _children(message),
+            "date_done": done.isoformat() if done else None,
+        }
+        group_id = message.labels.get(GROUP_LABEL) or message.group_id
+        if group_id:
+            meta["group_id"] = group_id
+        if message.parent_id:
+            meta["parent_id"] = message.parent_id
+        for key in ("name", "worker", "queue"):
+            meta[key] = getattr(message, key) or None
+        meta["retries"] = message.retries
+        for key in ("args", "kwargs"):
+            if message.HasField(key):  # type: ignore[arg-type]  # the two fields named above
+                meta[key] = self.decode(getattr(message, key))
+        if STAMPS in message.extra:
+            meta.update(self.decode(message.extra[STAMPS]))
+        meta["task_id"] = message.task_id
+        return self._with_exception(meta)
+
+    def _with_exception(self, meta: dict[str, Any]) -> dict[str, Any]:
+        read: dict[str, Any] = self._backend.meta_from_decoded(meta)
+        return read
+
+    def _value(self, message: task_pb2.TaskMeta) -> Any:
+        if message.HasField("value"):
+            return self.decode(message.value)
+        if message.HasField("progress"):  # reported by a worker that knows no Celery
+            shown = message.progress
+            return {"current": shown.current, "total": shown.total, "message": shown.message}
+        return None
+
+    def _exception(self, message: task_pb2.TaskMeta, status: str) -> Any:
+        """What `Backend.exception_to_python` takes."""
+        failure = message.failure
+        if not failure.HasField("args") and RESULT in message.extra:
+            return self.decode(message.extra[RESULT])
+        kind, module = failure.type, failure.module
+        if status == states.REVOKED and kind in ("", "TaskRevokedError"):
+            kind, module = "TaskRevokedError", "celery.exceptions"
+        elif not kind:
+            kind, module = "TaskError", "celery.exceptions"
+        return {"exc_type": kind, "exc_message": self._args(failure), "exc_module": module}
+
+    def _args(self, failure: value_pb2.Failure) -> list[Any]:
+        if failure.HasField("args"):
+            try:
+                args = self.decode(failure.args)
+            except (ContentDisallowed, DecodeError):
+                args = None  # the message says it, too
+            if isinstance(args, (list, tuple)):
+                return list(args)
+        return [failure.message]
+
+    def _traceback(self, message: task_pb2.TaskMeta, status: str, failed: bool) -> str | None:
+        if failed:
+            return message.failure.traceback or None
+        if TRACEBACK in message.extra:
+            state, text = json.loads(message.extra[TRACEBACK].data)
+            if state == status:
+                return str(text)
+        return None
+
+
+def ttl_fields(seconds: float | None) -> dict[str, Any]:
+    """Return how long to keep something, as the requests say it; 0 and None for ever."""
+    if not seconds or seconds > TTL_SECONDS_MAX:
+        return {"no_expiry": True}
+    return {"ttl": _records.duration(max(1.0, seconds))}
+
+
+def _children(message: task_pb2.TaskMeta) -> list[Any] | None:
+    if CHILDREN in message.extra:
+        found = json.loads(message.extra[CHILDREN].data)
+        if [child[0][0] for child in found or ()] == [child.id for child in message.children]:
+            return found if found is None else [_tupled(child) for child in found]
+    return [
+        ((child.id, None), [] if _records.is_group(child.kind) else None)
+        for child in message.children
+    ]
+
+
+def _tupled(node: Any) -> Any:
+    """Read a result's tuple out of JSON's lists."""
+    (id_, parent), nodes = node
+    return (
+        (id_, None if parent is None else _tupled(parent)),
+        None if nodes is None else [_tupled(each) for each in nodes],
+    )
+
+
+def _is_plain(result: Any) -> bool:
+    return (
+        isinstance(result, dict)
+        and result.keys() == _EXCEPTION_KEYS
+        and isinstance(result["exc_type"], str)
+        and isinstance(result["exc_module"], str)
+        and isinstance(result["exc_message"], (list, tuple))
+    )
+
+
+def _said(args: list[Any]) -> str:
+    """What `str(exception)` would most likely be."""
+    if not args:
+        return ""
+    return str(args[0]) if len(args) == 1 else str(tuple(args))
+
+
+def _cut(text: str, limit: int = MESSAGE_BYTES_MAX) -> str:
+    data = text.encode("utf-8", "replace")
+    return data.decode() if len(data) <= limit else data[:limit].decode("utf-8", "ignore") + " …"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _bytes(data: str | bytes) -> bytes:
+    return data.encode() if isinstance(data, str) else bytes(data)
+
+
+def _json(value: Any) -> value_pb2.Payload:
+    data = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    return value_pb2.Payload(content_type=serialization.JSON, data=data)
+
+
+def _inflated(payload: value_pb2.Payload) -> bytes:
+    encoding = payload.content_encoding
+    if encoding in ("", "identity", "gzip", _DEFLATE):
+        try:
+            return serialization._decompress(payload.data, encoding)
+        except SerializationError as error:
+            raise DecodeError(str(error)) from error
+    try:
+        return bytes(decompress(payload.data, encoding))
+    except KeyError as error:
+        raise DecodeError(f"content encoding {encoding!r} is not known here") from error

@@ -1,0 +1,363 @@
+"""Waiting by push: every wait of the process is served by its one `Watch` stream.
+
+A thread that waits gets what it waits for in a mailbox of its own and resolves its own result
+objects; nobody polls, and nothing is subscribed when a task is published. `then()` callbacks
+run in a thread that exists only while there are some, so they fire without anybody waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from celery.result import AsyncResult, ResultSet
+from vine import promise
+
+from resultd._deadline import Deadline
+from resultd._pending import READ_AT_LEAST
+from resultd._watcher import Callback, Wait
+from resultd.celery._errors import TimeoutError as WaitTimeout
+from resultd.errors import ResultdError
+from resultd.errors import TimeoutError as DeadlineReached
+from resultd.v1 import task_pb2
+
+if TYPE_CHECKING:
+    from resultd.celery.backend import ResultdBackend
+
+logger = logging.getLogger("resultd.celery")
+
+# Seconds the callbacks' thread stays after the last callback.
+IDLE = 5.0
+
+
+class Waits:
+    """The waits of one backend."""
+
+    def __init__(self, backend: ResultdBackend) -> None:
+        self._backend = backend
+        self._thens: dict[int, tuple[AsyncResult, Callback]] = {}
+        self._callbacks = _Callbacks()
+        # Of ids this thread waits for anyway: what they were last seen as.
+        self.known = _Known()
+
+    # get()
+
+    def one(
+        self,
+        result: AsyncResult,
+        timeout: float | None,
+        interval: float,
+        on_interval: Callable[[], object] | None,
+        on_message: Callable[[dict[str, Any]], object] | None,
+    ) -> None:
+        """Wait until a result is ready and has been given what it is.
+
+        `on_interval` is called every `interval` seconds, and as soon as a parent is ready: it
+        is what raises a failed parent's exception.
+
+        Raises:
+            TimeoutError: it was not ready in time.
+        """
+        family = {result.id: [result]}
+        for parent in _parents(result) if _looks_at_parents(on_interval) else ():
+            family.setdefault(parent.id, []).append(parent)
+        ticks = _Ticks(on_interval, interval, self.known)
+        for message in self.arrivals(family, timeout, ticks, on_message is not None):
+            meta = self._backend.codec.meta(message)
+            if on_message is not None and message.task_id == result.id:
+                on_message(meta)
+            if meta["status"] not in self._backend.READY_STATES:
+                ticks.learn(message.task_id, meta)
+                continue
+            for member in family[message.task_id]:
+                member._maybe_set_cache(meta)
+            if message.task_id == result.id:
+                return
+            ticks.now()
+
+    # join_native(), iter_native()
+
+    def many(
+        self,
+        results: Iterable[Any],
+        timeout: float | None,
+        interval: float,
+        on_interval: Callable[[], object] | None,
+        on_message: Callable[[dict[str, Any]], object] | None,
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield (id, meta) of results as they become ready; of a nested set (id, children).
+
+        Raises:
+            TimeoutError: not all were ready in time.
+        """
+        nodes = [_Node(result) for result in results]
+        by_id: dict[str, list[tuple[AsyncResult, _Node]]] = {}
+        for node in nodes:
+            for leaf in node.leaves():
+                by_id.setdefault(leaf.id, []).append((leaf, node))
+        for node in nodes:
+            if not node.missing:
+                yield node.outcome()
+        if not by_id:
+            return
+        ticks = _Ticks(on_interval, interval, self.known)
+        missing = len(by_id)
+        for message in self.arrivals(by_id, timeout, ticks, on_message is not None):
+            meta = self._backend.codec.meta(message)
+            if on_message is not None:
+                on_message(meta)
+            if meta["status"] not in self._backend.READY_STATES:
+                continue
+            for leaf, node in by_id[message.task_id]:
+                leaf._maybe_set_cache(meta)
+                node.missing -= 1
+                if not node.missing:
+                    yield node.outcome()
+            missing -= 1
+            if not missing:
+                return
+
+    # What both stand on
+
+    def arrivals(
+        self,
+        ids: Iterable[str],
+        timeout: float | None,
+        ticks: _Ticks | None = None,
+        transitions: bool = False,
+    ) -> Iterator[task_pb2.TaskMeta]:
+        """Yield records as they are read and told of, each ready one once, without an end.
+
+        Raises:
+            TimeoutError: the time ran out.
+        """
+        deadline = Deadline(timeout)
+        ticks = ticks or _Ticks(None, 1.0, self.known)
+        versions: dict[str, int] = {}
+        waiting = dict.fromkeys(ids)
+        watcher = self._backend.client.watcher()
+        if len(waiting) > 1 or not watcher.streaming or _short(timeout):
+            for message in self._read(list(waiting), deadline):
+                versions[message.task_id] = message.version
+                if message.terminal:
+                    del waiting[message.task_id]
+                yield message
+        with contextlib.closing(Wait(watcher, waiting, transitions)) as wait:
+            while True:
+                if deadline.left() == 0.0:
+                    raise WaitTimeout("The operation timed out.")
+                wait.join()
+                for item in wait.mailbox.receive(ticks.pause(deadline)):  # type: ignore[attr-defined]  # a mailbox for threads
+                    if isinstance(item, ResultdError):
+                        raise item
+                    for message in item:
+                        if message.version > versions.get(message.task_id, 0) or message.terminal:
+                            versions[message.task_id] = message.version
+                            yield message
+                ticks.due()
+
+    def _read(self, ids: list[str], deadline: Deadline) -> list[task_pb2.TaskMeta]:
+        """Read what there is already, in one call; nothing if the stream has to tell."""
+        client, left = self._backend.client, deadline.left()
+        limit = None if left is None else max(left, READ_AT_LEAST)
+        try:
+            return client.run(client.operations.read(ids, limit))
+        except ResultdError as error:
+            if not error.retryable or left is None:
+                raise
+            return []  # no server yet: the stream comes as soon as there is one
+
+    def read_once(self, ids: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (id, meta) of all ids, as they are now."""
+        client = self._backend.client
+        wanted = list(dict.fromkeys(ids))
+        if wanted:
+            for message in client.run(client.operations.read(wanted)):
+                yield message.task_id, self._backend.codec.meta(message)
+
+    # then()
+
+    def expect(self, result: AsyncResult) -> None:
+        """Have the result's `then()` begin to watch it; nothing is sent before that."""
+        on_ready, weakly = result.on_ready, weakref.ref(result)
+
+        def then(callback: Any, on_error: Any = None) -> Any:
+            listened = weakly()
+            if listened is not None and not on_ready.ready:
+                self._watch(listened)
+            return promise.then(on_ready, callback, on_error)
+
+        on_ready.then = then
+
+    def _watch(self, result: AsyncResult) -> None:
+        if id(result) in self._thens:
+            return
+
+        def resolve(meta: dict[str, Any]) -> None:
+            self.dismiss(result)
+            result._maybe_set_cache(meta)
+
+        def told(message: task_pb2.TaskMeta) -> None:
+            self._callbacks.add(lambda: resolve(self._backend.codec.meta(message)))
+
+        def refused(error: ResultdError) -> None:
+            self.dismiss(result)
+            self._callbacks.add(lambda: result.throw(error))
+
+        watch = Callback(self._backend.client.watcher(), [result.id], told, refused)
+        self._thens[id(result)] = (result, watch)  # kept alive until it is ready
+
+    def dismiss(self, result: AsyncResult) -> None:
+        """Watch a result no longer. Takes no lock: finalisers call this."""
+        watched = self._thens.pop(id(result), None)
+        if watched is not None:
+            watched[1].close()
+
+
+class _Node:
+    """A member of a set: a result, or a set of its own."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+        self.missing = sum(1 for _ in self.leaves())
+
+    def leaves(self) -> Iterator[AsyncResult]:
+        """Give the results below that are not ready."""
+        return _leaves(self._result)
+
+    def outcome(self) -> tuple[str, Any]:
+        if isinstance(self._result, ResultSet):
+            return self._result.id, self._result.children
+        return self._result.id, self._result._cache
+
+
+class _Ticks:
+    """When to call `on_interval`, and what it is told without asking the server."""
+
+    def __init__(
+        self, on_interval: Callable[[], object] | None, interval: float | None, known: _Known
+    ) -> None:
+        self._on_interval = on_interval
+        self._interval = max(0.001, 0.5 if interval is None else interval)
+        self._next = time.monotonic() + self._interval
+        self._known = known
+        self._metas: dict[str, dict[str, Any]] = {}
+
+    def learn(self, task_id: str, meta: dict[str, Any]) -> None:
+        """Note what a result that is being watched is now."""
+        self._metas[task_id] = meta
+
+    def pause(self, deadline: Deadline) -> float | None:
+        """Seconds to wait at most."""
+        if self._on_interval is None:
+            return deadline.left()
+        return deadline.within(max(0.0, self._next - time.monotonic()))
+
+    def due(self) -> None:
+        """Call it if it is time."""
+        if self._on_interval is not None and time.monotonic() >= self._next:
+            self.now()
+
+    def now(self) -> None:
+        """Call it."""
+        self._next = time.monotonic() + self._interval
+        if self._on_interval is not None:
+            with self._known.holding(self._metas):
+                self._on_interval()
+
+
+class _Known(threading.local):
+    """Metas that this thread need not ask for, because the stream would have told it."""
+
+    def __init__(self) -> None:
+        self._metas: dict[str, dict[str, Any]] = {}
+
+    def get(self, task_id: str) -> dict[str, Any] | None:
+        return self._metas.get(task_id)
+
+    @contextlib.contextmanager
+    def holding(self, metas: dict[str, dict[str, Any]]) -> Iterator[None]:
+        before, self._metas = self._metas, metas
+        try:
+            yield
+        finally:
+            self._metas = before
+
+
+class _Callbacks:
+    """A thread for `then()` callbacks, there while it is needed.
+
+    Not the thread that reads the stream: a callback may itself wait for results.
+    """
+
+    def __init__(self) -> None:
+        self._renew()
+
+    def _renew(self) -> None:
+        self._process = os.getpid()
+        self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._starting = threading.Lock()
+        self._running = False
+
+    def add(self, callback: Callable[[], object]) -> None:
+        """Have a callback called."""
+        if self._process != os.getpid():
+            self._renew()  # forked: the thread stayed behind
+        self._queue.put(callback)
+        with self._starting:
+            if self._running:
+                return
+            self._running = True
+        threading.Thread(target=self._run, name="resultd-then", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                callback = self._queue.get(timeout=IDLE)
+            except queue.Empty:
+                with self._starting:
+                    if self._queue.empty():
+                        self._running = False
+                        return
+                continue
+            try:
+                callback()
+            except Exception:  # the user's code; the others are to be called all the same
+                logger.exception("a then() callback failed")
+
+
+def reached(error: DeadlineReached) -> WaitTimeout:
+    """Return Celery's form of a timeout."""
+    return WaitTimeout(*error.args)
+
+
+def _leaves(result: Any) -> Iterator[AsyncResult]:
+    """Give the single results in a result or set that are not known to be ready."""
+    if isinstance(result, ResultSet):
+        for member in result.results or ():
+            yield from _leaves(member)
+    elif getattr(result, "_cache", None) is None:
+        yield result
+
+
+def _parents(result: AsyncResult) -> Iterator[AsyncResult]:
+    node = result.parent
+    while node is not None:
+        yield from _leaves(node)
+        node = node.parent
+
+
+def _looks_at_parents(on_interval: Callable[[], object] | None) -> bool:
+    """Whether `on_interval` is what `AsyncResult.get` makes to follow its parents."""
+    return on_interval is not None and getattr(on_interval, "fun", on_interval) is not None
+
+
+def _short(timeout: float | None) -> bool:
+    return timeout is not None and timeout < READ_AT_LEAST

@@ -1,0 +1,457 @@
+"""The class Celery makes for `result_backend = "resultd://..."`.
+
+What the contract of a result backend is, is read in `celery.backends.base`; each method here
+says only what is particular. One instance serves all threads of a process; nothing is opened
+before the first call, and forks are survived by the client underneath.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import kombu.compression
+from celery import signals, states
+from celery.backends.asynchronous import AsyncBackendMixin
+from celery.backends.base import Backend
+from celery.exceptions import ImproperlyConfigured
+from celery.result import result_from_tuple
+from kombu.exceptions import EncodeError
+
+from resultd._deadline import Deadline
+from resultd.celery import _environment, _options
+from resultd.celery._chords import Chords
+from resultd.celery._records import PART, Codec, ttl_fields
+from resultd.celery._waits import Waits
+from resultd.client import Client
+from resultd.errors import ResultdError, ValueTooLargeError
+from resultd.v1 import group_service_pb2, result_service_pb2, state_pb2
+
+logger = logging.getLogger("resultd.celery")
+
+#: Where a saved GroupResult lies: a group without members that carries it as a payload.
+SAVED = "celery-taskset-meta-"
+GROUP_RESULT = "celery.group"
+
+_clients: dict[str, Client] = {}
+
+
+class ResultdBackend(AsyncBackendMixin, Backend):
+    """Keeps results in a resultd server and waits for them by push.
+
+    Args:
+        app: the Celery app.
+        url: `resultd://host:7758/namespace`, also as grpc://; resultds:// and grpcs:// for TLS;
+            `RESULTD_URL`, else 127.0.0.1:7758, if it names no host.
+        expires: seconds to keep results, instead of `result_expires`; 0 for ever.
+
+    Raises:
+        ImproperlyConfigured: the URL or `result_backend_transport_options` are not what they
+            should be, or the process runs eventlet.
+    """
+
+    supports_native_join = True
+    supports_autoexpire = True
+    supports_result_compression = True
+    supports_failure_expires = True
+    persistent = True
+
+    def __init__(
+        self,
+        app: Any,
+        serializer: str | None = None,
+        max_cached_results: int | None = None,
+        accept: Any = None,
+        expires: Any = None,
+        expires_type: Any = None,
+        url: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            app,
+            serializer=serializer,
+            max_cached_results=max_cached_results,
+            accept=accept,
+            expires=expires,
+            expires_type=expires_type or int,
+            url=url,
+            **kwargs,
+        )
+        _environment.prepare()
+        conf = app.conf
+        transport = conf.get("result_backend_transport_options") or {}
+        self.options = _options.read(url, transport, app.main)
+        self.thread_safe = True  # one instance for all threads of the app
+        self.compression = getattr(self, "compression", None) or _compression(conf)
+        self._failure_expires = conf.get("result_failure_expires")
+        self._chord_expires = conf.get("result_chord_expires")
+        self.codec = Codec(self)
+        self._waits = Waits(self)
+        self._chords = Chords(self)
+        signals.worker_ready.connect(self._on_worker_ready)  # held weakly
+
+    @property
+    def client(self) -> Client:
+        """The process's client of this address, for whatever Celery has no words for."""
+        text = self.options.text
+        found = _clients.get(text)
+        return found if found is not None else _clients.setdefault(text, Client(text))
+
+    def as_uri(self, include_password: bool = False) -> str:
+        """Return the address; the token is masked unless `include_password`."""
+        return self.options.text if include_password else self.options.shown
+
+    def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = {**(kwargs or {}), "url": self.url, "expires": self.expires}
+        return super().__reduce__(args, kwargs)
+
+    # How long things are kept
+
+    def expires_of(self, state: str) -> float | None:
+        """Seconds to keep a result in a state (`result_expires`, `result_failure_expires`)."""
+        if self._failure_expires is not None and state in (states.FAILURE, states.REVOKED):
+            kept: float | None = self.prepare_expires(self._failure_expires, int)
+            return kept
+        expires: float | None = self.expires
+        return expires
+
+    @property
+    def chord_expires(self) -> float | None:
+        """Seconds to keep what a chord needs after its last change (`result_chord_expires`)."""
+        wanted = self.expires if self._chord_expires is None else self._chord_expires
+        kept: float | None = self.prepare_expires(wanted, int)
+        return kept
+
+    def cleanup(self) -> None:
+        """Do nothing: the server deletes what has expired."""
+
+    def process_cleanup(self) -> None:
+        """Do nothing: this is called after every task."""
+
+    # Storing
+
+    def _store_result(
+        self,
+        task_id: Any,
+        result: Any,
+        state: str,
+        traceback: Any = None,
+        request: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        store = self.codec.report(_id(task_id), result, state, traceback, request)
+        final = state in self.READY_STATES
+        part = final and self._chords.join_in(store, request)
+        if final:
+            store.claim_scope = self.options.claim_scope
+        answer = self.send(store)
+        if part:
+            self._chords.joined(store, answer)
+        if answer.claimable_group_ids:
+            self._chords.notice(answer.claimable_group_ids)
+        return result
+
+    def send(
+        self, store: result_service_pb2.StoreResultRequest
+    ) -> result_service_pb2.StoreResultResponse:
+        """Store a report; tries for `store_timeout` seconds to reach a server.
+
+        Raises:
+            kombu.exceptions.EncodeError: the server says that it is too large.
+        """
+        client, deadline = self.client, Deadline(self.options.store_timeout)
+        while True:
+            try:
+                op = client.operations.call("StoreResult", store, limit=deadline.left())
+                answer: result_service_pb2.StoreResultResponse = client.run(op)
+                return answer
+            except ValueTooLargeError as error:
+                raise EncodeError(str(error)) from error
+            except ResultdError as error:
+                if not error.retryable or self.always_retry or not deadline.left():
+                    raise
+
+    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+        """Whether `result_backend_always_retry` may try a call again after this."""
+        return isinstance(exc, ResultdError) and exc.retryable
+
+    def mark_as_done(
+        self,
+        task_id: str,
+        result: Any,
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.SUCCESS,
+    ) -> None:
+        """Store a task's value, which counts as its chord's part in the same call."""
+        with self._chords.returning():
+            super().mark_as_done(
+                task_id, result, request=request, store_result=store_result, state=state
+            )
+
+    def mark_as_failure(
+        self,
+        task_id: str,
+        exc: Any,
+        traceback: Any = None,
+        request: Any = None,
+        store_result: bool = True,
+        call_errbacks: bool = True,
+        state: str = states.FAILURE,
+    ) -> None:
+        """Store why a task failed, which counts as its chord's part in the same call."""
+        with self._chords.returning():
+            super().mark_as_failure(
+                task_id,
+                exc,
+                traceback=traceback,
+                request=request,
+                store_result=store_result,
+                call_errbacks=call_errbacks,
+                state=state,
+            )
+
+    def mark_as_revoked(
+        self,
+        task_id: str,
+        reason: str = "",
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.REVOKED,
+    ) -> None:
+        """Store that a task was revoked, which counts as its chord's part in the same call."""
+        with self._chords.returning():
+            super().mark_as_revoked(
+                task_id, reason=reason, request=request, store_result=store_result, state=state
+            )
+
+    # Reading
+
+    def _get_task_meta_for(self, task_id: Any) -> dict[str, Any]:
+        known = self._waits.known.get(_id(task_id))
+        if known is not None:
+            return known
+        (_, meta), *_ = self._waits.read_once([_id(task_id)])
+        return meta
+
+    def task_result_exists(self, task_id: Any) -> bool:
+        """Whether there is a record of this task, in whatever state."""
+        client = self.client
+        (record,) = client.run(client.operations.read([_id(task_id)]))
+        return record.existence == state_pb2.EXISTENCE_KNOWN and PART not in record.extra
+
+    def get_many(
+        self,
+        task_ids: Iterable[Any],
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+        max_iterations: int | None = None,
+        READY_STATES: frozenset[str] = states.READY_STATES,  # noqa: N803 (Celery's name)
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (id, meta) of ids as they become ready; with `max_iterations` those that are.
+
+        Raises:
+            TimeoutError: not all were ready in time.
+        """
+        ids = dict.fromkeys(map(_id, task_ids))
+        for task_id in list(ids):
+            cached = self._cache.get(task_id)
+            if cached and cached["status"] in READY_STATES:
+                del ids[task_id]
+                yield task_id, cached
+        found = self._waits.read_once(ids) if max_iterations else self._arriving(ids, timeout)
+        for task_id, meta in found:
+            if meta["status"] not in READY_STATES:
+                continue
+            del ids[task_id]
+            self._cache[task_id] = meta
+            if on_message is not None:
+                on_message(meta)
+            yield task_id, meta
+            if not ids:
+                return
+
+    def _arriving(
+        self, ids: Iterable[str], timeout: float | None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        if not ids:
+            return
+        for message in self._waits.arrivals(list(ids), timeout):
+            yield message.task_id, self.codec.meta(message)
+
+    def _forget(self, task_id: Any) -> None:
+        client = self.client
+        client.run(client.operations.forget([_id(task_id)]))
+
+    # Waiting
+
+    @property
+    def is_async(self) -> bool:
+        """Whether results come by themselves: they do."""
+        return True
+
+    def wait_for_pending(
+        self,
+        result: Any,
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_interval: Callable[[], object] | None = None,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        callback: Callable[[str, Any], object] | None = None,
+        propagate: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Wait for a result and return its value.
+
+        Raises:
+            TimeoutError: it was not ready in time, to the millisecond.
+            Exception: the task's own, with `propagate`.
+        """
+        self._ensure_not_eager()
+        self._waits.one(result, timeout, interval, on_interval, on_message)
+        return result.maybe_throw(callback=callback, propagate=propagate)
+
+    def wait_for(
+        self,
+        task_id: str,
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_interval: Callable[[], object] | None = None,
+    ) -> dict[str, Any]:
+        """Wait for a task and return its meta.
+
+        Raises:
+            TimeoutError: it was not ready in time.
+        """
+        result = self.app.AsyncResult(task_id)
+        self._waits.one(result, timeout, interval, on_interval, None)
+        meta: dict[str, Any] = result._cache
+        return meta
+
+    def iter_native(
+        self,
+        result: Any,
+        no_ack: bool = True,
+        timeout: float | None = None,
+        interval: float = 0.5,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+        on_interval: Callable[[], object] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield (id, meta) of a set's results as they become ready, (id, children) of sets.
+
+        Raises:
+            TimeoutError: not all were ready in time.
+        """
+        self._ensure_not_eager()
+        return self._waits.many(result.results or (), timeout, interval, on_interval, on_message)
+
+    def add_pending_result(self, result: Any, weak: bool = False, **kwargs: Any) -> Any:
+        """Get ready for a `then()`; without one nothing is asked of the server."""
+        if not weak:
+            self._waits.expect(result)
+        return result
+
+    def add_pending_results(self, results: Iterable[Any], weak: bool = False) -> list[Any]:
+        """Get ready for a `then()` of each."""
+        return [self.add_pending_result(result, weak=weak) for result in results]
+
+    def remove_pending_result(self, result: Any) -> Any:
+        """Watch a result no longer. Takes no lock and asks nothing: finalisers call this."""
+        self._waits.dismiss(result)
+        return result
+
+    # Groups
+
+    def _save_group(self, group_id: str, result: Any) -> Any:
+        payload = self.codec.encode({"result": result.as_tuple()}, squeeze=len(result) > 1_000)
+        request = group_service_pb2.CreateGroupRequest(
+            group_id=SAVED + _id(group_id), seal=True, **ttl_fields(self.expires)
+        )
+        request.extra[GROUP_RESULT].CopyFrom(payload)
+        try:
+            self._run("CreateGroup", request)
+        except ValueTooLargeError as error:
+            raise EncodeError(str(error)) from error
+        return result
+
+    def _restore_group(self, group_id: str) -> dict[str, Any] | None:
+        client = self.client
+        group = client.run(client.operations.group(SAVED + _id(group_id)))
+        if GROUP_RESULT not in group.extra:
+            return None
+        meta: dict[str, Any] = self.codec.decode(group.extra[GROUP_RESULT])
+        meta["result"] = result_from_tuple(meta["result"], self.app)
+        return meta
+
+    def _delete_group(self, group_id: str) -> None:
+        client = self.client
+        client.run(client.operations.delete_group(SAVED + _id(group_id)))
+
+    def _run(self, method: str, request: Any) -> Any:
+        return self.client.run(self.client.operations.call(method, request))
+
+    # Chords
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
+        """Declare a chord before its header is published."""
+        self.ensure_chords_allowed()
+        group_id, results = header_result_args[:2]
+        self._ensure_retryable(self._chords.declare, group_id, results, body)
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Say how many parts a chord has; its last one is about to be published."""
+        self._ensure_retryable(self._chords.set_size, group_id, chord_size)
+
+    def add_to_chord(self, chord_id: str, result: Any) -> None:
+        """Expect one more part."""
+        self._ensure_retryable(self._chords.add, chord_id, result.id)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        """Count a part; whoever returns the last one publishes the body."""
+        self._ensure_retryable(self._chords.part_returned, request, state, result)
+
+    def _on_worker_ready(self, sender: Any = None, **kwargs: Any) -> None:
+        """In a worker's main process: look for unfinished chords once per lease."""
+        timer = getattr(sender, "timer", None)
+        if timer is None or getattr(sender, "app", None) is not self.app:
+            return
+        chords = self._chords
+
+        def ask() -> None:
+            if chords.ask():
+                timer.call_after(_LOOK_AGAIN, chords.ask)
+
+        timer.call_repeatedly(self.options.chord_lease, ask)
+
+
+# Seconds after which what was found unfinished is looked at again: then it is taken over.
+_LOOK_AGAIN = 6.0
+
+
+def _id(task_id: Any) -> str:
+    """Take an id as Celery's users give it: text, bytes or a UUID."""
+    if isinstance(task_id, bytes):
+        return task_id.decode()
+    return task_id if isinstance(task_id, str) else str(task_id)
+
+
+def _compression(conf: Any) -> str | None:
+    """Return the method to compress with; Celery before 5.7 leaves it to the backend."""
+    method: str | None = conf.get("result_compression")
+    if not method:
+        return None
+    try:
+        kombu.compression.get_encoder(method)
+    except KeyError as error:
+        known = ", ".join(sorted(kombu.compression.encoders()))
+        raise ImproperlyConfigured(
+            f"unknown compression method {method!r} in result_compression (known: {known})"
+        ) from error
+    return method
