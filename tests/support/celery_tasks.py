@@ -19,7 +19,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import celery
-import redis
 
 #: A task that waits for a test ends by itself after this: a failed test blocks no worker.
 HEAR_S = 20.0
@@ -33,7 +32,8 @@ _SETTINGS = {
     "broker_connection_timeout": 5,
     "worker_hijack_root_logger": True,
     "worker_prefetch_multiplier": 1,
-    "enable_utc": True,
+    # After a child's death, how long its last words are waited for; 10 s unless told.
+    "worker_lost_wait": 0.2,
 }
 
 
@@ -54,9 +54,21 @@ def named(app: Any) -> Any:
     return SimpleNamespace(**{fun.__name__: app.tasks[fun.__name__] for fun, _ in _tasks})
 
 
+def close_redis_app(app: Any) -> None:
+    """Closes an app on Celery's Redis backend, before its Redis ends.
+
+    Its results unsubscribe when they are collected. That may be later, for those in the
+    traceback of a failed test, and raises where there is no Redis any more.
+    """
+    app.backend.remove_pending_result = lambda _: None
+    app.close()
+
+
 @functools.cache
 def connection(url: str, pid: int) -> Any:
     """A client of the broker's Redis; one a process, a forked child makes its own."""
+    import redis  # here: tests of other things are collected where it is not installed
+
     del pid
     return redis.Redis.from_url(url, decode_responses=True)
 
@@ -206,18 +218,10 @@ def retry_by_itself(self: Any, times: int) -> int:
     return int(self.request.retries)
 
 
-@_task(bind=True, max_retries=3)
-def retry_when_told(self: Any, key: str) -> str:
-    """Retries after a word, and far from now if nobody speaks."""
-    if self.request.retries == 0:
-        raise self.retry(countdown=3600, exc=RuntimeError("later"))
-    return str(hear(self.app, key))
-
-
-@_task()
-def reject() -> None:
-    """Is never done: neither result nor redelivery."""
-    raise celery.exceptions.Reject("no", requeue=False)
+@_task(bind=True)
+def retry_later(self: Any) -> None:
+    """Retries far from now: nobody waits for that."""
+    raise self.retry(countdown=3600, exc=RuntimeError("later"))
 
 
 @_task(bind=True)
@@ -230,7 +234,7 @@ def ignore_after_state(self: Any) -> None:
 # States.
 
 
-@_task(bind=True)
+@_task(bind=True, track_started=True)
 def wait_for(self: Any, key: str, value: Any = None) -> Any:
     """Says `<key>:begun`, waits for a word in `<key>`, returns the value."""
     say(self.app, f"{key}:begun", self.request.id)
@@ -333,8 +337,14 @@ def spawn_group(self: Any, count: int) -> Any:
 @_task(bind=True)
 def who(self: Any) -> dict[str, Any]:
     """What a task knows of where it is."""
-    fields = ("id", "parent_id", "root_id", "group", "group_index", "retries", "delivery_info")
-    return {field: getattr(self.request, field) for field in fields}
+    fields = ("id", "parent_id", "root_id", "group", "group_index", "retries")
+    return {"pid": os.getpid(), **{field: getattr(self.request, field) for field in fields}}
+
+
+@_task(bind=True)
+def who_after(self: Any, value: Any) -> dict[str, Any]:
+    """The same, after another task."""
+    return {"value": value, **who(self)}
 
 
 @_task(bind=True)

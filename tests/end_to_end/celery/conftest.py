@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -14,10 +15,9 @@ from typing import Any
 import pytest
 
 from resultd import testing
+from tests.support import celery_tasks
 from tests.support.celery_worker import CeleryWorker, add_log_sections
 from tests.support.redis_server import RedisServer, why_no_redis
-
-pytest.importorskip("celery", reason="Celery is not installed")
 
 BROKER_DATABASE = 0
 BACKEND_DATABASE = 1
@@ -76,22 +76,20 @@ def worker(
 
 
 @pytest.fixture(scope="session")
-def app(worker: CeleryWorker, broker_url: str, backend_url: str) -> Iterator[Any]:
+def app(worker: CeleryWorker, broker_url: str, backend_url: str, on_resultd: bool) -> Iterator[Any]:
     """The app of who calls tasks and waits."""
-    # Not at the top: collecting must work where Celery is not installed.
-    from tests.support.celery_tasks import create_app
-
-    made = create_app(broker_url, backend_url)
+    made = celery_tasks.create_app(broker_url, backend_url)
     yield made
-    made.close()
+    if on_resultd:
+        made.close()
+    else:
+        celery_tasks.close_redis_app(made)
 
 
 @pytest.fixture(scope="session")
 def tasks(app: Any) -> Any:
     """The tasks, as attributes."""
-    from tests.support.celery_tasks import named
-
-    return named(app)
+    return celery_tasks.named(app)
 
 
 @pytest.fixture
@@ -103,15 +101,12 @@ def key() -> str:
 @pytest.fixture
 def say(app: Any) -> Callable[[str], None]:
     """Says a word to a task that waits for one in a list: `say(key)`."""
-    from tests.support import celery_tasks
-
     return lambda where: celery_tasks.say(app, where, "go")
 
 
 @pytest.fixture
 def hear(app: Any) -> Callable[[str], str]:
     """Waits for what a task says in a list: `hear(key)`."""
-    from tests.support import celery_tasks
 
     def wait(where: str) -> str:
         heard = celery_tasks.hear(app, where, WAIT_S)
@@ -119,3 +114,23 @@ def hear(app: Any) -> Callable[[str], str]:
         return heard
 
     return wait
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Waits for something that gives no sign of its own: `until(lambda: result.ready())`."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < end, f"not so after {WAIT_S:g} s"
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
+def differs_from_redis(on_resultd: bool) -> None:
+    """For laws that Celery's Redis backend does not keep."""
+    if not on_resultd:
+        pytest.skip("Celery's Redis backend does not do this")
