@@ -51,6 +51,7 @@ DISK_LOW_BYTES = 4 * limits.MIB
 """Below this a failed write is a full disk, which ends; above it a broken one."""
 
 _CHECKSUM_BYTES = 4
+_KEY_BYTES_MAX = limits.ID_BYTES_MAX * 2  # no key is longer: LMDB refuses to look for more
 
 
 class _Operation(NamedTuple):
@@ -69,19 +70,29 @@ class _Done(NamedTuple):
 class _Txn:
     """An LMDB transaction as the rules see one."""
 
-    __slots__ = ("_dbs", "_txn")
+    __slots__ = ("_dbs", "_probes", "_txn")
 
     def __init__(self, txn: lmdb.Transaction, dbs: dict[Db, Any]) -> None:
         self._txn = txn
         self._dbs = dbs
+        self._probes: dict[Db, lmdb.Cursor] = {}
 
     def get(self, db: Db, key: bytes) -> bytes | None:
         row: Any = self._txn.get(key, db=self._dbs[db])  # bytes, since buffers=False
         return None if row is None else _open(key, row)
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        # Most scans find nothing: looked up with a cursor that is kept, making one costs more.
+        probe = self._probes.get(db)
+        if probe is None:
+            probe = self._probes[db] = self._txn.cursor(db=self._dbs[db])
+        if probe.set_range(start[:_KEY_BYTES_MAX]) and probe.key() < stop:  # type: ignore[operator]  # bytes, since buffers=False
+            return self._rows(db, start, stop)
+        return iter(())
+
+    def _rows(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         with self._txn.cursor(db=self._dbs[db]) as cursor:
-            if not cursor.set_range(start[: limits.ID_BYTES_MAX * 2]):
+            if not cursor.set_range(start[:_KEY_BYTES_MAX]):
                 return
             rows: Iterator[tuple[Any, Any]] = iter(cursor)  # bytes, since buffers=False
             for key, row in rows:

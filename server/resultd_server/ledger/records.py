@@ -47,7 +47,7 @@ _FILLED_WHOLE = (
 )
 """Fields a report gives whole: protobuf's merge would mix them with what was there."""
 
-_TIME_OF_STATE = {
+_TIME_OF_STATE: dict[int, str] = {
     state_pb2.STATE_RECEIVED: "received_time",
     state_pb2.STATE_STARTED: "started_time",
     state_pb2.STATE_SUCCESS: "done_time",
@@ -169,9 +169,11 @@ def store(unit: Unit, namespace: Namespace, report: Report) -> pb.StoreResultRes
         else _store_next(unit, namespace, report, stored)
     )
     answer = pb.StoreResultResponse(
-        disposition=now.disposition, version=now.version, custom_state=now.custom_state
+        disposition=now.disposition,
+        version=now.version,
+        state=now.state,  # type: ignore[arg-type]  # stored as the enum's number
+        custom_state=now.custom_state,
     )
-    answer.state = now.state  # type: ignore[assignment]  # stored as the enum's number
     slot = None
     if group_id:
         slot = memberships.join_by_report(
@@ -179,14 +181,16 @@ def store(unit: Unit, namespace: Namespace, report: Report) -> pb.StoreResultRes
         )
     if now.state in TERMINAL:
         groups = memberships.of(unit, namespace, keys.TASK, task_id)
-        if now.exists and (now.disposition == APPLIED or group_id):
-            memberships.settle(unit, groups, now.state)
-        answer.complete_group_ids.extend(memberships.awaiting_action(groups))
+        if groups:
+            if now.exists and (now.disposition == APPLIED or group_id):
+                memberships.settle(unit, groups, now.state)
+            answer.complete_group_ids.extend(memberships.awaiting_action(groups))
     if slot is not None:
         answer.membership = memberships.answer(slot, now.state in TERMINAL and now.exists)
     if report.claim_scope:
         answer.claimable_group_ids.extend(claims.claimable(unit, namespace, report.claim_scope))
-    answer.cancel_requested = revocations.requested(unit, namespace, task_id)
+    if revocations.requested(unit, namespace, task_id):
+        answer.cancel_requested = True
     return answer
 
 
@@ -203,8 +207,7 @@ def _store_first(unit: Unit, namespace: Namespace, report: Report) -> _Now:
         version = stone.version + 1
     for name in _OUTPUT:
         meta.ClearField(name)  # type: ignore[arg-type]  # names of fields, checked by tests
-    set_ms(meta.created_time, unit.now_ms)
-    _write(unit, namespace, meta, meta.attempt, version, report.ttl_ms, filed_ms=None)
+    _write_first(unit, namespace, meta, version, report.ttl_ms)
     if stone is not None:
         tombstones.remove(unit, namespace, keys.TASK, meta.task_id)
     return _Now(APPLIED, version, meta.state, meta.custom_state)
@@ -242,6 +245,61 @@ def merge(old: task_pb2.TaskMeta, report: task_pb2.TaskMeta) -> task_pb2.TaskMet
     return old
 
 
+def _write_first(
+    unit: Unit, namespace: Namespace, meta: task_pb2.TaskMeta, version: int, ttl_ms: int
+) -> None:
+    """Puts a new record: the report's own bytes, and the server's fields after them.
+
+    A protobuf message is the concatenation of its fields. What the server adds is the same
+    for all reports of a commit that are alike, so it is made once.
+    """
+    state = meta.state
+    name = _TIME_OF_STATE.get(state)
+    timed = name is not None and not meta.HasField(name)  # type: ignore[arg-type]  # a field
+    like = (state, ttl_ms, timed, version)
+    stamp = unit.stamps.get(like)
+    if stamp is None:
+        stamp = unit.stamps[like] = _stamp(unit.now_ms, *like)
+    expire_ms = unit.now_ms + ttl_ms if ttl_ms else 0
+    wire = meta.SerializeToString() + stamp
+    _put(unit, namespace, meta.task_id, wire, expire_ms, version, meta.attempt, state)
+    if expire_ms:
+        unit.txn.put(Db.EXPIRY, keys.expiry(expire_ms, keys.TASK, namespace, meta.task_id), b"")
+
+
+def _stamp(now_ms: int, state: int, ttl_ms: int, timed: bool, version: int) -> bytes:
+    """What the server says in a new record, as bytes."""
+    said = task_pb2.TaskMeta(version=version, terminal=state in TERMINAL)
+    said.existence = KNOWN
+    set_ms(said.created_time, now_ms)
+    set_ms(said.updated_time, now_ms)
+    if ttl_ms:
+        set_ms(said.expire_time, now_ms + ttl_ms)
+    if timed:
+        set_ms(getattr(said, _TIME_OF_STATE[state]), now_ms)
+    return said.SerializeToString()
+
+
+def _put(
+    unit: Unit,
+    namespace: Namespace,
+    task_id: str,
+    wire: bytes,
+    expire_ms: int,
+    version: int,
+    attempt: int,
+    state: int,
+) -> None:
+    if len(wire) > limits.RECORD_BYTES_MAX:
+        raise ValueTooLarge(f"The record of {task_id!r}", len(wire), limits.RECORD_BYTES_MAX)
+    unit.txn.put(
+        Db.TASKS,
+        keys.record(namespace, task_id),
+        _HEADER.pack(expire_ms, version, attempt, state) + wire,
+    )
+    unit.hint(namespace, TASK, task_id)
+
+
 def _write(
     unit: Unit,
     namespace: Namespace,
@@ -249,9 +307,9 @@ def _write(
     attempt: int,
     version: int,
     ttl_ms: int,
-    filed_ms: int | None,
+    filed_ms: int,
 ) -> None:
-    """Puts the record. `filed_ms`: when the one before was to expire (0: never)."""
+    """Puts a record again. `filed_ms`: when the one before was to expire (0: never)."""
     expire_ms = unit.now_ms + ttl_ms if ttl_ms else 0
     meta.attempt = attempt
     meta.version = version
@@ -266,18 +324,11 @@ def _write(
     if name and not meta.HasField(name):  # type: ignore[arg-type]  # a field, checked by tests
         set_ms(getattr(meta, name), unit.now_ms)
     wire = meta.SerializeToString()
-    if len(wire) > limits.RECORD_BYTES_MAX:
-        raise ValueTooLarge(f"The record of {meta.task_id!r}", len(wire), limits.RECORD_BYTES_MAX)
-    unit.txn.put(
-        Db.TASKS,
-        keys.record(namespace, meta.task_id),
-        _HEADER.pack(expire_ms, version, attempt, meta.state) + wire,
-    )
+    _put(unit, namespace, meta.task_id, wire, expire_ms, version, attempt, meta.state)
     # An entry filed for an earlier time stays: the sweeper files it again when it is
     # due. So a task that reports often moves no expiry rows.
     if expire_ms and (not filed_ms or expire_ms < filed_ms):
         unit.txn.put(Db.EXPIRY, keys.expiry(expire_ms, keys.TASK, namespace, meta.task_id), b"")
-    unit.hint(namespace, TASK, meta.task_id)
 
 
 def forget(unit: Unit, namespace: Namespace, task_id: str) -> bool:

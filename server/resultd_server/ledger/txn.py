@@ -10,6 +10,10 @@ from typing import Protocol
 class Db(enum.Enum):
     """The named databases. The key layouts are in `keys`."""
 
+    # Members are found in dicts several times for every report: an enum's own hash is
+    # Python code, and identity says as much.
+    __hash__ = object.__hash__
+
     META = b"meta"
     NAMESPACES = b"namespaces"
     TASKS = b"tasks"

@@ -32,11 +32,12 @@ class Unit(View):
     """A writing unit.
 
     Group counters are changed many times in one commit, so they are kept here and
-    written once, by `flush`. An operation checks before it changes anything: one that
-    raises a `DomainError` leaves the unit as it was.
+    written once, by `flush`; so are the bytes that `records` stamps new records with.
+    An operation checks before it changes anything: one that raises a `DomainError`
+    leaves the unit as it was.
     """
 
-    __slots__ = ("changed", "counters", "dirty", "expired_incomplete", "txn")
+    __slots__ = ("changed", "counters", "dirty", "expired_incomplete", "stamps", "txn")
 
     txn: WriteTxn
 
@@ -46,6 +47,7 @@ class Unit(View):
         self.counters: dict[int, Counters] = {}
         self.dirty: set[int] = set()
         self.changed: set[Changed] = set()
+        self.stamps: dict[tuple[int, int, bool, int], bytes] = {}
         self.expired_incomplete = 0
 
     def hint(self, namespace: Namespace, kind: str, id_: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -54,8 +55,15 @@ def text(field: str, value: str, limit_bytes: int = limits.SHORT_TEXT_BYTES_MAX)
     return value
 
 
+def _plain(value: str, limit_bytes: int) -> bool:
+    """Whether text is short, ASCII and without control characters: most is, and this is quick."""
+    return len(value) <= limit_bytes and value.isascii() and value.isprintable()
+
+
 def id_(field: str, value: str) -> str:
     """An id of a task or group."""
+    if value and _plain(value, limits.ID_BYTES_MAX):
+        return value
     if not value:
         raise FieldInvalid(field, "is empty", "name the task or group")
     text(field, value, limits.ID_BYTES_MAX)
@@ -130,34 +138,27 @@ def report(request: result_service_pb2.StoreResultRequest) -> Report:
     id_("meta.task_id", meta.task_id)
     _state(meta)
     _contents(meta)
-    for field, value in (("parent_id", meta.parent_id), ("root_id", meta.root_id),
-                         ("group_id", meta.group_id)):  # fmt: skip
-        if value:
-            id_(f"meta.{field}", value)
-    for field, value in (("worker", meta.worker), ("name", meta.name), ("queue", meta.queue)):
-        text(f"meta.{field}", value)
-    if meta.HasField("index"):
-        if not meta.group_id:
-            raise FieldInvalid("meta.index", "has no group", "name meta.group_id too")
-        index("meta.index", meta.index)
-    if len(meta.children) > limits.CHILDREN_MAX:
-        raise LimitExceeded(
-            "meta.children", len(meta.children), limits.CHILDREN_MAX, "put them into a group"
-        )
-    for child in meta.children:
-        id_("meta.children.id", child.id)
-        known_enum("meta.children.kind", child.kind, task_pb2.MemberKind.values())
-    labels("meta.labels", meta.labels)
-    extra("meta.extra", meta.extra)
-    for field in ("received_time", "started_time", "done_time"):
-        if meta.HasField(field):  # type: ignore[arg-type]  # three fields named above
-            timestamp(f"meta.{field}", getattr(meta, field))
-    scope("claim_scope", request.claim_scope)
+    for field, value in meta.ListFields():
+        check = _CHECKS.get(field.number)
+        if check is not None:
+            check(f"meta.{field.name}", value)
+    if meta.HasField("index") and not meta.group_id:
+        raise FieldInvalid("meta.index", "has no group", "name meta.group_id too")
+    if request.claim_scope:
+        scope("claim_scope", request.claim_scope)
     if meta.ByteSize() > limits.RECORD_BYTES_MAX:
         raise ValueTooLarge(
             f"The record of {meta.task_id!r}", meta.ByteSize(), limits.RECORD_BYTES_MAX
         )
     return Report(meta, ttl_ms(request), request.claim_scope)
+
+
+def _children(field: str, children: Sequence[task_pb2.Child]) -> None:
+    if len(children) > limits.CHILDREN_MAX:
+        raise LimitExceeded(field, len(children), limits.CHILDREN_MAX, "put them into a group")
+    for child in children:
+        id_(f"{field}.id", child.id)
+        known_enum(f"{field}.kind", child.kind, task_pb2.MemberKind.values())
 
 
 def no_control(field: str, value: str) -> None:
@@ -211,8 +212,28 @@ def payload(field: str, value: value_pb2.Payload) -> None:
         ("content_type", value.content_type),
         ("content_encoding", value.content_encoding),
     ):
+        if _plain(said, limits.CONTENT_TYPE_BYTES_MAX):
+            continue
         text(f"{field}.{name}", said, limits.CONTENT_TYPE_BYTES_MAX)
         no_control(f"{field}.{name}", said)
+
+
+_FIELDS = task_pb2.TaskMeta.DESCRIPTOR.fields_by_name
+# What is checked of the fields a report has, by number; state and contents by themselves.
+_CHECKS: dict[int, Callable[[str, Any], object]] = {
+    _FIELDS[name].number: check
+    for check, names in (
+        (id_, ("parent_id", "root_id", "group_id")),
+        (text, ("worker", "name", "queue")),
+        (index, ("index",)),
+        (_children, ("children",)),
+        (labels, ("labels",)),
+        (extra, ("extra",)),
+        (payload, ("args", "kwargs")),
+        (timestamp, ("received_time", "started_time", "done_time")),
+    )
+    for name in names
+}
 
 
 def _state(meta: task_pb2.TaskMeta) -> None:
@@ -261,9 +282,6 @@ def _contents(meta: task_pb2.TaskMeta) -> None:
         _failure(meta.failure)
     elif state == state_pb2.STATE_FAILURE:
         raise FieldInvalid("meta.failure", "is missing", "a FAILURE says why: type and message")
-    for field in ("args", "kwargs"):
-        if meta.HasField(field):
-            payload(f"meta.{field}", getattr(meta, field))
 
 
 def _failure(failure: value_pb2.Failure) -> None:
