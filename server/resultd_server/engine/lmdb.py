@@ -1,8 +1,9 @@
 """The embedded default: one LMDB environment, one writer thread, group commit.
 
-The writer takes everything that queued while the last commit ran into the next
-transaction, so the disk's latency is shared by whoever came together. A caller is
-answered after its commit returned; only then are hints given. Reads are short
+The writer is handed everything that queued while the last commit ran as the next
+transaction, so the disk's latency is shared by whoever came together, and the two threads
+change places twice a commit, not for every call. A caller is answered after its commit
+returned; only then are hints given. Reads are short
 transactions on the caller's thread, never across an await.
 
 A value is stored with a checksum over key and value: what a disk returns wrong is
@@ -21,6 +22,7 @@ import threading
 import time
 import uuid
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +52,15 @@ HEADROOM_BYTES_MIN = 64 * limits.MIB
 DISK_LOW_BYTES = 4 * limits.MIB
 """Below this a failed write is a full disk, which ends; above it a broken one."""
 
+_LOOK_AGAIN_BYTES = 1 * limits.MIB
+"""How much may be written before live data is counted again: it takes a look at every database."""
+
+_NEAR_BYTES = 32 * limits.MIB
+"""This near to the limit it is counted for every commit."""
+
+_ROWS_BYTES = 512
+"""What an operation writes beside what it was given, roughly: keys, headers, counters."""
+
 _CHECKSUM_BYTES = 4
 _KEY_BYTES_MAX = limits.ID_BYTES_MAX * 2  # no key is longer: LMDB refuses to look for more
 
@@ -65,6 +76,13 @@ class _Done(NamedTuple):
     operation: _Operation
     result: Any
     error: BaseException | None
+
+
+class _Commit(NamedTuple):
+    """What came of one transaction."""
+
+    done: list[_Done]
+    changed: set[Changed]
 
 
 class _Txn:
@@ -130,9 +148,16 @@ class LmdbEngine(TransactionalEngine):
         self._directory = directory
         self._max_db_bytes = max_db_bytes
         self._sync = sync
-        self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        # At most one batch: the next is handed over when its answers have been given.
+        self._batches: queue.SimpleQueue[list[_Operation] | None] = queue.SimpleQueue()
+        self._pending: deque[_Operation] = deque()
+        self._handing_over = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._queued = 0
         self._queued_bytes = 0
+        self._live_bytes = 0
+        self._written_bytes = _LOOK_AGAIN_BYTES
         self._failure: BaseException | None = None
         self._writer: threading.Thread | None = None
         self._lock_file: int | None = None
@@ -180,7 +205,8 @@ class LmdbEngine(TransactionalEngine):
         writer, self._writer = self._writer, None
         if writer is None:
             return
-        self._queue.put(None)
+        await self._idle.wait()
+        self._batches.put(None)
         await asyncio.to_thread(writer.join)
         self._env.close()
         self._unlock()
@@ -207,8 +233,20 @@ class LmdbEngine(TransactionalEngine):
         future: asyncio.Future[T] = self._loop.create_future()
         self._queued += 1
         self._queued_bytes += size_bytes
-        self._queue.put(_Operation(operation, grows, size_bytes, future))
+        self._pending.append(_Operation(operation, grows, size_bytes, future))
+        self._hand_over_soon()
         return await future
+
+    def _hand_over_soon(self) -> None:
+        """After what the loop has at hand now: calls that came together share a commit."""
+        if not self._handing_over:
+            self._handing_over = True
+            self._idle.clear()
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        size = min(len(self._pending), limits.COMMIT_OPERATIONS_MAX)
+        self._batches.put([self._pending.popleft() for _ in range(size)])
 
     def _read(self, operation: Callable[[View], T]) -> T:
         self._check_usable()
@@ -222,52 +260,40 @@ class LmdbEngine(TransactionalEngine):
     # The writer's thread, from here.
 
     def _run(self) -> None:
-        closing = False
-        while not closing:
-            batch = [self._queue.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < limits.COMMIT_OPERATIONS_MAX:
-                    batch.append(self._queue.get_nowait())
-            closing = None in batch
-            operations = [operation for operation in batch if operation is not None]
-            if operations:
-                self._commit(operations)
+        while (batch := self._batches.get()) is not None:
+            commits = self._commit(batch)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                self._loop.call_soon_threadsafe(self._deliver, commits)
 
-    def _commit(self, operations: list[_Operation]) -> None:
+    def _commit(self, operations: list[_Operation]) -> list[_Commit]:
         """Runs operations in one transaction; where one breaks it, each in its own."""
         if self._failure is not None:
-            failure = _failed(self._failure)
-            self._answer([_Done(each, None, failure) for each in operations], set())
-            return
+            return _refused(operations, _failed(self._failure))
         try:
-            done, changed = self._attempt(operations)
+            return [self._attempt(operations)]
         except lmdb.MapFullError:
             if len(operations) > 1:
-                self._commit_singly(operations)
-                return
-            done, changed = [_Done(operations[0], None, _full())], set()
+                return self._commit_singly(operations)
+            return _refused(operations, _full())
         except (lmdb.Error, OSError) as error:
             refusal: DomainError = _full()
             if not self._disk_is_full():
                 self._fail(error)
                 refusal = _failed(error)
-            done, changed = [_Done(each, None, refusal) for each in operations], set()
+            return _refused(operations, refusal)
         except BaseException as error:  # noqa: BLE001  as an executor: the caller's to raise
             if len(operations) > 1:
-                self._commit_singly(operations)
-                return
-            done, changed = [_Done(operations[0], None, error)], set()
-        self._answer(done, changed)
+                return self._commit_singly(operations)
+            return _refused(operations, error)
 
-    def _commit_singly(self, operations: list[_Operation]) -> None:
-        for operation in operations:
-            self._commit([operation])
+    def _commit_singly(self, operations: list[_Operation]) -> list[_Commit]:
+        return [commit for operation in operations for commit in self._commit([operation])]
 
-    def _attempt(self, operations: list[_Operation]) -> tuple[list[_Done], set[Changed]]:
+    def _attempt(self, operations: list[_Operation]) -> _Commit:
         done: list[_Done] = []
         with self._env.begin(write=True) as txn:
             unit = Unit(_Txn(txn, self._dbs), self.clock())
-            full = self._live_bytes(txn) >= self._max_db_bytes
+            full = self._is_full(txn, operations)
             for operation in operations:
                 if full and operation.grows:
                     done.append(_Done(operation, None, _full()))
@@ -280,9 +306,18 @@ class LmdbEngine(TransactionalEngine):
                     done.append(_Done(operation, None, error))
             counters.flush(unit)
         self.commits += 1
-        return done, unit.changed
+        return _Commit(done, unit.changed)
 
-    def _live_bytes(self, txn: lmdb.Transaction) -> int:
+    def _is_full(self, txn: lmdb.Transaction, operations: list[_Operation]) -> bool:
+        """Whether live data has reached its limit; looked at after every mebibyte written."""
+        near = self._live_bytes >= self._max_db_bytes - _NEAR_BYTES
+        if near or self._written_bytes >= _LOOK_AGAIN_BYTES:
+            self._written_bytes = 0
+            self._live_bytes = self._count_live_bytes(txn)
+        self._written_bytes += sum(each.size_bytes + _ROWS_BYTES for each in operations)
+        return self._live_bytes >= self._max_db_bytes
+
+    def _count_live_bytes(self, txn: lmdb.Transaction) -> int:
         """Pages in use. The file's size says nothing: it never shrinks."""
         pages = 0
         page_bytes = 4096
@@ -299,10 +334,6 @@ class LmdbEngine(TransactionalEngine):
             return False  # a disk that will not even say is a broken one
         return space.f_bavail * space.f_frsize < DISK_LOW_BYTES
 
-    def _answer(self, done: list[_Done], changed: set[Changed]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(self._deliver, done, changed)
-
     def _fail(self, error: BaseException) -> None:
         """Fail-stop: what a failed write left behind is not known."""
         if self._failure is None:
@@ -316,17 +347,27 @@ class LmdbEngine(TransactionalEngine):
         if self.on_failure is not None:
             self.on_failure(error)
 
-    def _deliver(self, done: list[_Done], changed: set[Changed]) -> None:
-        for operation, result, error in done:
-            self._queued -= 1
-            self._queued_bytes -= operation.size_bytes
-            if operation.future.done():
-                continue
-            if error is None:
-                operation.future.set_result(result)
-            else:
-                operation.future.set_exception(error)
-        self.hub.publish(changed)
+    def _deliver(self, commits: list[_Commit]) -> None:
+        self._handing_over = False
+        if self._pending:
+            self._hand_over_soon()
+        else:
+            self._idle.set()
+        for commit in commits:
+            for operation, result, error in commit.done:
+                self._queued -= 1
+                self._queued_bytes -= operation.size_bytes
+                if operation.future.done():
+                    continue
+                if error is None:
+                    operation.future.set_result(result)
+                else:
+                    operation.future.set_exception(error)
+            self.hub.publish(commit.changed)
+
+
+def _refused(operations: list[_Operation], error: BaseException) -> list[_Commit]:
+    return [_Commit([_Done(each, None, error) for each in operations], set())]
 
 
 def _full() -> StoreFull:
