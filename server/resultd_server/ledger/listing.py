@@ -119,7 +119,9 @@ def _index_of_token(token: str) -> int:
 def list_groups(
     view: View, namespace: Namespace, wanted: group_service_pb2.ListGroupsRequest
 ) -> Page:
-    """A page of groups by id."""
+    """A page of groups by id; of those that a scope may claim, by age."""
+    if wanted.claimable and wanted.claim_scope:
+        return _list_claimable(view, namespace, wanted)
     start = namespace.prefix + decode_token(wanted.page_token)
     stop = keys.after_prefix(namespace.prefix)
     rows: list[bytes] = []
@@ -138,6 +140,28 @@ def list_groups(
             break
     more = next(view.txn.scan(Db.GROUPS, namespace.prefix + cursor, stop), None) if cursor else None
     return Page(rows, encode_token(cursor) if more is not None else "")
+
+
+def _list_claimable(
+    view: View, namespace: Namespace, wanted: group_service_pb2.ListGroupsRequest
+) -> Page:
+    # Asked by every idle worker again and again: it costs what there is to do, not what
+    # there is.
+    prefix = keys.claimable_scope(namespace, wanted.claim_scope)
+    start, stop = prefix + decode_token(wanted.page_token), keys.after_prefix(prefix)
+    rows: list[bytes] = []
+    size_bytes = 0
+    for seen, (key, _) in enumerate(view.txn.scan(Db.CLAIMABLE, start, stop)):
+        if seen == limits.READ_ROWS_MAX or len(rows) == wanted.page_size:
+            return Page(rows, encode_token(key[len(prefix) :]))
+        group = counters.load(view, U64.unpack(key[-U64.size :])[0])
+        if group is not None and _group_matches(view, group, wanted):
+            row = group_rows.to_message(view, group, brief=True).SerializeToString()
+            size_bytes += len(row)
+            if rows and size_bytes > limits.RESPONSE_BYTES_MAX // 2:
+                return Page(rows, encode_token(key[len(prefix) :]))
+            rows.append(row)
+    return Page(rows, "")
 
 
 def _group_matches(

@@ -104,6 +104,27 @@ async def test_groups_are_filtered(store: Store) -> None:
     assert await groups(store, claimable=True) == ["complete", "held"]
 
 
+async def test_what_a_scope_may_claim_is_found_among_any_number_of_groups(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claimable groups of a scope come by age, in one step however many others there are."""
+    for number in range(12):
+        await store.create(f"g{number:02}", seal=number % 2 == 0, scope="other")
+    await store.create("z", seal=True, scope="s")
+    await store.create("held", seal=True, scope="s")
+    await store.claim("held", "me", lease_ms=HOUR_MS)
+    await store.create("open", scope="s")
+    await store.create("a", seal=True, scope="s")
+    monkeypatch.setattr(limits, "READ_ROWS_MAX", 4)
+    request = group_service_pb2.ListGroupsRequest(page_size=10, claimable=True, claim_scope="s")
+    page = await store.engine.group_list("default", request)
+    found = [group_pb2.GroupMeta.FromString(row).group_id for row in page.rows]
+    assert (found, page.next_token) == (["z", "a"], "")
+    assert await groups(store, claimable=True, claim_scope="s", incomplete=True) == []
+    monkeypatch.setattr(limits, "READ_ROWS_MAX", 1)
+    assert await groups(store, claimable=True, claim_scope="s") == ["z", "a"]
+
+
 async def test_pages_of_groups_are_bounded_in_bytes(store: Store) -> None:
     """A page of groups stays under the limit however much their labels carry."""
     for number in range(5):
