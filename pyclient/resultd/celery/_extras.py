@@ -9,14 +9,20 @@ value = await add.delay(2, 2)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterator
+import contextlib
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
+import celery.app.backends
 import celery.result
 from celery import states
 from celery.exceptions import ImproperlyConfigured
+from celery.result import EagerResult, assert_will_not_block
+from kombu.utils.url import maybe_sanitize_url
+from vine import barrier
 
 from resultd._watcher import Callback
+from resultd.celery.backend import ResultdBackend
 from resultd.errors import ResultdError
 from resultd.v1 import task_pb2
 
@@ -43,12 +49,14 @@ class ResultSet(celery.result.ResultSet):
     def iterate(
         self, timeout: float | None = None, propagate: bool = True, interval: float = 0.5
     ) -> Iterator[Any]:
-        """Iterate over values as tasks complete.
+        """Iterate over values as tasks complete; a nested set gives the list of its values.
 
         Raises:
+            RuntimeError: called in a task, as `get` there.
             TimeoutError: not all completed within `timeout` seconds.
             Exception: a task's own, with `propagate`; the iteration is over then.
         """
+        assert_will_not_block()
         return _iterate(self, timeout, propagate, interval)
 
     def __await__(self) -> Generator[Any, Any, Any]:
@@ -60,29 +68,65 @@ class GroupResult(celery.result.GroupResult, ResultSet):
 
 
 def install(app: Any) -> Any:
-    """Let `app.AsyncResult`, `app.ResultSet` and `app.GroupResult` be the classes above.
+    """Let the results that an app makes be of the classes above.
+
+    The app's own `AsyncResult`, `ResultSet` and `GroupResult` are extended; other apps keep
+    theirs. Two classes that no app makes are given what they lack in the whole process:
+    `celery.result.ResultSet` gets `iterate`, and `EagerResult` all that AsyncResult has. The
+    app's configuration is not loaded for this, so it may follow.
 
     Returns the app.
 
     Raises:
-        ImproperlyConfigured: the app's result backend is not resultd.
+        ImproperlyConfigured: the app's result backend is known already, and is not resultd.
     """
-    from resultd.celery.backend import ResultdBackend
-
-    if not isinstance(app.backend, ResultdBackend):
-        raise ImproperlyConfigured(
-            f"resultd.celery.install(app): the app's result backend is {app.backend.as_uri()}, "
-            "not resultd"
-        )
-    for name in ("AsyncResult", "ResultSet", "GroupResult"):
-        made = app.subclass_with_self(f"{__name__}:{name}", keep_reduce=False)
-        setattr(app, name, made)
+    _refuse_others(app)
+    for ours in (AsyncResult, ResultSet, GroupResult):
+        theirs = getattr(app, ours.__name__)
+        if not issubclass(theirs, ours):  # else installed before
+            # What pickles it names `app.AsyncResult`, which this is from now on.
+            setattr(app, ours.__name__, type(ours.__name__, (ours, theirs), {}))
+    _complete(celery.result.ResultSet, ResultSet, ("iterate",))
+    _complete(EagerResult, AsyncResult, ("retry", "return_value", "__await__"))
     return app
+
+
+def _refuse_others(app: Any) -> None:
+    """Refuse an app with another backend, as far as it is known without loading anything.
+
+    Loading the configuration here would be too early for who hears of `on_after_configure`.
+    """
+    if app.configured:
+        fits, shown = isinstance(app.backend, ResultdBackend), app.backend.as_uri()
+    else:
+        shown = app.backend_cls or app._preconf.get("result_backend")
+        if not shown:
+            return
+        kind, _ = celery.app.backends.by_url(shown, app.loader)
+        fits, shown = issubclass(kind, ResultdBackend), maybe_sanitize_url(shown)
+    if not fits:
+        raise ImproperlyConfigured(
+            f"resultd.celery.install(app): the app's result backend is {shown}, not resultd"
+        )
+
+
+def _complete(theirs: type, ours: type, names: Iterable[str]) -> None:
+    for name in names:
+        if not hasattr(theirs, name):
+            setattr(theirs, name, vars(ours)[name])
+
+
+# iterate()
 
 
 def _iterate(
     results: Any, timeout: float | None, propagate: bool, interval: float
 ) -> Iterator[Any]:
+    if any(_is_settled(leaf) for leaf in _leaves(results)):
+        yield from _iterate_mixed(results, timeout, propagate, interval)
+        return
+    if not results.results:
+        return
     for _, meta in results.iter_native(timeout=timeout, interval=interval):
         if isinstance(meta, list):  # a nested set, all of it ready
             yield [child.get(propagate=propagate) for child in meta]
@@ -92,57 +136,139 @@ def _iterate(
             yield meta["result"]
 
 
+def _iterate_mixed(
+    results: Any, timeout: float | None, propagate: bool, interval: float
+) -> Iterator[Any]:
+    """Iterate over a set with members that no server will tell of."""
+    leaves: dict[str, Any] = {}
+    waiting: dict[str, list[int]] = {}
+    missing = []
+    for place, member in enumerate(results.results):
+        unknown = [leaf for leaf in _leaves(member) if not _is_settled(leaf)]
+        missing.append(len(unknown))
+        for leaf in unknown:
+            leaves.setdefault(leaf.id, leaf)
+            waiting.setdefault(leaf.id, []).append(place)
+        if not unknown:
+            yield _got(member, propagate)
+    if not leaves:
+        return
+    # With a barrier of its own: nobody else is to hear of this set.
+    rest = celery.result.ResultSet(list(leaves.values()), app=results.app, ready_barrier=barrier())
+    for id_, _ in rest.iter_native(timeout=timeout, interval=interval):
+        for place in waiting[id_]:
+            missing[place] -= 1
+            if not missing[place]:
+                yield _got(results.results[place], propagate)
+
+
+def _got(member: Any, propagate: bool) -> Any:
+    """Give the value of a member, all of which is ready."""
+    if isinstance(member, celery.result.ResultSet):  # its own get() waits for ignored ones
+        return [_got(each, propagate) for each in member.results]
+    return member.get(propagate=propagate)
+
+
+def _is_settled(result: Any) -> bool:
+    """Whether nobody will be told what becomes of a result: ignored, or run at once."""
+    return isinstance(result, EagerResult) or result.ignored
+
+
+def _leaves(results: Any) -> Iterator[Any]:
+    """Give the single results in a result or set."""
+    if isinstance(results, celery.result.ResultSet):
+        for member in results.results or ():
+            yield from _leaves(member)
+    else:
+        yield results
+
+
+# await
+
+
 async def _value(result: Any) -> Any:
     """Wait for one result without blocking the loop: the stream calls back."""
-    await _ready([result])
+    if isinstance(result, EagerResult):
+        return result.get()
+    if result.ignored:
+        return None
+    assert_will_not_block()
+    await _ready([result], _ancestors(result))
     return result.maybe_throw()
 
 
 async def _values(results: Any) -> list[Any]:
-    leaves = list(_leaves(results))
-    await _ready(leaves)
-    return [_found(result) for result in results.results]
+    leaves = [leaf for leaf in _leaves(results) if not _is_settled(leaf)]
+    assert_will_not_block()
+    await _ready(leaves, _ancestors(results))
+    return [_found(member) for member in results.results]
 
 
 def _found(result: Any) -> Any:
     if isinstance(result, celery.result.ResultSet):
-        return [_found(child) for child in result.results]
-    return result.maybe_throw()
+        return [_found(member) for member in result.results]
+    return result.get() if _is_settled(result) else result.maybe_throw()
 
 
-def _leaves(results: Any) -> Iterator[Any]:
-    for result in results.results:
-        if isinstance(result, celery.result.ResultSet):
-            yield from _leaves(result)
-        else:
-            yield result
+def _ancestors(result: Any) -> list[Any]:
+    """Give the single results that this one comes after, the oldest first."""
+    found: list[Any] = []
+    node = result.parent
+    while node is not None:
+        found[:0] = [leaf for leaf in _leaves(node) if not _is_settled(leaf)]
+        node = node.parent
+    return found
 
 
-async def _ready(results: list[Any]) -> None:
-    waiting: dict[str, list[Any]] = {}
-    for result in results:
-        if result._cache is None and not result.ignored:
-            waiting.setdefault(result.id, []).append(result)
-    if not waiting:
+async def _ready(results: list[Any], ancestors: list[Any]) -> None:
+    """Wait until all results are ready.
+
+    Raises:
+        Exception: that of a result that failed, or of an ancestor that did: what comes after
+            it may never run.
+    """
+    _raise_failed(ancestors)
+    _raise_failed(results)
+    watched: dict[str, list[Any]] = {}
+    for result in (*results, *ancestors):
+        if result._cache is None:
+            watched.setdefault(result.id, []).append(result)
+    missing = {result.id for result in results if result._cache is None}
+    if not missing:
         return
-    backend, loop = results[0].backend, asyncio.get_running_loop()
-    done: asyncio.Queue[task_pb2.TaskMeta | ResultdError] = asyncio.Queue()
-
-    def tell(item: task_pb2.TaskMeta | ResultdError) -> None:
-        loop.call_soon_threadsafe(done.put_nowait, item)
-
-    # Reaching the hub takes a lock for a moment and may open a channel: not on the loop.
-    watch = await loop.run_in_executor(
-        None, lambda: Callback(backend.client.watcher(), list(waiting), tell, tell)
-    )
-    try:
-        while waiting:
-            item = await done.get()
+    news: asyncio.Queue[task_pb2.TaskMeta | ResultdError] = asyncio.Queue()
+    with contextlib.closing(_watch(results[0].backend, watched, news)):
+        while missing:
+            item = await news.get()
             if isinstance(item, ResultdError):
                 raise item
-            meta = backend.codec.meta(item)
-            if meta["status"] in states.READY_STATES:
-                for result in waiting.pop(item.task_id, ()):
-                    result._maybe_set_cache(meta)
-    finally:
-        watch.close()
+            meta = results[0].backend.codec.meta(item)
+            if meta["status"] not in states.READY_STATES:
+                continue
+            missing.discard(item.task_id)
+            for result in watched.pop(item.task_id, ()):
+                result._maybe_set_cache(meta)
+                _raise_failed([result])
+
+
+def _watch(
+    backend: Any, ids: Iterable[str], news: asyncio.Queue[task_pb2.TaskMeta | ResultdError]
+) -> Callback:
+    """Have records put into the queue of the running loop, until closed."""
+    if not isinstance(backend, ResultdBackend):
+        raise ImproperlyConfigured(
+            f"only results of a resultd backend can be awaited; this one's is {backend.as_uri()}"
+        )
+    loop = asyncio.get_running_loop()
+
+    def tell(item: task_pb2.TaskMeta | ResultdError) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed
+            loop.call_soon_threadsafe(news.put_nowait, item)
+
+    return Callback(backend.client.watcher(), list(ids), tell, tell)
+
+
+def _raise_failed(results: Iterable[Any]) -> None:
+    for result in results:
+        if result._cache is not None:
+            result.maybe_throw()
