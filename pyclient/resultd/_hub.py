@@ -13,6 +13,7 @@ requests and frames, and says what time it is.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -23,6 +24,8 @@ from resultd.v1 import result_service_pb2, stream_pb2, task_pb2
 
 IDS_PER_MESSAGE = 10_000
 IDS_MAX = 100_000  # the server's limit for one Watch
+ID_BYTES_MAX = 255
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 SILENT_HEARTBEATS = 2.5  # a stream silent for so many is dead, whatever TCP thinks
 
 
@@ -93,9 +96,12 @@ class Hub:
         """Wait for more ids on behalf of a waiter.
 
         Raises:
-            InvalidArgumentError: more ids would be waited for than one stream may carry.
+            InvalidArgumentError: an id is none, or more ids would be waited for than one
+                stream may carry.
         """
         fresh = dict.fromkeys(ids)
+        for task_id in fresh:
+            _check(task_id)
         total = len(self._waiters) + sum(1 for task_id in fresh if task_id not in self._waiters)
         if total > IDS_MAX:
             raise InvalidArgumentError(
@@ -235,6 +241,20 @@ class Hub:
         ids.discard(task_id)
         if not ids:
             del self._ids[waiter]
+
+
+def _check(task_id: object) -> None:
+    """Refuse what the server would: it would end the stream that everybody waits on."""
+    if not isinstance(task_id, str):
+        raise InvalidArgumentError(f"a task's id is text, not {task_id!r}")
+    if task_id.isascii() and task_id.isprintable() and 0 < len(task_id) <= ID_BYTES_MAX:
+        return
+    size = len(task_id.encode("utf-8", "surrogatepass"))
+    if not 0 < size <= ID_BYTES_MAX or _UNFIT.search(task_id):
+        raise InvalidArgumentError(
+            f"a task's id has 1 to {ID_BYTES_MAX} bytes of UTF-8 and no control characters: "
+            f"{task_id[:300]!r} is none"
+        )
 
 
 def _take(ids: dict[str, None], count: int) -> list[str]:

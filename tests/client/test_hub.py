@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
@@ -121,6 +123,19 @@ def test_more_than_one_stream_can_carry_is_refused() -> None:
     with pytest.raises(errors.InvalidArgumentError, match="use client"):
         hub.add(Someone(), map(str, range(IDS_MAX + 1)))
     assert not hub.wanted
+
+
+@pytest.mark.parametrize("unfit", ["", "x" * 256, "é" * 128, "a\nb", "\x85", "\ud800", 5, b"b"])
+def test_an_unfit_id_is_refused_before_it_reaches_the_stream(unfit: Any) -> None:
+    """The server would end the stream over it, and with it the waits of everybody."""
+    hub, one = Hub(), Someone()
+    hub.add(one, ["a", "é" * 127])
+    with pytest.raises(errors.InvalidArgumentError, match="a task's id"):
+        hub.add(Someone(), ["b", unfit])
+    assert hub.waits(one)
+    hub.opened(0.0)
+    (request,) = hub.take_requests()
+    assert list(request.add_task_ids) == ["a", "é" * 127]
 
 
 def test_a_terminal_event_is_told_once_to_each() -> None:
