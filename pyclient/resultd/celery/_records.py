@@ -302,6 +302,13 @@ class Codec:
         return None
 
 
+def text_id(task_id: Any) -> str:
+    """Take an id as Celery's users give it: text, bytes or a UUID."""
+    if isinstance(task_id, bytes):
+        return task_id.decode()
+    return task_id if isinstance(task_id, str) else str(task_id)
+
+
 def ttl_fields(seconds: float | None) -> dict[str, Any]:
     """Return how long to keep something, as the requests say it; 0 and None for ever."""
     if not seconds or seconds > TTL_SECONDS_MAX:

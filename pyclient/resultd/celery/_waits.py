@@ -15,15 +15,17 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery.result import AsyncResult, ResultSet
-from vine import promise
+from vine import barrier, promise
 
 from resultd._deadline import Deadline
 from resultd._pending import READ_AT_LEAST
 from resultd._watcher import Callback, Wait
 from resultd.celery._errors import TimeoutError as WaitTimeout
+from resultd.celery._records import text_id
 from resultd.errors import ResultdError
 from resultd.errors import TimeoutError as DeadlineReached
 from resultd.v1 import task_pb2
@@ -42,7 +44,7 @@ class Waits:
 
     def __init__(self, backend: ResultdBackend) -> None:
         self._backend = backend
-        self._thens: dict[int, tuple[AsyncResult, Callback]] = {}
+        self._thens: dict[int, _Then] = {}
         self._callbacks = _Callbacks()
         # Of ids this thread waits for anyway: what they were last seen as.
         self.known = _Known()
@@ -65,20 +67,21 @@ class Waits:
         Raises:
             TimeoutError: it was not ready in time.
         """
-        family = {result.id: [result]}
+        wanted = text_id(result.id)
+        family = {wanted: [result]}
         for parent in _parents(result) if _looks_at_parents(on_interval) else ():
-            family.setdefault(parent.id, []).append(parent)
+            family.setdefault(text_id(parent.id), []).append(parent)
         ticks = _Ticks(on_interval, interval, self.known)
         for message in self.arrivals(family, timeout, ticks, on_message is not None):
             meta = self._backend.codec.meta(message)
-            if on_message is not None and message.task_id == result.id:
+            if on_message is not None and message.task_id == wanted:
                 on_message(meta)
             if meta["status"] not in self._backend.READY_STATES:
                 ticks.learn(message.task_id, meta)
                 continue
             for member in family[message.task_id]:
                 member._maybe_set_cache(meta)
-            if message.task_id == result.id:
+            if message.task_id == wanted:
                 return
             ticks.now()
 
@@ -101,7 +104,7 @@ class Waits:
         by_id: dict[str, list[tuple[AsyncResult, _Node]]] = {}
         for node in nodes:
             for leaf in node.leaves():
-                by_id.setdefault(leaf.id, []).append((leaf, node))
+                by_id.setdefault(text_id(leaf.id), []).append((leaf, node))
         for node in nodes:
             if not node.missing:
                 yield node.outcome()
@@ -190,7 +193,10 @@ class Waits:
 
         def then(callback: Any, on_error: Any = None) -> Any:
             listened = weakly()
-            if listened is not None and not on_ready.ready:
+            # A barrier is a set's, which has one from the moment it is made: frozen, restored,
+            # read as somebody's children. Nobody waits for it yet.
+            idle = on_ready.ready or isinstance(callback, barrier)
+            if listened is not None and not idle:
                 self._watch(listened)
             return promise.then(on_ready, callback, on_error)
 
@@ -200,25 +206,46 @@ class Waits:
         if id(result) in self._thens:
             return
 
-        def resolve(meta: dict[str, Any]) -> None:
+        def resolve(message: task_pb2.TaskMeta) -> None:
             self.dismiss(result)
-            result._maybe_set_cache(meta)
+            try:
+                meta = self._backend.codec.meta(message)
+            except Exception as error:  # noqa: BLE001 (whatever a value's decoder raises)
+                result.throw(error)
+            else:
+                result._maybe_set_cache(meta)
 
         def told(message: task_pb2.TaskMeta) -> None:
-            self._callbacks.add(lambda: resolve(self._backend.codec.meta(message)))
+            self._callbacks.add(lambda: resolve(message))
 
         def refused(error: ResultdError) -> None:
             self.dismiss(result)
             self._callbacks.add(lambda: result.throw(error))
 
-        watch = Callback(self._backend.client.watcher(), [result.id], told, refused)
-        self._thens[id(result)] = (result, watch)  # kept alive until it is ready
+        then = _Then(result)
+        self._thens[id(result)] = then  # kept alive until it is ready
+        try:
+            watch = Callback(self._backend.client.watcher(), [text_id(result.id)], told, refused)
+        except BaseException:
+            self.dismiss(result)
+            raise
+        then.watch = watch
+        if self._thens.get(id(result)) is not then:  # dismissed meanwhile, in another thread
+            watch.close()
 
     def dismiss(self, result: AsyncResult) -> None:
         """Watch a result no longer. Takes no lock: finalisers call this."""
-        watched = self._thens.pop(id(result), None)
-        if watched is not None:
-            watched[1].close()
+        then = self._thens.pop(id(result), None)
+        if then is not None and then.watch is not None:
+            then.watch.close()
+
+
+@dataclass
+class _Then:
+    """A result that somebody listens to, and the watch on it."""
+
+    result: AsyncResult
+    watch: Callback | None = None
 
 
 class _Node:

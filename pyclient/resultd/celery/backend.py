@@ -22,7 +22,7 @@ from kombu.exceptions import EncodeError
 from resultd._deadline import Deadline
 from resultd.celery import _environment, _options
 from resultd.celery._chords import Chords
-from resultd.celery._records import PART, Codec, ttl_fields
+from resultd.celery._records import PART, Codec, text_id, ttl_fields
 from resultd.celery._waits import Waits
 from resultd.client import Client
 from resultd.errors import ResultdError, ValueTooLargeError
@@ -140,7 +140,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
-        store = self.codec.report(_id(task_id), result, state, traceback, request)
+        store = self.codec.report(text_id(task_id), result, state, traceback, request)
         final = state in self.READY_STATES
         part = final and self._chords.join_in(store, request)
         if final:
@@ -229,16 +229,16 @@ class ResultdBackend(AsyncBackendMixin, Backend):
     # Reading
 
     def _get_task_meta_for(self, task_id: Any) -> dict[str, Any]:
-        known = self._waits.known.get(_id(task_id))
+        known = self._waits.known.get(text_id(task_id))
         if known is not None:
             return known
-        (_, meta), *_ = self._waits.read_once([_id(task_id)])
+        (_, meta), *_ = self._waits.read_once([text_id(task_id)])
         return meta
 
     def task_result_exists(self, task_id: Any) -> bool:
         """Whether there is a record of this task, in whatever state."""
         client = self.client
-        (record,) = client.run(client.operations.read([_id(task_id)]))
+        (record,) = client.run(client.operations.read([text_id(task_id)]))
         return record.existence == state_pb2.EXISTENCE_KNOWN and PART not in record.extra
 
     def get_many(
@@ -257,7 +257,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         Raises:
             TimeoutError: not all were ready in time.
         """
-        ids = dict.fromkeys(map(_id, task_ids))
+        ids = dict.fromkeys(map(text_id, task_ids))
         for task_id in list(ids):
             cached = self._cache.get(task_id)
             if cached and cached["status"] in READY_STATES:
@@ -285,7 +285,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
 
     def _forget(self, task_id: Any) -> None:
         client = self.client
-        client.run(client.operations.forget([_id(task_id)]))
+        client.run(client.operations.forget([text_id(task_id)]))
 
     # Waiting
 
@@ -372,7 +372,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
     def _save_group(self, group_id: str, result: Any) -> Any:
         payload = self.codec.encode({"result": result.as_tuple()}, squeeze=len(result) > 1_000)
         request = group_service_pb2.CreateGroupRequest(
-            group_id=SAVED + _id(group_id), seal=True, **ttl_fields(self.expires)
+            group_id=SAVED + text_id(group_id), seal=True, **ttl_fields(self.expires)
         )
         request.extra[GROUP_RESULT].CopyFrom(payload)
         try:
@@ -383,7 +383,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
 
     def _restore_group(self, group_id: str) -> dict[str, Any] | None:
         client = self.client
-        group = client.run(client.operations.group(SAVED + _id(group_id)))
+        group = client.run(client.operations.group(SAVED + text_id(group_id)))
         if GROUP_RESULT not in group.extra:
             return None
         meta: dict[str, Any] = self.codec.decode(group.extra[GROUP_RESULT])
@@ -392,7 +392,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
 
     def _delete_group(self, group_id: str) -> None:
         client = self.client
-        client.run(client.operations.delete_group(SAVED + _id(group_id)))
+        client.run(client.operations.delete_group(SAVED + text_id(group_id)))
 
     def _run(self, method: str, request: Any) -> Any:
         return self.client.run(self.client.operations.call(method, request))
@@ -433,13 +433,6 @@ class ResultdBackend(AsyncBackendMixin, Backend):
 
 # Seconds after which what was found unfinished is looked at again: then it is taken over.
 _LOOK_AGAIN = 6.0
-
-
-def _id(task_id: Any) -> str:
-    """Take an id as Celery's users give it: text, bytes or a UUID."""
-    if isinstance(task_id, bytes):
-        return task_id.decode()
-    return task_id if isinstance(task_id, str) else str(task_id)
 
 
 def _compression(conf: Any) -> str | None:
