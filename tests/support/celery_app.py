@@ -8,9 +8,9 @@ import os
 from tests.support.celery_tasks import create_app
 
 app = create_app(
-    os.environ["RESULTD_TEST_BROKER"],
-    os.environ["RESULTD_TEST_BACKEND"],
-    **json.loads(os.environ.get("RESULTD_TEST_SETTINGS") or "{}"),
+    os.environ["TESTS_CELERY_BROKER"],
+    os.environ["TESTS_CELERY_RESULTS"],
+    **json.loads(os.environ.get("TESTS_CELERY_SETTINGS") or "{}"),
 )
 app.set_current()
 app.set_default()

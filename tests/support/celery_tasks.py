@@ -70,7 +70,8 @@ def connection(url: str, pid: int) -> Any:
     import redis  # here: tests of other things are collected where it is not installed
 
     del pid
-    return redis.Redis.from_url(url, decode_responses=True)
+    # No limit of its own: `hear` waits as long as it says.
+    return redis.Redis.from_url(url, decode_responses=True, socket_timeout=None)
 
 
 def say(app: Any, key: str, value: str) -> None:
@@ -177,8 +178,20 @@ def fail_oddly() -> None:
 
 @_task()
 def fail_strangely(*args: Any) -> None:
-    """An error of a module that the other side does not have."""
-    raise type("StrangeError", (Exception,), {"__module__": "a_module_of.the_worker"})(*args)
+    """An error of a module that the other side has not loaded."""
+    from tests.support.celery_stranger import StrangeError  # here: only where this runs
+
+    raise StrangeError(*args)
+
+
+@_task()
+def fail_locally(*args: Any) -> None:
+    """An error of a class that cannot be pickled, so that Celery wraps it."""
+
+    class LocalError(Exception):
+        """A class that is found nowhere."""
+
+    raise LocalError(*args)
 
 
 @_task()
@@ -194,6 +207,14 @@ def fail_with_cause() -> None:
         raise KeyError("the cause")
     except KeyError as cause:
         raise RuntimeError("the effect") from cause
+
+
+@_task(bind=True)
+def fail_when_told(self: Any, key: str) -> None:
+    """Says `<key>:begun`, waits for a word in `<key>`, fails."""
+    say(self.app, f"{key}:begun", self.request.id)
+    hear(self.app, key)
+    raise CustomError("as told")
 
 
 @_task(bind=True, max_retries=5)
@@ -369,10 +390,10 @@ def told(self: Any, value: Any, key: str) -> None:
     say(self.app, key, str(value))
 
 
-@_task(bind=True)
-def told_error(self: Any, request: Any, error: Any, traceback: Any, key: str) -> None:
-    """Says which task failed and of what: an errback of the new kind."""
-    say(self.app, key, f"{request.id} {type(error).__name__}: {error}")
+@_task()
+def told_error(request: Any, error: Any, traceback: Any, key: str) -> None:
+    """Says which task failed and of what: an errback of the new kind, which is not bound."""
+    say(celery.current_app, key, f"{request.id} {type(error).__name__}: {error}")
 
 
 @_task(bind=True)

@@ -67,9 +67,9 @@ class CeleryWorker:
         self._command += ["--without-mingle", "--without-gossip", *options]
         self._environment = {
             **os.environ,
-            "RESULTD_TEST_BROKER": broker,
-            "RESULTD_TEST_BACKEND": backend,
-            "RESULTD_TEST_SETTINGS": json.dumps(dict(settings or {})),
+            "TESTS_CELERY_BROKER": broker,
+            "TESTS_CELERY_RESULTS": backend,
+            "TESTS_CELERY_SETTINGS": json.dumps(dict(settings or {})),
             "PYTHONUNBUFFERED": "1",
             **(environment or {}),
         }
@@ -81,6 +81,11 @@ class CeleryWorker:
         """The worker's main process, and its process group."""
         assert self._process is not None, "not started"
         return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether its main process runs."""
+        return self._process is not None and self._process.poll() is None
 
     def log(self) -> str:
         """All it has logged."""

@@ -63,7 +63,9 @@ class RedisServer:
         """A client of one database, that answers with str; to be closed."""
         import redis  # here: a machine without it can still ask what is missing
 
-        return redis.Redis.from_url(self.database(number), decode_responses=True)
+        # Without a limit of its own a blocking call ends when it said it would.
+        url = self.database(number)
+        return redis.Redis.from_url(url, decode_responses=True, socket_timeout=None)
 
     def log(self) -> str:
         """All it has logged."""

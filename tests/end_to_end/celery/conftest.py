@@ -1,6 +1,6 @@
 """One broker, one server and one worker for all tests of this directory.
 
-`RESULTD_TEST_CELERY_BACKEND=redis` runs the same laws against Celery's own Redis backend.
+`TESTS_CELERY_BACKEND=redis` runs the same laws against Celery's own Redis backend.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def broker_url(redis_server: RedisServer) -> str:
 @pytest.fixture(scope="session")
 def on_resultd() -> bool:
     """False when the laws are tried on Celery's own Redis backend."""
-    return os.environ.get("RESULTD_TEST_CELERY_BACKEND", "resultd") != "redis"
+    return os.environ.get("TESTS_CELERY_BACKEND", "resultd") != "redis"
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +73,12 @@ def worker(
     directory: Path = tmp_path_factory.mktemp("celery")
     with CeleryWorker(directory, broker=broker_url, backend=backend_url) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def worker_alive(worker: CeleryWorker) -> None:
+    """One worker that died fails the tests after it at once, not each by its timeout."""
+    assert worker.alive, "the worker has died"
 
 
 @pytest.fixture(scope="session")
