@@ -90,6 +90,14 @@ def log(view: View, group_no: int, after: int) -> Iterator[Entry]:
         yield Entry(keys.parse_member(key)[1], index, kind, raw[_ENTRY.size :].decode())
 
 
+def log_rows(view: View, group_no: int, after: int) -> Iterator[tuple[int, int, bytes, bytes]]:
+    """The same as (position, index, kind, id as bytes): for streams, which send many."""
+    start, stop = keys.member(group_no, after + 1), keys.group(group_no + 1)
+    for key, raw in view.txn.scan(Db.LOG, start, stop):
+        kind, index = _ENTRY.unpack_from(raw)
+        yield keys.parse_member(key)[1], index, kind, raw[_ENTRY.size :]
+
+
 def log_entry(view: View, group_no: int, position: int) -> Entry | None:
     """The entry at a position."""
     return next((e for e in log(view, group_no, position - 1) if e.position == position), None)

@@ -13,7 +13,6 @@ from resultd_server.errors import FieldInvalid
 from resultd_server.ledger import counters, group_rows, keys, memberships, records, wire
 from resultd_server.ledger.counters import Counters
 from resultd_server.ledger.keys import Namespace
-from resultd_server.ledger.memberships import Entry
 from resultd_server.ledger.unit import View
 
 AS_COMPLETED = pb.MEMBER_ORDER_AS_COMPLETED
@@ -80,20 +79,21 @@ def step(view: View, namespace: Namespace, group_id: str, cursor: Cursor) -> Ste
         return Step(None, existence, [], cursor, more=False)
     if cursor.position and not _fits(view, group, cursor):
         return Step(group, records.KNOWN, [], Cursor(cursor.order), more=False, reset=True)
-    cursor = cursor._replace(epoch=group.epoch)
     rows = _log_rows if cursor.order == AS_COMPLETED else _member_rows
     events: list[bytes] = []
-    size_bytes = 0
-    for entry, position in rows(view, group, cursor):
-        event = _event(view, group, entry)
-        if events and (
-            len(events) == limits.FRAME_EVENTS_MAX or size_bytes + len(event) > limits.FRAME_BYTES
-        ):
-            return Step(group, records.KNOWN, events, cursor, more=True)
+    room_bytes = limits.FRAME_BYTES
+    after, stands = cursor.position, cursor.id.encode()
+    more = False
+    for then, position, index, kind, id_ in rows(view, group, cursor):
+        event = _event(view, group, position, index, kind, id_)
+        room_bytes -= len(event)
+        if events and (len(events) == limits.FRAME_EVENTS_MAX or room_bytes < 0):
+            more = True
+            break
         events.append(event)
-        size_bytes += len(event)
-        cursor = cursor._replace(position=position, id=entry.id)
-    return Step(group, records.KNOWN, events, cursor, more=False)
+        after, stands = then, id_
+    cursor = Cursor(cursor.order, group.epoch, after, stands.decode())
+    return Step(group, records.KNOWN, events, cursor, more)
 
 
 def finished(group: Counters, cursor: Cursor) -> bool:
@@ -119,13 +119,13 @@ def _fits(view: View, group: Counters, cursor: Cursor) -> bool:
     return member is not None and member.id == cursor.id
 
 
-_Row = tuple[Entry, int]
-"""What to send, and the cursor's position after it."""
+_Row = tuple[int, int, int, bytes, bytes]
+"""(the cursor's position after it, position in the log, index, kind, id as bytes)."""
 
 
 def _log_rows(view: View, group: Counters, cursor: Cursor) -> Iterator[_Row]:
-    for entry in memberships.log(view, group.number, cursor.position):
-        yield entry, entry.position
+    for position, index, kind, id_ in memberships.log_rows(view, group.number, cursor.position):
+        yield position, position, index, kind, id_
 
 
 def _member_rows(view: View, group: Counters, cursor: Cursor) -> Iterator[_Row]:
@@ -135,25 +135,34 @@ def _member_rows(view: View, group: Counters, cursor: Cursor) -> Iterator[_Row]:
         if not member.position or (index != expected and not group.complete):
             return
         expected = index + 1
-        yield Entry(member.position, index, member.kind, member.id), index + 1
+        yield index + 1, member.position, index, member.kind, member.id.encode()
 
 
-def _event(view: View, group: Counters, entry: Entry) -> bytes:
+def _event(
+    view: View, group: Counters, position: int, index: int, kind: bytes, id_: bytes
+) -> bytes:
     """One serialized Event. A task's record is passed on as it is stored."""
-    if entry.kind == keys.TASK:
-        found = records.read(view, group.namespace, entry.id)
-        if found.existence == records.UNKNOWN:
-            # It was terminal once, and its tombstone is gone too.
-            found = records.absent(entry.id, records.FORGOTTEN)
-        return wire.task_event(found.wire, index=entry.index, position=entry.position)
-    member = memberships.find(view, group.number, entry.index)
-    meta = _brief(view, group.namespace, entry.id)
+    if kind == keys.TASK:
+        found = records.wire_of(view, group.namespace, id_)
+        if found is None:
+            found = _gone(view, group.namespace, id_.decode())
+        return wire.task_event(found, index=index, position=position)
+    member = memberships.find(view, group.number, index)
+    meta = _brief(view, group.namespace, id_.decode())
     return wire.group_event(
         meta.SerializeToString(),
-        index=entry.index,
-        position=entry.position,
+        index=index,
+        position=position,
         gone=member is not None and member.counted_as == counters.GONE,
     )
+
+
+def _gone(view: View, namespace: Namespace, task_id: str) -> bytes:
+    found = records.read(view, namespace, task_id)
+    if found.existence == records.UNKNOWN:
+        # It was terminal once, and its tombstone is gone too.
+        found = records.absent(task_id, records.FORGOTTEN)
+    return found.wire
 
 
 def _brief(view: View, namespace: Namespace, group_id: str) -> group_pb2.GroupMeta:

@@ -118,6 +118,18 @@ def read(view: View, namespace: Namespace, task_id: str) -> Record:
     return absent(task_id, UNKNOWN if stone is None else stone.existence)
 
 
+def wire_of(view: View, namespace: Namespace, task_id: bytes) -> bytes | None:
+    """The serialized TaskMeta of a record that exists; its row is not taken apart."""
+    raw = view.txn.get(Db.TASKS, namespace.prefix + task_id)
+    if raw is None:
+        return None
+    expire_ms = int.from_bytes(raw[:8], "big")
+    if expire_ms and expire_ms <= view.now_ms:
+        found = read(view, namespace, task_id.decode())
+        return found.wire if found.existence == KNOWN else None
+    return raw[_HEADER.size :]
+
+
 def absent(task_id: str, existence: int) -> Record:
     """What is read where there is no record."""
     meta = task_pb2.TaskMeta(task_id=task_id, state=state_pb2.STATE_PENDING)

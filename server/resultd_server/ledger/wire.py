@@ -14,14 +14,24 @@ _LENGTH_DELIMITED = 2
 
 def varint(number: int) -> bytes:
     """A base-128 varint."""
-    if number < 0x80:
-        return bytes((number,))
+    if number < 0x4000:
+        return _SHORT[number]
+    if number < 0x200000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
+    return _encode(number)
+
+
+def _encode(number: int) -> bytes:
     out = bytearray()
     while number >= 0x80:
         out.append(number & 0x7F | 0x80)
         number >>= 7
     out.append(number)
     return bytes(out)
+
+
+# Lengths, indexes and positions up to two bytes long: looked up for every event.
+_SHORT = [_encode(number) for number in range(0x4000)]
 
 
 def message_field(field: int, encoded: bytes) -> bytes:
@@ -36,7 +46,12 @@ def number_field(field: int, number: int) -> bytes:
 
 def task_event(task: bytes, *, index: int = 0, position: int = 0) -> bytes:
     """Event{task, index, position}."""
-    return message_field(1, task) + number_field(4, index) + number_field(5, position)
+    event = b"\x0a" + varint(len(task)) + task  # the tags are written out: this is hot
+    if index:
+        event += b"\x20" + varint(index)
+    if position:
+        event += b"\x28" + varint(position)
+    return event
 
 
 def group_event(group: bytes, *, index: int, position: int, gone: bool) -> bytes:
@@ -58,7 +73,9 @@ def frame(
     group_id: str = "",
 ) -> bytes:
     """A frame of WaitFor, Iterate or Watch: they number their fields alike."""
-    parts = [message_field(1, event) for event in events]
+    parts: list[bytes] = []
+    for event in events:
+        parts += (b"\x0a", varint(len(event)), event)
     if control:
         parts.append(message_field(2, control))
     if counts:

@@ -112,12 +112,12 @@ async def test_an_end_is_told_whatever_its_version(store: Store) -> None:
 
 
 async def test_frames_are_bounded(store: Store) -> None:
-    """A frame holds at most 64 events; every task comes in one of them."""
-    names = [f"t{number}" for number in range(150)]
+    """A frame holds at most 256 events; every task comes in one of them."""
+    names = [f"t{number}" for number in range(600)]
     await store.put([make_report(name) for name in names])
     waiter = Waiter(store, *names)
     frames = [await waiter.told() for _ in range(4)]
-    assert [len(frame) for frame in frames] == [64, 64, 22, 0]
+    assert [len(frame) for frame in frames] == [256, 256, 88, 0]
     assert [name for frame in frames for name, _ in frame] == names
 
 

@@ -39,16 +39,16 @@ async def test_a_gap_may_still_be_filled(store: Store) -> None:
     assert finished(step.group, step.cursor)
 
 
-async def test_frames_hold_sixty_four_events(store: Store) -> None:
-    """A step takes at most 64 events, and says whether there are more."""
-    await store.put([make_report(f"t{n:03}", group="g") for n in range(150)])
+async def test_frames_are_filled(store: Store) -> None:
+    """A step takes at most a frame of events, and says whether there are more."""
+    await store.put([make_report(f"t{n:03}", group="g") for n in range(600)])
     sizes, cursor = [], Cursor(AS_COMPLETED)
     more = True
     while more:
         step = await store.step("g", cursor)
         sizes.append((len(step.events), step.more))
         cursor, more = step.cursor, step.more
-    assert sizes == [(64, True), (64, True), (22, False)]
+    assert sizes == [(256, True), (256, True), (88, False)]
     assert (await store.step("g", cursor)).events == []
 
 

@@ -198,7 +198,7 @@ async def test_a_stream_resumes_after_any_frame(
     served: Served, order: pb.MemberOrder.ValueType
 ) -> None:
     """Resumed with the `after` of any of its frames, a stream goes on with the next member."""
-    task_ids = [f"t{n:03}" for n in range(300)]
+    task_ids = [f"t{n:04}" for n in range(1_000)]
     await create(served, "g", *task_ids, seal=True)
     await store(served, *(reports.success(task_id) for task_id in task_ids))
     whole = await iterate(served, "g", order=order).rest()

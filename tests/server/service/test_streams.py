@@ -135,7 +135,7 @@ async def test_repeats_are_collapsed(served: Served) -> None:
 
 
 async def test_10_000_ids_fit_one_wait(served: Served) -> None:
-    """One WaitFor takes 10,000 ids and delivers each once, in frames of at most 64."""
+    """One WaitFor takes 10,000 ids and delivers each once, in frames of at most 256."""
     task_ids = [f"t{n}" for n in range(10_000)]
     for at in range(0, 5_000, 1_000):
         said = [reports.success(task_id) for task_id in task_ids[at : at + 1_000]]
