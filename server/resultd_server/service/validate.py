@@ -26,7 +26,11 @@ from resultd_server.ledger.transitions import RANK
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CUT = "\n… cut by resultd: {} bytes in all\n"
 _SECONDS_MAX = 253_402_300_799  # the last of year 9999, as far as a Timestamp goes
-_BUILT_IN_NAMES = frozenset(name.removeprefix("STATE_") for name in state_pb2.State.keys())
+# CUSTOM and UNSPECIFIED are no states but words of the protocol: whoever likes them may have them.
+_BUILT_IN_NAMES = frozenset(name.removeprefix("STATE_") for name in state_pb2.State.keys()) - {
+    "CUSTOM",
+    "UNSPECIFIED",
+}
 
 _CARRY_FAILURE = frozenset(
     {

@@ -145,6 +145,13 @@ CONTRADICTIONS = {
 }
 
 
+@pytest.mark.parametrize("name", ["CUSTOM", "UNSPECIFIED"])
+def test_an_application_may_name_its_state_after_a_word_of_the_protocol(name: str) -> None:
+    """Neither is a state anything else could mean."""
+    meta = task_pb2.TaskMeta(task_id="t", state=S.STATE_CUSTOM, custom_state=name)
+    validate.report(result_service_pb2.StoreResultRequest(meta=meta))
+
+
 def _contradictory(name: str) -> result_service_pb2.StoreResultRequest:
     request = result_service_pb2.StoreResultRequest(meta=CONTRADICTIONS[name])
     request.meta.task_id = "t"
