@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -23,7 +23,7 @@ from celery.app.task import Context
 from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.result import GroupResult
-from kombu.exceptions import EncodeError
+from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import dumps, loads, prepare_accept_content
 
 from resultd import _records
@@ -59,9 +59,14 @@ HEADER = "celery.header"
 # by side.
 LANE = 1 << 24
 LANES = 127
-# Seconds a complete chord is left to whoever returned its last part.
+# Seconds a complete chord is left to whoever returned its last part. One whose claimant let
+# its lease run out needs no more of them.
 GRACE = 5.0
 NOTICED_MAX = 64
+# Pages of unfinished chords that one question asks for at most; the next one goes on there.
+PAGES_MAX = 4
+# What only a worker says of a task: whoever reads it of a body knows that it was published.
+_AT_WORK = (state_pb2.STATE_STARTED, state_pb2.STATE_RETRY)
 
 _GRANTED = group_service_pb2.CLAIM_OUTCOME_GRANTED
 _ACQUIRE = group_service_pb2.CLAIM_ACTION_ACQUIRE
@@ -75,7 +80,9 @@ class Chords:
     def __init__(self, backend: ResultdBackend) -> None:
         self._backend = backend
         self._returning = _Returning()
+        # When each was first named, the least recently named first.
         self._noticed: dict[str, float] = {}
+        self._page_token = ""
 
     # Publishing
 
@@ -134,7 +141,7 @@ class Chords:
             logger.debug("chord %s keeps the size it was announced with: %s", group_id, error)
             return
         if group.counts.complete:  # all parts were back before
-            self.finish(group_id)
+            self._finish_or_leave(group_id)
 
     def _bare(self, group_id: str) -> group_service_pb2.CreateGroupRequest:
         return group_service_pb2.CreateGroupRequest(
@@ -193,18 +200,8 @@ class Chords:
             store = self._backend.codec.part(task_id, result, state, request)
             _place(store.meta, request)
             answer = self._find_place(store, self._backend.send(store))
-        if group_id not in answer.complete_group_ids:
-            return
-        try:
-            self.finish(group_id, request.chord)
-        except ResultdError as error:
-            if not error.retryable:
-                raise
-            logger.exception(
-                "chord %s is complete, but the server went away before its body was published: "
-                "another worker will do that",
-                group_id,
-            )
+        if group_id in answer.complete_group_ids:
+            self._finish_or_leave(group_id, request.chord)
 
     def _find_place(
         self,
@@ -230,47 +227,49 @@ class Chords:
 
     # Finishing
 
+    def _finish_or_leave(self, group_id: str, callback: Any = None) -> None:
+        """Finish a chord; leave it to others if the server or the broker went away meanwhile."""
+        try:
+            self.finish(group_id, callback)
+        except ResultdError as error:
+            if not error.retryable:
+                raise
+            logger.exception(
+                "chord %s is complete, but the server went away before its body was published: "
+                "another worker will do that",
+                group_id,
+            )
+        except _BrokerAwayError as error:
+            logger.warning(
+                "chord %s is complete, but its body cannot be published now, which is tried "
+                "again later: %s",
+                group_id,
+                error,
+            )
+
     def finish(self, group_id: str, callback: Any = None) -> bool:
         """Publish a complete chord's body, unless somebody else does; whether it was done here.
 
         Without `callback` the body that lies with the group is taken.
         """
-        backend, token = self._backend, uuid4().hex
-        group = self._claim(group_id, token, _ACQUIRE)
+        claim = _Claim(self, group_id)
+        group = claim.acquire()
         if group is None:
             return False
         try:
-            body = maybe_signature(callback or self._continuation(group), app=backend.app)
+            body = maybe_signature(callback or self._continuation(group), app=self._backend.app)
             if body is None:
                 logger.error("chord %s is complete, and nobody knows its body", group_id)
                 return False
             members = self._members(group_id)
-            self._publish(group, members, body, token)
-        except ResultdError:
-            # Not known what is stored: somebody has to try again. Best effort; else the
-            # lease runs out.
-            with contextlib.suppress(ResultdError):
-                self._claim(group_id, token, _RELEASE)
+            published = self._publish(group, members, body, claim)
+        except (ResultdError, _BrokerAwayError):
+            # Not known what is stored, or sent: somebody has to try again.
+            claim.release()
             raise
-        self._claim(group_id, token, _DONE)
-        self._forget_ignored(group, members)
-        return True
-
-    def _claim(
-        self, group_id: str, token: str, action: group_service_pb2.ClaimAction.ValueType
-    ) -> group_pb2.GroupMeta | None:
-        request = group_service_pb2.ClaimGroupRequest(
-            group_id=group_id,
-            action=action,
-            token=token,
-            holder=f"{socket.gethostname()}:{os.getpid()}",
-            lease=_records.duration(self._backend.options.chord_lease),
-        )
-        try:
-            response = self._call("ClaimGroup", request)
-        except (GroupNotFoundError, FailedPreconditionError):
-            return None  # deleted or expired meanwhile
-        return response.group if response.outcome == _GRANTED else None
+        if published and claim.done():
+            self._forget_ignored(group, members)
+        return published
 
     def _continuation(self, group: group_pb2.GroupMeta) -> Any:
         payload = group.continuation
@@ -293,27 +292,42 @@ class Chords:
         group: group_pb2.GroupMeta,
         members: list[group_pb2.GroupMember],
         body: Any,
-        token: str,
-    ) -> None:
-        app, group_id = self._backend.app, group.group_id
-        began = time.monotonic()
+        claim: _Claim,
+    ) -> bool:
+        """Publish the body with all parts, or fail it; False if the claim was lost over it."""
+        group_id = group.group_id
+        error: ChordError | None = None
+        values: list[Any] = []
         try:
-            values = self._values(group, [member.id for member in members])
-        except ChordError as error:
+            records = self._records(group, members, body)
+            if _was_published(body, records, group):
+                logger.info("the body of chord %s was published by another before", group_id)
+                return True
+            values = self._values(group, [member.id for member in members], records)
+        except ChordError as found:
+            error = found
             logger.error("chord %s: %s", group_id, error)
-            self._fail(body, error)
-            return
         except ResultdError:
             raise
-        except Exception as error:  # what a value's own decoder raises
+        except Exception as found:  # what a value's own decoder raises
+            error = _chord_error(f"Join error: {found!r}", found)
             logger.exception("chord %s: its parts cannot be read", group_id)
-            self._fail(body, _chord_error(f"Join error: {error!r}", error))
-            return
-        if time.monotonic() - began > self._backend.options.chord_lease / 3 and (
-            self._claim(group_id, token, _ACQUIRE) is None
-        ):
+        if not claim.holds():
             logger.warning("chord %s: its parts took too long, another worker has it", group_id)
-            return
+            return False
+        if error is None:
+            error = self._send(group_id, body, values)
+        if error is not None:
+            self._fail(body, error)
+        return True
+
+    def _send(self, group_id: str, body: Any, values: list[Any]) -> ChordError | None:
+        """Publish; gives what the body is to fail of if it can never be.
+
+        Raises:
+            _BrokerAwayError: not now; perhaps later.
+        """
+        app = self._backend.app
         retried = getattr(app.amqp, "_retry_publish", None)  # Celery 5.7
         try:
             if retried is None:
@@ -321,26 +335,46 @@ class Chords:
             else:
                 retried(body.delay, values)
         except Exception as error:  # the broker's, or the serializer's: the body fails of it
+            if self._may_pass(error):
+                raise _BrokerAwayError(repr(error)) from error
             logger.exception("chord %s: its body cannot be published", group_id)
-            self._fail(body, _chord_error(f"Callback error: {error!r}", error))
+            return _chord_error(f"Callback error: {error!r}", error)
+        return None
 
-    def _values(self, group: group_pb2.GroupMeta, ids: list[str]) -> list[Any]:
-        backend = self._backend
-        shape = None
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether a broker that comes back would take what it did not take now."""
+        if isinstance(error, (OperationalError, ConnectionError)):
+            return True
+        with self._backend.app.connection_for_write() as connection:  # opens nothing
+            return isinstance(error, connection.recoverable_connection_errors)
+
+    def _records(
+        self, group: group_pb2.GroupMeta, members: list[group_pb2.GroupMember], body: Any
+    ) -> dict[str, task_pb2.TaskMeta]:
+        """Read the records of all parts, and that of the body."""
+        ids = [member.id for member in members]
         if HEADER in group.extra:
-            (_, shape) = backend.codec.decode(group.extra[HEADER])
-        wanted = dict.fromkeys(ids if shape is None else _ids(shape))
-        client = backend.client
-        records = {
-            record.task_id: record for record in client.run(client.operations.read(list(wanted)))
-        }
+            ids += _ids(self._shape(group))
+        wanted = list(dict.fromkeys([*ids, *filter(None, [_id_of(body)])]))
+        client = self._backend.client
+        return {record.task_id: record for record in client.run(client.operations.read(wanted))}
 
+    def _shape(self, group: group_pb2.GroupMeta) -> list[Any]:
+        (_, shape) = self._backend.codec.decode(group.extra[HEADER])
+        return list(shape)
+
+    def _values(
+        self,
+        group: group_pb2.GroupMeta,
+        ids: list[str],
+        records: dict[str, task_pb2.TaskMeta],
+    ) -> list[Any]:
         def value(task_id: str) -> Any:
             return self._value(records[task_id])
 
-        if shape is None:
+        if HEADER not in group.extra:
             return [value(task_id) for task_id in ids]
-        return [_shaped(node, value) for node in shape]
+        return [_shaped(node, value) for node in self._shape(group)]
 
     def _value(self, record: task_pb2.TaskMeta) -> Any:
         part = self._backend.codec.part_of(record)
@@ -352,7 +386,10 @@ class Chords:
         return part["result"]
 
     def _fail(self, body: Any, error: ChordError) -> None:
-        self._backend.chord_error_from_stack(body, error)
+        try:
+            raise error  # Celery takes the traceback of what is being handled
+        except ChordError:
+            self._backend.chord_error_from_stack(body, error)
         # A body that is a part of another chord returns as one that failed.
         options = getattr(body, "options", None) or {}
         if options.get("chord") and options.get("group_id") and options.get("task_id"):
@@ -371,45 +408,136 @@ class Chords:
 
     # Taking over
 
-    def notice(self, group_ids: Any) -> None:
+    def notice(self, group_ids: Iterable[str]) -> None:
         """Hear of complete chords that nobody works on; take over those that stay so."""
         now = time.monotonic()
         for group_id in group_ids:
-            since = self._noticed.setdefault(group_id, now)
+            since = self._noticed.pop(group_id, now)
             if now - since >= GRACE:
-                self._noticed.pop(group_id, None)
                 self._take_over(group_id)
+            else:
+                self._noticed[group_id] = since
         while len(self._noticed) > NOTICED_MAX:
-            self._noticed.pop(next(iter(self._noticed)))
+            self._noticed.pop(next(iter(self._noticed)), None)
 
     def ask(self) -> bool:
-        """Look for such chords, in one short call; whether there are any to look at again."""
+        """Look for such chords, in short calls; whether there are any to look at again."""
+        left: list[str] = []
+        for group in self._unfinished():
+            if group.claim.holder:  # claimed, and its lease has run out
+                self._take_over(group.group_id)
+            else:
+                left.append(group.group_id)
+        self.notice(left)
+        return any(group_id in self._noticed for group_id in left)
+
+    def _unfinished(self) -> list[group_pb2.GroupMeta]:
         client = self._backend.client
         request = group_service_pb2.ListGroupsRequest(
-            claimable=True, claim_scope=self._backend.options.claim_scope
+            claimable=True,
+            claim_scope=self._backend.options.claim_scope,
+            page_token=self._page_token,
         )
+        found: list[group_pb2.GroupMeta] = []
         try:
-            response = client.run(
-                client.operations.call("ListGroups", request, once=True, limit=1.0)
-            )
+            for _ in range(PAGES_MAX):
+                response = client.run(
+                    client.operations.call("ListGroups", request, once=True, limit=1.0)
+                )
+                found += response.groups
+                request.page_token = response.next_page_token
+                if not request.page_token:
+                    break
         except ResultdError as error:
             logger.debug("no answer about unfinished chords: %s", error)
-            return False
-        found = [group.group_id for group in response.groups]
-        self.notice(found)
-        return bool(found)
+            if not error.retryable:
+                request.page_token = ""  # another server's, perhaps
+        self._page_token = request.page_token
+        return found
 
     def _take_over(self, group_id: str) -> None:
         try:
             if self.finish(group_id):
                 logger.warning("chord %s was left unfinished by another: done here", group_id)
-        except ResultdError as error:
+        except (ResultdError, _BrokerAwayError) as error:
             logger.warning("chord %s cannot be taken over now: %s", group_id, error)
+        except Exception:  # whatever is wrong with it: who came by has other work to do
+            logger.exception("chord %s cannot be taken over", group_id)
 
-    def _call(self, method: str, request: Any) -> Any:
+    def _call(self, method: str, request: Any, limit: float | None = None) -> Any:
         client = self._backend.client
-        op: Op[Any] = client.operations.call(method, request)
+        op: Op[Any] = client.operations.call(method, request, limit=limit)
         return client.run(op)
+
+    def call_claim(
+        self, request: group_service_pb2.ClaimGroupRequest, limit: float | None = None
+    ) -> group_service_pb2.ClaimGroupResponse:
+        """Ask for, or say something of, a claim of this app's workers."""
+        request.holder = f"{socket.gethostname()}:{os.getpid()}"
+        request.lease.CopyFrom(_records.duration(self._backend.options.chord_lease))
+        response: group_service_pb2.ClaimGroupResponse = self._call("ClaimGroup", request, limit)
+        return response
+
+    @property
+    def lease(self) -> float:
+        """Seconds that whoever finishes a chord has for it."""
+        return self._backend.options.chord_lease
+
+
+class _BrokerAwayError(Exception):
+    """The body cannot be published now. It may well be later."""
+
+
+class _Claim:
+    """The right to finish one chord, and how long it has been held."""
+
+    def __init__(self, chords: Chords, group_id: str) -> None:
+        self._chords = chords
+        self._group_id = group_id
+        self._token = uuid4().hex
+        self._since = time.monotonic()
+
+    def acquire(self) -> group_pb2.GroupMeta | None:
+        """Take it, or renew it; gives the group, None if it is somebody else's or over."""
+        began = time.monotonic()  # the lease does not begin before this
+        try:
+            response = self._call(_ACQUIRE)
+        except (GroupNotFoundError, FailedPreconditionError):
+            return None  # deleted or expired meanwhile
+        self._since = began
+        return response.group if response.outcome == _GRANTED else None
+
+    def holds(self) -> bool:
+        """Whether nobody else can have it for a while yet; renews it if need be."""
+        if time.monotonic() - self._since <= self._chords.lease / 3:
+            return True
+        return self.acquire() is not None
+
+    def done(self) -> bool:
+        """Say that the chord is finished; whether the claim was ours to the end."""
+        try:
+            return self._call(_DONE).outcome == _GRANTED
+        except ResultdError as error:
+            logger.warning(
+                "the body of chord %s was published, but the server cannot be told: it may be "
+                "published a second time: %s",
+                self._group_id,
+                error,
+            )
+            return False
+
+    def release(self) -> None:
+        """Give it back undone. Best effort; else the lease runs out."""
+        with contextlib.suppress(ResultdError):
+            self._call(_RELEASE, limit=1.0)
+
+    def _call(
+        self, action: group_service_pb2.ClaimAction.ValueType, limit: float | None = None
+    ) -> group_service_pb2.ClaimGroupResponse:
+        request = group_service_pb2.ClaimGroupRequest(
+            group_id=self._group_id, action=action, token=self._token
+        )
+        return self._chords.call_claim(request, limit)
 
 
 class _Returning(threading.local):
@@ -425,6 +553,27 @@ def _place(meta: task_pb2.TaskMeta, request: Any) -> None:
     index = getattr(request, "group_index", None)
     if index is not None:
         meta.index = index
+
+
+def _id_of(body: Any) -> str | None:
+    found: str | None = (getattr(body, "options", None) or {}).get("task_id")
+    return found
+
+
+def _was_published(
+    body: Any, records: dict[str, task_pb2.TaskMeta], group: group_pb2.GroupMeta
+) -> bool:
+    """Whether a worker has had the body since the chord became complete.
+
+    Then an earlier claimant published it and could not say so. A record that is older is of
+    an earlier run of the same chord.
+    """
+    record = records.get(_id_of(body) or "")
+    if record is None or record.existence != state_pb2.EXISTENCE_KNOWN:
+        return False
+    if not record.terminal and record.state not in _AT_WORK:
+        return False
+    return record.updated_time.ToNanoseconds() > group.completed_time.ToNanoseconds()
 
 
 def _chord_error(message: str, cause: object) -> ChordError:
