@@ -149,7 +149,8 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         if part:
             self._chords.joined(store, answer)
         if answer.claimable_group_ids:
-            self._chords.notice(answer.claimable_group_ids)
+            own = answer.complete_group_ids if part else ()  # finished as soon as this returns
+            self._chords.notice(id_ for id_ in answer.claimable_group_ids if id_ not in own)
         return result
 
     def send(
@@ -418,7 +419,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         self._ensure_retryable(self._chords.part_returned, request, state, result)
 
     def _on_worker_ready(self, sender: Any = None, **kwargs: Any) -> None:
-        """In a worker's main process: look for unfinished chords once per lease."""
+        """In a worker's main process: look for unfinished chords twice per lease."""
         timer = getattr(sender, "timer", None)
         if timer is None or getattr(sender, "app", None) is not self.app:
             return
@@ -428,7 +429,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             if chords.ask():
                 timer.call_after(_LOOK_AGAIN, chords.ask)
 
-        timer.call_repeatedly(self.options.chord_lease, ask)
+        timer.call_repeatedly(self.options.chord_lease / 2, ask)
 
 
 # Seconds after which what was found unfinished is looked at again: then it is taken over.
