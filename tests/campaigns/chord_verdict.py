@@ -1,0 +1,167 @@
+"""The chord campaign's verdict: what was seen, held against what a chord promises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+# A claimant that lives says that it is done a few milliseconds after it has published. One
+# killed longer after that than this did not die of it.
+BETWEEN_S = 2.0
+
+
+@dataclass(frozen=True)
+class Death:
+    """A process that was killed, and when."""
+
+    pid: int
+    at: float
+
+
+@dataclass(frozen=True)
+class Outage:
+    """When the server was killed, and when it was there again."""
+
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One try to publish a body. `sent_at` None: it did not live to say so."""
+
+    chord: int
+    body: str
+    pid: int
+    at: float
+    sent_at: float | None
+
+
+@dataclass
+class Verdict:
+    """Figures for the table, and the laws that were broken."""
+
+    figures: dict[str, object]
+    faults: list[str]
+    #: Publications after the first one, each with its reason.
+    repeats: list[str] = field(default_factory=list)
+    log: str = ""
+
+    def table(self) -> str:
+        """All of it as text."""
+        width = max(map(len, self.figures))
+        lines = [f"{name:<{width}}  {value}" for name, value in self.figures.items()]
+        lines += [f"repeat: {repeat}" for repeat in self.repeats]
+        lines += [f"BROKEN: {fault}" for fault in self.faults] or ["no law was broken"]
+        return "\n".join(lines)
+
+
+def judge(
+    *,
+    sizes: Mapping[int, int],
+    told: Mapping[int, Sequence[Any]],
+    stored: Mapping[int, Any],
+    executed: Sequence[str],
+    published: Sequence[str],
+    deaths: Sequence[Death],
+    outages: Sequence[Outage],
+) -> Verdict:
+    """Holds what was seen against the laws."""
+    runs: dict[int, list[dict[str, Any]]] = {number: [] for number in sizes}
+    for text in executed:
+        said = json.loads(text)
+        runs[said["chord"]].append(said)
+    tries: dict[int, list[Publication]] = {number: [] for number in sizes}
+    for publication in publications(published):
+        tries[publication.chord].append(publication)
+    faults: list[str] = []
+    repeats: list[str] = []
+    for number, size in sizes.items():
+        faults += _broken(number, size, told[number], stored[number], runs[number])
+        for earlier, later in pairwise(tries[number]):
+            reason = explanation(earlier, later, deaths, outages)
+            said = f"chord {number} {later.at - earlier.at:.1f} s after: {reason or 'NO REASON'}"
+            (repeats if reason else faults).append(said)
+        if len({each.body for each in tries[number]}) > 1:
+            faults.append(f"chord {number}: published under several ids")
+    again = [number for number in sizes if len(runs[number]) > 1]
+    figures: dict[str, object] = {
+        "bodies missing": sum(not ran for ran in runs.values()),
+        "bodies run": sum(map(len, runs.values())),
+        "bodies run more than once": len(again),
+        "publications": sum(map(len, tries.values())),
+        "publications beyond the first": len(repeats) + sum("NO REASON" in f for f in faults),
+        "waiters told": sum(map(len, told.values())),
+    }
+    return Verdict(figures, faults, repeats)
+
+
+def _broken(
+    number: int, size: int, told: Sequence[Any], stored: Any, runs: Sequence[dict[str, Any]]
+) -> list[str]:
+    faults = []
+    whole = [[number, index] for index in range(size)]
+    if not runs:
+        faults.append(f"chord {number}: its body never ran")
+    faults += [f"chord {number}: its body got {r['got']}" for r in runs if r["got"] != whole]
+    if len(told) != 1:
+        faults.append(f"chord {number}: its waiter was told {len(told)} times")
+    known = [{"chord": number, "run": ran["run"], "parts": size} for ran in runs]
+    if stored not in known:
+        faults.append(f"chord {number}: stored is {stored!r}, of no run of its body")
+    if any(each != stored for each in told):
+        faults.append(f"chord {number}: told {told!r}, stored {stored!r}")
+    return faults
+
+
+def publications(published: Sequence[str]) -> list[Publication]:
+    """Pairs what was said before publishing with what was said after it."""
+    found: list[Publication] = []
+    said = [json.loads(text) for text in published]
+    afters = [each for each in said if each["phase"] == "after"]
+    for each in said:
+        if each["phase"] != "before":
+            continue
+        sent = next(
+            (
+                after
+                for after in afters
+                if after["pid"] == each["pid"] and after["body"] == each["body"]
+                if after["at"] >= each["at"]
+            ),
+            None,
+        )
+        if sent is not None:
+            afters.remove(sent)
+        found.append(
+            Publication(
+                each["chord"],
+                each["body"],
+                each["pid"],
+                each["at"],
+                None if sent is None else sent["at"],
+            )
+        )
+    return sorted(found, key=lambda publication: publication.at)
+
+
+def explanation(
+    earlier: Publication,
+    later: Publication,
+    deaths: Sequence[Death],
+    outages: Sequence[Outage],
+) -> str | None:
+    """Why a body was published again; None if nothing that happened is a reason."""
+    sent = "after" if earlier.sent_at else "before"
+    for death in deaths:
+        last = min(later.at, earlier.at + BETWEEN_S)
+        if death.pid == earlier.pid and earlier.at <= death.at <= last:
+            return f"{earlier.pid} was killed {sent} publishing"
+    for outage in outages:
+        # It could not say that it was done; its lease ran out, or it died of something else.
+        if outage.began - BETWEEN_S <= earlier.at <= outage.ended and later.at > outage.began:
+            return f"the server was away when {earlier.pid} had published"
+    return None
