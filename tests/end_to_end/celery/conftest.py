@@ -86,10 +86,23 @@ def app(worker: CeleryWorker, broker_url: str, backend_url: str, on_resultd: boo
     """The app of who calls tasks and waits."""
     made = celery_tasks.create_app(broker_url, backend_url)
     yield made
+    close_app(made, on_resultd)
+
+
+@pytest.fixture
+def other_app(broker_url: str, backend_url: str, on_resultd: bool) -> Iterator[Any]:
+    """The app of somebody else, who shares nothing with the first but the servers."""
+    made = celery_tasks.create_app(broker_url, backend_url)
+    yield made
+    close_app(made, on_resultd)
+
+
+def close_app(app: Any, on_resultd: bool) -> None:
+    """Closes an app."""
     if on_resultd:
-        made.close()
+        app.close()
     else:
-        celery_tasks.close_redis_app(made)
+        celery_tasks.close_redis_app(app)
 
 
 @pytest.fixture(scope="session")
