@@ -13,8 +13,9 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tests.benchmarks import iterate, latency, store
+from tests.benchmarks import celery_backend, iterate, latency, store
 from tests.benchmarks.table import Row, Size, render
+from tests.support.redis_server import why_no_redis
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[Size], Awaitable[list[Row]]]] = {
     "store": store.run,
     "latency": latency.run,
     "iterate": iterate.run,
+    "celery": celery_backend.run,
 }
 
 
@@ -35,12 +37,18 @@ async def main() -> int:
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}: known are {', '.join(BENCHMARKS)}")
     rows: list[Row] = []
+    whole = not arguments.names
     for name in arguments.names or BENCHMARKS:
         print(f"# {name}", flush=True)
+        missing = why_no_redis() if name == "celery" else None
+        if missing is not None:
+            print(f"left out: {missing}")
+            whole = False
+            continue
         for row in await BENCHMARKS[name](arguments.size):
             print(row.line(), flush=True)
             rows.append(row)
-    if arguments.size is Size.FULL and not arguments.names:
+    if arguments.size is Size.FULL and whole:
         RESULTS.write_text(render(rows))
         print(f"written: {RESULTS}")
     return 0

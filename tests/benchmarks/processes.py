@@ -43,6 +43,11 @@ def own_peak_mib() -> float:
     return _status_kib(os.getpid(), "VmHWM") / 1024
 
 
+def rss_mib() -> float:
+    """Memory this process holds now, in MiB, pages of mapped files left out."""
+    return _status_kib(os.getpid(), "RssAnon") / 1024
+
+
 def _status_kib(pid: int, field: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(field + ":"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import platform
+import re
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -39,42 +42,59 @@ class Row:
     yardstick_name: str = ""
 
     @property
-    def ratio(self) -> float | None:
-        """Of the medians; None without a yardstick."""
-        if not self.yardstick:
-            return None
-        return statistics.median(self.samples) / statistics.median(self.yardstick)
+    def ratios(self) -> list[float]:
+        """Of each round; of the medians where the other was measured once; none without it."""
+        pairs = list(zip(self.samples, self.yardstick, strict=False))
+        if len(self.samples) != len(self.yardstick):
+            pairs = [(statistics.median(self.samples), value) for value in self.yardstick]
+        return [ours / other for ours, other in pairs if other]
 
     def line(self) -> str:
         """For a terminal."""
-        beside = "" if self.ratio is None else f"  = {self.ratio:.2f} x {self.yardstick_name}"
+        beside = f"  = {self._ratio()} x {self.yardstick_name}" if self.yardstick else ""
         return f"{self.work}: {_spread(self.samples)} {self.unit}{beside}"
+
+    def _ratio(self) -> str:
+        return _spread(self.ratios, "{:.2f}") if self.ratios else "–"
 
     def markdown(self) -> str:
         """A row of the table."""
         other = _spread(self.yardstick) if self.yardstick else "–"
-        ratio = "–" if self.ratio is None else f"{self.ratio:.2f} ×"
         return (
             f"| {self.work} | {self.unit} | {_spread(self.samples)} | "
-            f"{self.yardstick_name or '–'} | {other} | {ratio} |"
+            f"{self.yardstick_name or '–'} | {other} | {self._ratio()} |"
         )
 
 
-def _spread(samples: Sequence[float]) -> str:
+def _spread(samples: Sequence[float], form: str = "") -> str:
     def short(value: float) -> str:
+        if form:
+            return form.format(value)
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
-    if len(samples) == 1:
+    if len(set(samples)) == 1:
         return short(samples[0])
     median = short(statistics.median(samples))
     return f"{median} ({short(min(samples))} – {short(max(samples))})"
 
 
+def _packages() -> Iterator[str]:
+    for name in ("resultd", "grpcio", "protobuf", "lmdb", "celery", "redis"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            yield f"{name} {metadata.version(name)}"
+
+
+def _redis_server() -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        said = subprocess.run(["redis-server", "--version"], capture_output=True, text=True)
+        version = re.search(r"v=([0-9.]+)", said.stdout)
+        if version is not None:
+            yield f"redis-server {version[1]}"
+
+
 def render(rows: Sequence[Row]) -> str:
     """The page."""
-    versions = ", ".join(
-        f"{name} {metadata.version(name)}" for name in ("resultd", "grpcio", "protobuf", "lmdb")
-    )
+    versions = ", ".join([*_packages(), *_redis_server()])
     where = (
         f"{time.strftime('%Y-%m-%d', time.gmtime())} · Python {platform.python_version()} · "
         f"{versions} · {os.cpu_count()} cores · {sys.platform}"
@@ -84,7 +104,11 @@ def render(rows: Sequence[Row]) -> str:
         "",
         "Written by `make bench`; do not edit. Medians with (least – greatest) of the rounds.",
         "Yardsticks ran in the same run, rounds interleaved: ratios count, figures are this",
-        "machine's.",
+        "machine's. A ratio is ours over the yardstick's, of each round: below 1 is better,",
+        "except where the unit is 1/s.",
+        "",
+        "Celery is one program with one broker on either result backend. resultd has on the",
+        "disk what it says is stored; a Redis with `appendfsync always` does the same.",
         "",
         where,
         "",

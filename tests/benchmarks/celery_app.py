@@ -1,0 +1,45 @@
+"""The app whose result backends are compared: what the workers run and the clients call."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from celery import Celery
+
+#: A queue that no worker takes from: tasks sent there stay pending.
+NOBODY = "nobody"
+#: A worker's environment says where it belongs.
+BROKER, RESULTS = "BENCHMARK_BROKER", "BENCHMARK_RESULTS"
+
+
+def create_app(broker: str, backend: str) -> Any:
+    """An app with the tasks below, of Celery's own defaults."""
+    made = Celery("benchmark", broker=broker, backend=backend, set_as_current=False)
+    made.conf.broker_connection_retry_on_startup = True
+    for task in (add, now, latest):
+        made.task(name=task.__name__, shared=False)(task)
+    made.finalize()
+    return made
+
+
+def add(x: int, y: int) -> int:
+    """x + y."""
+    return x + y
+
+
+def now() -> float:
+    """A part of a chord: when it ran."""
+    return time.time()
+
+
+def latest(times: list[float]) -> list[float]:
+    """A chord's body: when the last part ran, and when this does."""
+    return [max(times), time.time()]
+
+
+if BROKER in os.environ:  # a worker's
+    app = create_app(os.environ[BROKER], os.environ[RESULTS])
+    app.set_current()
+    app.set_default()

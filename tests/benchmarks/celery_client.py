@@ -1,0 +1,213 @@
+"""The program that is measured: calls Celery's API, knows its result backend only by URL.
+
+One process for each backend takes orders on its standard input, a line of JSON each, and
+answers with figures. `measure` has what is asked for; times are microseconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import uuid4
+
+import celery
+from celery import states
+from celery.exceptions import TimeoutError as CeleryTimeout
+
+from resultd.v1 import result_service_pb2 as pb
+from tests.benchmarks.celery_app import NOBODY, create_app
+from tests.benchmarks.processes import rss_mib
+
+VALUE = "x" * 298
+_BATCH = 500
+_LIMIT_S = 60.0
+
+
+class Program:
+    """What one backend is asked."""
+
+    def __init__(self, broker: str, backend: str) -> None:
+        self._app = create_app(broker, backend)
+        self._add = self._app.tasks["add"]
+        self._on_redis = backend.startswith("redis")
+        self._fill([str(uuid4())])
+        self._result(self._ids(1)[0]).get(timeout=_LIMIT_S)  # connections are no part of it
+        self._add.apply_async((0, 0), queue=NOBODY, ignore_result=True)
+
+    # What is measured
+
+    def round_trip(self, samples: int) -> dict[str, float]:
+        """`delay().get()`, one after the other, on a real worker; it too is to be warm."""
+
+        def call() -> object:
+            return self._add.delay(1, 2).get(timeout=_LIMIT_S)
+
+        _each(call, samples // 10)
+        took = _each(call, samples)
+        return {"p50": statistics.median(took), "p99": statistics.quantiles(took, n=100)[98]}
+
+    def store(self, samples: int) -> dict[str, float]:
+        """`store_result`, one after the other, as a worker's child does it."""
+        took = _each(
+            lambda: self._app.backend.store_result(str(uuid4()), VALUE, states.SUCCESS), samples
+        )
+        return {"p50": statistics.median(took)}
+
+    def get_one(self, samples: int) -> dict[str, float]:
+        """`get()` of a ready result nobody here has heard of, other things done in between."""
+        took = []
+        for task_id in self._ids(samples):
+            result = self._result(task_id)
+            time.sleep(0.005)
+            took.append(_took(functools.partial(result.get, timeout=_LIMIT_S)))
+        return {"p50": statistics.median(took)}
+
+    def get_unseen(self, count: int) -> dict[str, float]:
+        """So many `get()`s of ready results, ids from elsewhere."""
+        ids = self._ids(count)
+        return {"took": _took(lambda: [self._result(id_).get(timeout=_LIMIT_S) for id_ in ids])}
+
+    def published(self, count: int) -> dict[str, float]:
+        """Tasks published and held: memory, subscriptions; then they are done: `get()` of each."""
+        gc.collect()
+        before_mib, subscribed = rss_mib(), self._subscriptions()
+        results = [self._add.apply_async((1, 2), queue=NOBODY) for _ in range(count)]
+        gc.collect()
+        found = {"mib": rss_mib() - before_mib, "held": self._subscriptions() - subscribed}
+        self._fill([result.id for result in results])
+        found["took"] = _took(lambda: [result.get(timeout=_LIMIT_S) for result in results])
+        return found
+
+    def waited(self, count: int) -> dict[str, float]:
+        """A thread waits for so many pending results: memory and subscriptions meanwhile."""
+        gc.collect()
+        ids = [str(uuid4()) for _ in range(count)]
+        before_mib, subscribed = rss_mib(), self._subscriptions()
+        values: list[Any] = []
+
+        def wait() -> None:
+            # All of it in this thread: the Redis backend is another one in each.
+            results = self._app.GroupResult(str(uuid4()), [self._result(id_) for id_ in ids])
+            values.extend(results.get(timeout=_LIMIT_S))
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        end = time.monotonic() + _LIMIT_S
+        while self._subscriptions() - subscribed < count and time.monotonic() < end:
+            time.sleep(0.05)
+        gc.collect()
+        found = {"mib": rss_mib() - before_mib, "held": self._subscriptions() - subscribed}
+        self._fill(ids)
+        waiting.join()
+        assert values == [VALUE] * count
+        return found
+
+    def group_get(self, count: int) -> dict[str, float]:
+        """`GroupResult.get()` of ready results, ids from elsewhere."""
+        results = [self._result(id_) for id_ in self._ids(count)]
+        group = self._app.GroupResult(str(uuid4()), results)
+        return {"took": _took(lambda: group.get(timeout=_LIMIT_S))}
+
+    def group_publish(self, count: int) -> dict[str, float]:
+        """A group's `apply_async()`, to no worker."""
+        group = celery.group(self._add.s(number, number) for number in range(count))
+        return {"took": _took(lambda: group.apply_async(queue=NOBODY))}
+
+    def chord(self, count: int) -> dict[str, float]:
+        """A chord on a real worker: the whole, and from its last part to its body."""
+        header = [self._app.tasks["now"].si() for _ in range(count)]
+        seen: list[float] = []
+
+        def whole() -> None:
+            result = celery.chord(header)(self._app.tasks["latest"].s())
+            seen.extend(result.get(timeout=_LIMIT_S))
+
+        took = _took(whole)
+        last_s, body_s = seen
+        return {"took": took, "body": (body_s - last_s) * 1e6}
+
+    def never(self) -> dict[str, float]:
+        """`get(timeout=0.2)` of what never comes."""
+
+        def wait() -> None:
+            try:
+                self._result(str(uuid4())).get(timeout=0.2)
+            except CeleryTimeout:
+                return
+            raise AssertionError("it came")
+
+        return {"took": _took(wait)}
+
+    # How
+
+    def _result(self, task_id: str) -> Any:
+        return self._app.AsyncResult(task_id)
+
+    def _ids(self, count: int) -> list[str]:
+        """Ids of so many ready results."""
+        ids = [str(uuid4()) for _ in range(count)]
+        self._fill(ids)
+        return ids
+
+    def _fill(self, ids: Sequence[str]) -> None:
+        """Stores results in bulk, as they would lie there had workers stored each."""
+        for start in range(0, len(ids), _BATCH):
+            batch = ids[start : start + _BATCH]
+            (self._fill_redis if self._on_redis else self._fill_resultd)(batch)
+
+    def _fill_redis(self, ids: Sequence[str]) -> None:
+        backend = self._app.backend
+        with backend.client.pipeline(transaction=False) as pipeline:
+            for id_ in ids:
+                meta = backend._get_result_meta(VALUE, states.SUCCESS, None, None)
+                key, data = backend.get_key_for_task(id_), backend.encode({**meta, "task_id": id_})
+                pipeline.set(key, data, ex=backend.expires)
+                pipeline.publish(key, data)
+            pipeline.execute()
+
+    def _fill_resultd(self, ids: Sequence[str]) -> None:
+        backend = self._app.backend
+        reports = [backend.codec.report(id_, VALUE, states.SUCCESS, None, None) for id_ in ids]
+        request = pb.BatchStoreResultsRequest(reports=reports)
+        backend.client.run(backend.client.operations.call("BatchStoreResults", request))
+
+    def _subscriptions(self) -> int:
+        """What the server keeps for this client: channels, or ids on its one stream."""
+        backend = self._app.backend
+        if self._on_redis:
+            return len(backend.client.pubsub_channels())
+        watcher = backend.client.watcher()
+        return len(watcher._hub._waiters) if watcher.streaming else 0
+
+
+def _each(work: Callable[[], object], samples: int) -> list[float]:
+    return [_took(work) for _ in range(samples)]
+
+
+def _took(work: Callable[[], object]) -> float:
+    began_s = time.perf_counter()
+    work()
+    return (time.perf_counter() - began_s) * 1e6
+
+
+def main() -> None:
+    """Takes orders until there are no more."""
+    program = Program(*sys.argv[1:])
+    print("ready", flush=True)
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        print(json.dumps(getattr(program, name)(*arguments)), flush=True)
+        gc.collect()
+    os._exit(0)  # results of the Redis backend unsubscribe one by one when they are collected
+
+
+if __name__ == "__main__":
+    main()
