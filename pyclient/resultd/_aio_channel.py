@@ -19,7 +19,19 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from resultd import _channel, _status, _stubs
-from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Reconnect, Sleep, run_async
+from resultd._effects import (
+    Call,
+    Effect,
+    Mailbox,
+    Op,
+    Open,
+    Receive,
+    Reconnect,
+    Report,
+    Sleep,
+    run_async,
+)
+from resultd._reporter import LoopReporter
 from resultd._stream import AHEAD
 from resultd._url import Url
 from resultd._watcher import Watcher
@@ -140,8 +152,10 @@ class AioEndpoint:
         self._methods: dict[str, Any] = {}
         self._streams: set[LoopStream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watching: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._generation = 0
+        self._reporter = LoopReporter(self._call, self._start)
         self.watcher = Watcher(self, self.url.heartbeat)
 
     def enter(self) -> AioEndpoint:
@@ -164,6 +178,8 @@ class AioEndpoint:
         """Do what an operation asks for."""
         if isinstance(effect, Call):
             return await self._call(effect)
+        if isinstance(effect, Report):
+            return await self._reporter.store(effect)
         if isinstance(effect, Receive):
             assert isinstance(effect.mailbox, LoopMailbox)
             return await effect.mailbox.receive(effect.timeout)
@@ -180,14 +196,19 @@ class AioEndpoint:
 
     def spawn(self, op: Op[None]) -> None:
         """Drive an operation in a task."""
-        work: Coroutine[Any, Any, None] = run_async(op, self.handle)
-        task = self._running().create_task(work, name="resultd-watch")
+        task = self._start(run_async(op, self.handle))
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._running().create_task(work, name="resultd")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def forbid_waiting(self) -> None:
         """Refuse to wait in the task that everybody who waits depends on."""
-        if asyncio.current_task() in self._tasks:
+        if asyncio.current_task() in self._watching:
             raise RuntimeError("waiting inside a then() callback would wait for ever")
 
     async def close(self) -> None:

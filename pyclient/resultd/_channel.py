@@ -15,7 +15,8 @@ from typing import Any
 import grpc
 
 from resultd import _fork, _status, _stubs
-from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Reconnect, Sleep, run
+from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Reconnect, Report, Sleep, run
+from resultd._reporter import ThreadReporter
 from resultd._stream import QueueMailbox, ThreadStream
 from resultd._url import Url
 from resultd._watcher import Watcher
@@ -83,6 +84,7 @@ class Endpoint:
         self._background: threading.Thread | None = None
         self._in_flight = 0
         self._counting = threading.Lock()
+        self._reporter = ThreadReporter(self._call)
 
     # What operations ask for
 
@@ -90,6 +92,8 @@ class Endpoint:
         """Do what an operation asks for."""
         if isinstance(effect, Call):
             return self._call(effect)
+        if isinstance(effect, Report):
+            return self._reporter.store(effect)
         if isinstance(effect, Receive):
             assert isinstance(effect.mailbox, QueueMailbox)
             return effect.mailbox.receive(effect.timeout)

@@ -16,6 +16,8 @@ from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
+from resultd.v1 import result_service_pb2
+
 T = TypeVar("T")
 
 
@@ -48,6 +50,14 @@ class Call:
 
     method: str
     request: Message
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Store a report, in a call with whatever else is to be stored now; gives its answer."""
+
+    request: result_service_pb2.StoreResultRequest
     timeout: float
 
 
@@ -92,7 +102,7 @@ class Emit:
     value: Any
 
 
-Effect = Call | Open | Receive | Reconnect | Sleep | Emit
+Effect = Call | Report | Open | Receive | Reconnect | Sleep | Emit
 Op = Generator[Effect, Any, T]
 
 

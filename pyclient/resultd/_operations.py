@@ -6,14 +6,14 @@ them. Times are seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
-from resultd import _backoff, _records
+from resultd import _backoff, _effects, _records
 from resultd._deadline import Deadline
-from resultd._effects import Call, Emit, Op, Sleep
+from resultd._effects import Call, Effect, Emit, Op, Sleep
 from resultd._records import Report, StoreOutcome
 from resultd._url import Url
 from resultd.errors import (
@@ -68,13 +68,22 @@ class Operations:
         `once` is for calls that are not idempotent: those are never sent a second time.
         `limit` makes the time shorter.
         """
+        return self._tried(lambda seconds: Call(method, request, seconds), once, limit)
+
+    def report(
+        self, request: result_service_pb2.StoreResultRequest, *, limit: float | None = None
+    ) -> Op[result_service_pb2.StoreResultResponse]:
+        """Store a report, together with what else the process stores now; tried as a call is."""
+        return self._tried(lambda seconds: _effects.Report(request, seconds), False, limit)
+
+    def _tried(self, effect: Callable[[float], Effect], once: bool, limit: float | None) -> Op[Any]:
         timeout = self.url.timeout if limit is None else min(limit, self.url.timeout)
         deadline = Deadline(timeout)
         tries = 0
         while True:
             try:
                 attempt = deadline.within(self.url.attempt_timeout)
-                return (yield Call(method, request, max(attempt, 0.001)))
+                return (yield effect(max(attempt, 0.001)))
             except ResultdError as error:
                 pause = _backoff.full_jitter(tries, error.retry_delay)
                 left = deadline.left()
@@ -86,7 +95,7 @@ class Operations:
     def store(self, report: Report) -> Op[StoreOutcome]:
         """Store one report."""
         request = report.request(self.registry, self.serializer)
-        return _records.store_outcome((yield from self.call("StoreResult", request)))
+        return _records.store_outcome((yield from self.report(request)))
 
     def store_many(self, items: Iterable[Any]) -> Op[list[StoreOutcome]]:
         """Store any number of reports, in their order, each with an outcome of its own."""

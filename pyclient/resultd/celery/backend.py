@@ -164,7 +164,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         client, deadline = self.client, Deadline(self.options.store_timeout)
         while True:
             try:
-                op = client.operations.call("StoreResult", store, limit=deadline.left())
+                op = client.operations.report(store, limit=deadline.left())
                 answer: result_service_pb2.StoreResultResponse = client.run(op)
                 return answer
             except ValueTooLargeError as error:

@@ -1,0 +1,228 @@
+"""Reports of one process that share calls: what queued while a call ran goes out with the next.
+
+Nobody waits for company. A report that finds no call under way is sent at once, alone; those
+that come meanwhile are sent together when it has ended. So one thread has the latency of a
+call, and many have the server's price for a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from google.protobuf.message import Message
+
+from resultd._effects import Call, Report
+from resultd._operations import CALL_BYTES_MAX, REPORTS_PER_CALL
+from resultd.errors import ResultdError, UnavailableError, make
+from resultd.v1 import result_service_pb2
+
+
+class Ticket:
+    """A report on its way, and what came of it."""
+
+    __slots__ = ("answer", "error", "leads", "request", "size_bytes", "timeout", "woken")
+
+    def __init__(self, effect: Report) -> None:
+        self.request: result_service_pb2.StoreResultRequest = effect.request
+        self.timeout = effect.timeout
+        self.size_bytes = effect.request.ByteSize() + 8  # tag and length
+        self.answer: result_service_pb2.StoreResultResponse | None = None
+        self.error: BaseException | None = None
+        # Of a thread's report: whether it is to make the next call, and what wakes it.
+        self.leads = False
+        self.woken: threading.Event | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known what came of it."""
+        return self.answer is not None or self.error is not None
+
+    def result(self) -> result_service_pb2.StoreResultResponse:
+        """Return the server's answer, or raise what came instead."""
+        if self.answer is not None:
+            return self.answer
+        assert self.error is not None, "asked before it was settled"
+        raise self.error
+
+
+def take(waiting: deque[Ticket]) -> list[Ticket]:
+    """Take from the front what one call may carry."""
+    taken: list[Ticket] = []
+    room = CALL_BYTES_MAX
+    while waiting and len(taken) < REPORTS_PER_CALL:
+        if taken and waiting[0].size_bytes > room:
+            break
+        room -= waiting[0].size_bytes
+        taken.append(waiting.popleft())
+    return taken
+
+
+def call_for(tickets: list[Ticket]) -> Call:
+    """Return the call that carries these reports."""
+    timeout = max(ticket.timeout for ticket in tickets)
+    if len(tickets) == 1:
+        return Call("StoreResult", tickets[0].request, timeout)
+    batch = result_service_pb2.BatchStoreResultsRequest(
+        reports=[ticket.request for ticket in tickets]
+    )
+    return Call("BatchStoreResults", batch, timeout)
+
+
+def settle(tickets: list[Ticket], response: Message) -> None:
+    """Give every ticket its part of the answer."""
+    if isinstance(response, result_service_pb2.StoreResultResponse):
+        tickets[0].answer = response
+        return
+    assert isinstance(response, result_service_pb2.BatchStoreResultsResponse)
+    from resultd import _status  # grpc is imported by then
+
+    for ticket, outcome in zip(tickets, response.outcomes, strict=True):
+        if outcome.HasField("error"):
+            ticket.error = _status.from_report_error(outcome.error)
+        else:
+            ticket.answer = outcome.result
+
+
+def fail(tickets: list[Ticket], error: BaseException) -> None:
+    """Tell every ticket that nothing is known; what may succeed later is tried again."""
+    if not isinstance(error, ResultdError):  # Ctrl-C, in whichever thread made the call
+        error = make("UNAVAILABLE", f"the call that carried the report was broken off: {error!r}")
+    for ticket in tickets:
+        if not ticket.settled:
+            ticket.error = error
+
+
+class ThreadReporter:
+    """Combines the reports of threads; one of those that wait makes the call for all."""
+
+    def __init__(self, call: Callable[[Call], Any]) -> None:
+        self._call = call
+        self._lock = threading.Lock()
+        self._waiting: deque[Ticket] = deque()
+        self._led = False
+
+    def store(self, effect: Report) -> result_service_pb2.StoreResultResponse:
+        """Store a report; returns its answer, or raises.
+
+        Raises:
+            ResultdError: it was refused, or the call failed.
+        """
+        ticket = Ticket(effect)
+        with self._lock:
+            self._waiting.append(ticket)
+            ticket.leads, self._led = not self._led, True
+            if not ticket.leads:
+                ticket.woken = threading.Event()
+        try:
+            if ticket.woken is not None and not ticket.woken.wait(effect.timeout):
+                self._give_up(ticket)
+            if ticket.leads and not ticket.settled:
+                self._lead()
+        except BaseException:
+            self._give_up(ticket)  # Ctrl-C
+            raise
+        return ticket.result()
+
+    def _lead(self) -> None:
+        """Make one call for what waits, and pass the lead on."""
+        with self._lock:
+            tickets = take(self._waiting)
+        try:
+            settle(tickets, self._call(call_for(tickets)))
+        except BaseException as error:
+            fail(tickets, error)
+            if not isinstance(error, ResultdError):
+                raise
+        finally:
+            for ticket in tickets:
+                if ticket.woken is not None:
+                    ticket.woken.set()
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            self._led = bool(self._waiting)
+            if self._waiting:
+                following = self._waiting[0]
+                following.leads = True
+                if following.woken is not None:
+                    following.woken.set()
+
+    def _give_up(self, ticket: Ticket) -> None:
+        """Stop waiting for a call to end. Should the lead be ours by now, another has it."""
+        with self._lock:
+            if ticket.settled:
+                return
+            ticket.error = make("DEADLINE_EXCEEDED", "the calls before took too long")
+            if ticket not in self._waiting:
+                return  # under way with others'
+            self._waiting.remove(ticket)
+        if ticket.leads:
+            self._pass_on()
+
+
+class LoopReporter:
+    """Combines the reports of the tasks of one event loop."""
+
+    def __init__(
+        self,
+        call: Callable[[Call], Awaitable[Any]],
+        spawn: Callable[[Any], asyncio.Task[None]],
+    ) -> None:
+        self._call = call
+        self._spawn = spawn
+        self._waiting: deque[Ticket] = deque()
+        self._told: dict[Ticket, asyncio.Future[None]] = {}
+        self._sending: asyncio.Task[None] | None = None
+
+    async def store(self, effect: Report) -> result_service_pb2.StoreResultResponse:
+        """Store a report; returns its answer, or raises.
+
+        Raises:
+            ResultdError: it was refused, or the call failed.
+        """
+        ticket = Ticket(effect)
+        told = self._told[ticket] = asyncio.get_running_loop().create_future()
+        self._waiting.append(ticket)
+        if self._sending is None:
+            # A task of its own: whoever is cancelled takes nobody else's report along.
+            self._sending = self._spawn(self._send())
+            self._sending.add_done_callback(self._ended)
+        try:
+            await told
+        finally:
+            self._told.pop(ticket, None)
+        return ticket.result()
+
+    async def _send(self) -> None:
+        while tickets := take(self._waiting):
+            try:
+                settle(tickets, await self._call(call_for(tickets)))
+            except ResultdError as error:
+                fail(tickets, error)
+            except BaseException as error:
+                fail(tickets, error)
+                raise
+            finally:
+                self._tell(tickets)
+        self._sending = None  # in the same step as the look that found nothing more
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._sending is not task:
+            return
+        self._sending = None
+        left = list(self._waiting)
+        self._waiting.clear()
+        if left:  # it was cancelled: the client is being closed
+            fail(left, UnavailableError("the client was closed"))
+            self._tell(left)
+
+    def _tell(self, tickets: list[Ticket]) -> None:
+        for ticket in tickets:
+            told = self._told.get(ticket)
+            if told is not None and not told.done():
+                told.set_result(None)

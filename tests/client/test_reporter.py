@@ -1,0 +1,308 @@
+"""Reports that share calls: nobody waits for company, nobody is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import resultd
+import resultd.aio
+from resultd import _operations, _reporter
+from resultd._effects import Call, Report
+from resultd._reporter import LoopReporter, ThreadReporter, Ticket, take
+from resultd.errors import ResultdError, UnavailableError, ValueTooLargeError, make
+from resultd.testing import Server
+from resultd.v1 import result_service_pb2 as pb
+from resultd.v1 import state_pb2, task_pb2, value_pb2
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One server for the module."""
+    with Server() as running:
+        yield running
+
+
+def report(task_id: str, timeout: float = 10.0, size: int = 1) -> Report:
+    """A finished task."""
+    value = value_pb2.Payload(data=b"1" * size)
+    meta = task_pb2.TaskMeta(task_id=task_id, state=state_pb2.STATE_SUCCESS, value=value)
+    return Report(pb.StoreResultRequest(meta=meta), timeout)
+
+
+def ids(call: Call) -> list[str]:
+    """Whose reports a call carries."""
+    if isinstance(call.request, pb.StoreResultRequest):
+        return [call.request.meta.task_id]
+    assert isinstance(call.request, pb.BatchStoreResultsRequest)
+    return [each.meta.task_id for each in call.request.reports]
+
+
+def answer(call: Call) -> Any:
+    """What a server says: each report's version is its id's number."""
+    if isinstance(call.request, pb.StoreResultRequest):
+        return pb.StoreResultResponse(version=int(call.request.meta.task_id))
+    outcomes = [pb.StoreOutcome(result=pb.StoreResultResponse(version=int(i))) for i in ids(call)]
+    return pb.BatchStoreResultsResponse(outcomes=outcomes)
+
+
+class Gate:
+    """A server whose first call takes until it is opened."""
+
+    def __init__(self, respond: Callable[[Call], Any] = answer) -> None:
+        self.calls: list[list[str]] = []
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+        self._respond = respond
+
+    def __call__(self, call: Call) -> Any:
+        """Take a call, and answer it."""
+        self.calls.append(ids(call))
+        if len(self.calls) == 1:
+            self.entered.set()
+            assert self.opened.wait(10)
+        return self._respond(call)
+
+
+class Threads:
+    """Threads that store one report each, and what came of it."""
+
+    def __init__(self, reporter: ThreadReporter) -> None:
+        self._reporter = reporter
+        self.outcomes: dict[str, Any] = {}
+        self._threads: list[threading.Thread] = []
+
+    def store(self, task_id: str, timeout: float = 10.0) -> None:
+        """Start one."""
+        thread = threading.Thread(target=self._store, args=(task_id, timeout))
+        self._threads.append(thread)
+        thread.start()
+
+    def _store(self, task_id: str, timeout: float) -> None:
+        try:
+            self.outcomes[task_id] = self._reporter.store(report(task_id, timeout)).version
+        except ResultdError as error:
+            self.outcomes[task_id] = error
+
+    def join(self) -> None:
+        """Until all have ended."""
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something other threads do."""
+    changed = threading.Event()
+    for _ in range(2_000):
+        if condition():
+            return
+        changed.wait(0.005)
+    raise AssertionError("it never came about")
+
+
+def queued(reporter: ThreadReporter, count: int) -> Callable[[], bool]:
+    """Whether so many reports wait."""
+    return lambda: len(reporter._waiting) == count
+
+
+def test_a_report_alone_is_sent_at_once_by_itself() -> None:
+    """One thread's reports are unary calls, in their order."""
+    calls: list[Call] = []
+
+    def call(each: Call) -> Any:
+        calls.append(each)
+        return answer(each)
+
+    reporter = ThreadReporter(call)
+    assert [reporter.store(report(str(n))).version for n in range(1, 4)] == [1, 2, 3]
+    assert [each.method for each in calls] == ["StoreResult"] * 3
+
+
+def test_what_queues_while_a_call_runs_goes_out_together() -> None:
+    """Ten reports that come during a call are one call, and each has its own answer."""
+    gate = Gate()
+    threads = Threads(reporter := ThreadReporter(gate))
+    threads.store("1")
+    assert gate.entered.wait(10)
+    for number in range(2, 12):
+        threads.store(str(number))
+    until(queued(reporter, 10))
+    gate.opened.set()
+    threads.join()
+    assert threads.outcomes == {str(n): n for n in range(1, 12)}
+    assert [len(call) for call in gate.calls] == [1, 10]
+
+
+def test_a_refused_report_does_not_spoil_the_others() -> None:
+    """Of a batch, each report has its own error or answer."""
+
+    def respond(call: Call) -> Any:
+        if len(ids(call)) == 1:
+            return answer(call)
+        refused = pb.StoreOutcome(error=pb.ReportError(code=3, message="no"))
+        kept = pb.StoreOutcome(result=pb.StoreResultResponse(version=7))
+        return pb.BatchStoreResultsResponse(
+            outcomes=[refused if i == "2" else kept for i in ids(call)]
+        )
+
+    gate = Gate(respond)
+    threads = Threads(reporter := ThreadReporter(gate))
+    threads.store("1")
+    assert gate.entered.wait(10)
+    threads.store("2")
+    threads.store("3")
+    until(queued(reporter, 2))
+    gate.opened.set()
+    threads.join()
+    assert threads.outcomes["3"] == 7
+    assert threads.outcomes["2"].code == "INVALID_ARGUMENT"
+
+
+def test_a_failed_call_fails_all_it_carried_and_the_next_goes_on() -> None:
+    """Whoever was in a call that failed is told so; whoever waited leads the next."""
+    failing = [True]
+
+    def respond(call: Call) -> Any:
+        if len(ids(call)) > 1 and failing.pop():
+            raise make("UNAVAILABLE", "gone")
+        return answer(call)
+
+    gate = Gate(respond)
+    threads = Threads(reporter := ThreadReporter(gate))
+    threads.store("1")
+    assert gate.entered.wait(10)
+    threads.store("2")
+    threads.store("3")
+    until(queued(reporter, 2))
+    gate.opened.set()
+    threads.join()
+    assert threads.outcomes["1"] == 1
+    assert isinstance(threads.outcomes["2"], UnavailableError)
+    assert isinstance(threads.outcomes["3"], UnavailableError)
+    assert reporter.store(report("4")).version == 4
+
+
+def test_who_waits_too_long_is_told_and_takes_nobody_along() -> None:
+    """A report that queued longer than its time fails; those behind it go out all the same."""
+    gate = Gate()
+    threads = Threads(reporter := ThreadReporter(gate))
+    threads.store("1")
+    assert gate.entered.wait(10)
+    threads.store("2", timeout=0.05)
+    until(queued(reporter, 1))
+    threads.store("3")
+    until(lambda: "2" in threads.outcomes)
+    assert threads.outcomes["2"].code == "DEADLINE_EXCEEDED"
+    gate.opened.set()
+    threads.join()
+    assert threads.outcomes["3"] == 3
+    assert gate.calls == [["1"], ["3"]]
+
+
+def test_ctrl_c_in_the_leading_thread_breaks_off_a_call_others_may_repeat() -> None:
+    """Whoever makes the call raises its KeyboardInterrupt; the others get a retryable error."""
+    reporter = ThreadReporter(lambda call: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        reporter.store(report("1"))
+    ticket = Ticket(report("2"))
+    _reporter.fail([ticket], KeyboardInterrupt())
+    assert isinstance(ticket.error, ResultdError)
+    assert ticket.error.retryable
+    with pytest.raises(KeyboardInterrupt):  # and the lead was passed on
+        reporter.store(report("3"))
+
+
+def test_a_call_is_bounded_in_reports_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call carries at most a batch; a report too large for company goes alone."""
+    monkeypatch.setattr(_reporter, "REPORTS_PER_CALL", 3)
+    monkeypatch.setattr(_reporter, "CALL_BYTES_MAX", 1_000)
+    waiting = deque(Ticket(report(str(n))) for n in range(4))
+    waiting.append(Ticket(report("4", size=5_000)))
+    waiting.append(Ticket(report("5")))
+    sizes = []
+    while waiting:
+        sizes.append(len(take(waiting)))
+    assert sizes == [3, 1, 1, 1]
+    assert _operations.REPORTS_PER_CALL == 1_000
+
+
+def test_many_threads_store_through_few_calls(server: Server) -> None:
+    """Against a real server: 32 threads, 20 reports each, all stored, each answered."""
+    with resultd.Client(server.url) as client:
+        versions: list[int] = []
+
+        def work(thread: int) -> None:
+            stored = (client.store_result(f"{thread}-{number}", number) for number in range(20))
+            versions.extend(outcome.version for outcome in stored)
+
+        threads = [threading.Thread(target=work, args=(thread,)) for thread in range(32)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert versions == [1] * 640
+        assert client.AsyncResult("31-19").get(timeout=5) == 19
+
+
+async def test_many_tasks_store_through_few_calls(server: Server) -> None:
+    """The same of an event loop: 500 tasks at once make a handful of calls."""
+    async with resultd.aio.Client(server.url) as client:
+        outcomes = await asyncio.gather(*(client.store_result(f"a{n}", n) for n in range(500)))
+        assert [outcome.version for outcome in outcomes] == [1] * 500
+        assert await client.AsyncResult("a499").get(timeout=5) == 499
+
+
+async def test_a_cancelled_task_takes_nobodys_report_along() -> None:
+    """A task that is cancelled while its report is under way leaves the call to the others."""
+    opened, entered = asyncio.Event(), asyncio.Event()
+
+    async def call(each: Call) -> Any:
+        entered.set()
+        await opened.wait()
+        return answer(each)
+
+    reporter = LoopReporter(call, asyncio.ensure_future)
+    first, second, third = (
+        asyncio.ensure_future(reporter.store(report(str(n)))) for n in range(1, 4)
+    )
+    await entered.wait()
+    first.cancel()
+    second.cancel()
+    opened.set()
+    assert (await third).version == 3
+    assert first.cancelled()
+    assert second.cancelled()
+
+
+async def test_closing_tells_who_still_waits() -> None:
+    """When the sending task is cancelled, as a closed client does, everybody is told."""
+    entered = asyncio.Event()
+
+    async def call(each: Call) -> Any:
+        entered.set()
+        await asyncio.Event().wait()
+
+    tasks: list[asyncio.Task[None]] = []
+
+    def spawn(work: Any) -> asyncio.Task[None]:
+        tasks.append(asyncio.ensure_future(work))
+        return tasks[-1]
+
+    reporter = LoopReporter(call, spawn)
+    waiting = [asyncio.ensure_future(reporter.store(report(str(n)))) for n in range(3)]
+    await entered.wait()
+    tasks[0].cancel()
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [UnavailableError] * 3
+
+
+def test_the_servers_reason_reaches_a_report_that_went_alone(server: Server) -> None:
+    """A value over the limit is refused with its class, as ever."""
+    with resultd.Client(server.url) as client, pytest.raises(ValueTooLargeError):
+        client.store_result("large", "x" * 4_000_000)
