@@ -8,7 +8,9 @@ keys that begin with "celery.".
 
 from __future__ import annotations
 
+import builtins
 import json
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +26,21 @@ from resultd.v1 import result_service_pb2, state_pb2, task_pb2, value_pb2
 if TYPE_CHECKING:
     from resultd.celery.backend import ResultdBackend
 
+logger = logging.getLogger("resultd.celery")
+
 # The server's limit for one record (GetServerInfo: record_bytes_max).
 RECORD_BYTES_MAX = 3 * 1024 * 1024
 TRACEBACK_BYTES_MAX = 64 * 1024
 MESSAGE_BYTES_MAX = 64 * 1024
+TEXT_BYTES_MAX = 1024
+CHILDREN_MAX = 10_000
 TTL_SECONDS_MAX = 10 * 366 * 86_400  # the server's: what is to be kept longer is kept for ever
 
 #: The group a task was called in, where that is not a chord's.
 GROUP_LABEL = "celery.group"
 #: An exception as Celery encoded it, where a Failure cannot hold it: a pickle, or no exception.
 RESULT = "celery.result"
-#: Children that are more than an id: with a parent, or with members.
+#: Children that are more than an id, with a parent or members, or more than the field takes.
 CHILDREN = "celery.children"
 #: A traceback that was stored with something else than an exception.
 TRACEBACK = "celery.traceback"
@@ -45,6 +51,8 @@ PART = "celery.part"
 
 _DEFLATE = "deflate"  # kombu's "application/x-gzip" is zlib's format, HTTP's "deflate"
 _KOMBU_DEFLATE = "application/x-gzip"
+# The class and module of what failed and says no more.
+_UNKNOWN = ("TaskError", "celery.exceptions")
 _EXCEPTION_KEYS = frozenset({"exc_type", "exc_message", "exc_module"})
 
 
@@ -146,12 +154,12 @@ class Codec:
         if progress is not None:
             message.progress.current, message.progress.total = progress.current, progress.total
         if traceback is not None:
-            message.extra[TRACEBACK].CopyFrom(_json([state, str(traceback)]))
+            message.extra[TRACEBACK].CopyFrom(_json([state, _clean(traceback)]))
 
     def _write_failure(self, message: task_pb2.TaskMeta, result: Any, traceback: Any) -> None:
         failure = message.failure
         failure.language = "python"
-        failure.traceback = "" if traceback is None else str(traceback)
+        failure.traceback = "" if traceback is None else _clean(traceback)
         if _is_plain(result):
             args = list(result["exc_message"])
             failure.type, failure.module = result["exc_type"], result["exc_module"]
@@ -162,9 +170,9 @@ class Codec:
         # `args` a reader knows that this is the whole of it.
         message.extra[RESULT].CopyFrom(self.encode(result))
         wrapped = getattr(result, "exc_cls_name", None)  # celery's UnpickleableExceptionWrapper
-        failure.type = wrapped or type(result).__qualname__
-        failure.module = getattr(result, "exc_module", None) or type(result).__module__
-        failure.message = _cut(str(result))
+        failure.type = _text(wrapped or type(result).__qualname__)
+        failure.module = _text(getattr(result, "exc_module", None) or type(result).__module__)
+        failure.message = _cut(_str(result))
 
     def _write_request(
         self, message: task_pb2.TaskMeta, meta: Mapping[str, Any], request: Any
@@ -192,8 +200,10 @@ class Codec:
         if children is None:
             message.extra[CHILDREN].CopyFrom(_json(None))
             return
-        message.children.extend(map(_records.child, children))
-        if any(child[1] is not None or child[0][1] is not None for child in children):
+        message.children.extend(map(_records.child, children[:CHILDREN_MAX]))
+        if len(children) > CHILDREN_MAX or any(
+            child[1] is not None or child[0][1] is not None for child in children
+        ):
             message.extra[CHILDREN].CopyFrom(_json(children))
 
     def _fit(self, message: task_pb2.TaskMeta, state: str) -> None:
@@ -201,18 +211,38 @@ class Codec:
         size = message.ByteSize()
         if size <= RECORD_BYTES_MAX:
             return
-        if state not in states.EXCEPTION_STATES:
-            raise EncodeError(
-                f"the result of {message.task_id} makes a record of {size} bytes, and resultd "
-                f"takes {RECORD_BYTES_MAX}: store the value elsewhere and return where it is"
-            )
-        message.failure.traceback = _cut(message.failure.traceback, TRACEBACK_BYTES_MAX)
+        failed = state in states.EXCEPTION_STATES
+        if failed and message.HasField("failure"):
+            message.failure.traceback = _cut(message.failure.traceback, TRACEBACK_BYTES_MAX)
         for field in ("args", "kwargs"):
             message.ClearField(field)
-        for key in (RESULT, STAMPS, CHILDREN):
+        for key in (STAMPS, CHILDREN, TRACEBACK):
             message.extra.pop(key, None)
         if message.ByteSize() > RECORD_BYTES_MAX:
-            message.failure.args.CopyFrom(_json([message.failure.message]))
+            if not failed:
+                raise EncodeError(
+                    f"the result of {message.task_id} makes a record of {size} bytes, and resultd "
+                    f"takes {RECORD_BYTES_MAX}: store the value elsewhere and return where it is"
+                )
+            self._cut_failure(message)
+        logger.warning(
+            "the record of %s would have %d bytes, and resultd takes %d: it is stored without "
+            "what is large and neither its state nor its value",
+            message.task_id,
+            size,
+            RECORD_BYTES_MAX,
+        )
+
+    def _cut_failure(self, message: task_pb2.TaskMeta) -> None:
+        """Keep of an exception what it is and the beginning of what it says."""
+        known = message.extra.pop(RESULT, None)
+        if PART in message.extra:
+            encoded = None if known is None else self.decode(known)
+            message.extra[RESULT].CopyFrom(self.encode(_summary(encoded)))
+            return
+        if message.failure.module == "builtins" and not _is_exception(message.failure.type):
+            message.failure.type, message.failure.module = _UNKNOWN
+        message.failure.args.CopyFrom(_json([message.failure.message]))
 
     # Metas
 
@@ -276,10 +306,11 @@ class Codec:
         if not failure.HasField("args") and RESULT in message.extra:
             return self.decode(message.extra[RESULT])
         kind, module = failure.type, failure.module
-        if status == states.REVOKED and kind in ("", "TaskRevokedError"):
+        ours = not kind or module == "resultd.errors"  # a native worker's, of a mere message
+        if status == states.REVOKED and (ours or kind == "TaskRevokedError"):
             kind, module = "TaskRevokedError", "celery.exceptions"
-        elif not kind:
-            kind, module = "TaskError", "celery.exceptions"
+        elif ours:
+            kind, module = _UNKNOWN
         return {"exc_type": kind, "exc_message": self._args(failure), "exc_module": module}
 
     def _args(self, failure: value_pb2.Failure) -> list[Any]:
@@ -319,7 +350,8 @@ def ttl_fields(seconds: float | None) -> dict[str, Any]:
 def _children(message: task_pb2.TaskMeta) -> list[Any] | None:
     if CHILDREN in message.extra:
         found = json.loads(message.extra[CHILDREN].data)
-        if [child[0][0] for child in found or ()] == [child.id for child in message.children]:
+        ids = [child[0][0] for child in found or ()]
+        if ids[:CHILDREN_MAX] == [child.id for child in message.children]:
             return found if found is None else [_tupled(child) for child in found]
     return [
         ((child.id, None), [] if _records.is_group(child.kind) else None)
@@ -340,10 +372,29 @@ def _is_plain(result: Any) -> bool:
     return (
         isinstance(result, dict)
         and result.keys() == _EXCEPTION_KEYS
-        and isinstance(result["exc_type"], str)
-        and isinstance(result["exc_module"], str)
+        and _is_name(result["exc_type"])
+        and _is_name(result["exc_module"])
         and isinstance(result["exc_message"], (list, tuple))
     )
+
+
+def _summary(encoded: Any) -> dict[str, Any]:
+    """Make a short exception, as Celery writes them, of a long one."""
+    if _is_plain(encoded):
+        kind, module, text = encoded["exc_type"], encoded["exc_module"], encoded["exc_message"]
+        return {"exc_type": kind, "exc_message": [_cut(_said(text))], "exc_module": module}
+    kind, module = _UNKNOWN
+    return {"exc_type": kind, "exc_message": [_cut(_str(encoded))], "exc_module": module}
+
+
+def _is_exception(name: str) -> bool:
+    found = getattr(builtins, name, None)
+    return isinstance(found, type) and issubclass(found, BaseException)
+
+
+def _is_name(value: object) -> bool:
+    """Whether the failure's own field can hold it, as it is."""
+    return isinstance(value, str) and value != "" and _text(value) == value
 
 
 def _said(args: list[Any]) -> str:
@@ -353,13 +404,29 @@ def _said(args: list[Any]) -> str:
     return str(args[0]) if len(args) == 1 else str(tuple(args))
 
 
+def _str(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 (an exception of somebody's whose __str__ fails)
+        return type(value).__qualname__
+
+
+def _clean(value: object) -> str:
+    """Make text that UTF-8 can hold: a traceback may name files in bytes that are no text."""
+    return _str(value).encode("utf-8", "backslashreplace").decode()
+
+
 def _cut(text: str, limit: int = MESSAGE_BYTES_MAX) -> str:
-    data = text.encode("utf-8", "replace")
+    data = text.encode("utf-8", "backslashreplace")
     return data.decode() if len(data) <= limit else data[:limit].decode("utf-8", "ignore") + " …"
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    """Make a short text for people."""
+    if not isinstance(value, str):
+        return ""
+    data = value.encode("utf-8", "backslashreplace")
+    return data[:TEXT_BYTES_MAX].decode("utf-8", "ignore")
 
 
 def _bytes(data: str | bytes) -> bytes:
@@ -382,3 +449,5 @@ def _inflated(payload: value_pb2.Payload) -> bytes:
         return bytes(decompress(payload.data, encoding))
     except KeyError as error:
         raise DecodeError(f"content encoding {encoding!r} is not known here") from error
+    except Exception as error:  # each library raises what it likes
+        raise DecodeError(f"these bytes are no {encoding}: {error}") from error
