@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,47 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
+
 import resultd
+from resultd.cli.demo import node
 from resultd.testing import Server
+from tests.tooling.repository import ROOT
 
 SECONDS_MAX = 30.0
+NODE = ROOT / "examples" / "workers" / "node"
+GO = ROOT / "examples" / "workers" / "go"
+GO_TOOLS = ("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc")
+GO_GRPC = Path("/usr/share/gocode/src/google.golang.org/grpc")  # golang-google-grpc-dev
+BUILD_SECONDS_MAX = 150
 # Longer than any test: a task that only ends because somebody asked it to.
 ENDLESS_SECONDS = 300
+
+
+def node_modules() -> Path:
+    """Node's packages: beside the worker where installed, else from the demo's cache.
+
+    Skips the test where there are none.
+    """
+    if (NODE / "node_modules" / "@grpc" / "grpc-js").is_dir() and shutil.which("node"):
+        return NODE / "node_modules"
+    try:
+        return node.packages() if shutil.which("node") else pytest.skip("node is not installed")
+    except node.NodeMissingError as error:
+        pytest.skip(str(error))
+
+
+def go_worker(directory: Path) -> Path:
+    """The Go worker, built in a directory as its documentation says.
+
+    Skips the test where it cannot be built.
+    """
+    missing = [tool for tool in GO_TOOLS if shutil.which(tool) is None]
+    if missing or not GO_GRPC.is_dir():
+        pytest.skip(f"not installed: {', '.join(missing) or 'golang-google-grpc-dev'}")
+    output = directory / "worker"
+    subprocess.run(["sh", str(GO / "build.sh"), str(output)], check=True, timeout=BUILD_SECONDS_MAX)
+    return output
 
 
 class ExampleWorker:

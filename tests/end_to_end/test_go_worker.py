@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +11,7 @@ import pytest
 import resultd
 from resultd.testing import Server
 from tests.end_to_end import example_workers
-from tests.end_to_end.example_workers import ExampleWorker
-from tests.tooling.repository import ROOT
-
-HERE = ROOT / "examples" / "workers" / "go"
-TOOLS = ("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc")
-GRPC = Path("/usr/share/gocode/src/google.golang.org/grpc")  # Debian's golang-google-grpc-dev
-BUILD_SECONDS_MAX = 150
+from tests.end_to_end.example_workers import BUILD_SECONDS_MAX, ExampleWorker
 
 pytestmark = pytest.mark.timeout(BUILD_SECONDS_MAX + 30)  # the first test builds
 
@@ -41,13 +33,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The worker, built as its documentation says."""
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if missing or not GRPC.is_dir():
-        pytest.skip(f"not installed: {', '.join(missing) or 'golang-google-grpc-dev'}")
-    output = tmp_path_factory.mktemp("go") / "worker"
-    command = ["sh", str(HERE / "build.sh"), str(output)]
-    subprocess.run(command, check=True, timeout=BUILD_SECONDS_MAX)
-    return output
+    return example_workers.go_worker(tmp_path_factory.mktemp("go"))
 
 
 @pytest.fixture

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import resultd
-from resultd.cli.demo import node
 from resultd.testing import Server
 from tests.end_to_end import example_workers
 from tests.end_to_end.example_workers import ExampleWorker
-from tests.tooling.repository import ROOT
-
-HERE = ROOT / "examples" / "workers" / "node"
 
 
 @pytest.fixture
@@ -35,13 +30,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def modules() -> Path:
-    """The worker's packages: beside it where installed, else from the demo's cache."""
-    if (HERE / "node_modules" / "@grpc" / "grpc-js").is_dir() and shutil.which("node"):
-        return HERE / "node_modules"
-    try:
-        return node.packages() if shutil.which("node") else pytest.skip("node is not installed")
-    except node.NodeMissingError as error:
-        pytest.skip(str(error))
+    """The worker's packages."""
+    return example_workers.node_modules()
 
 
 @pytest.fixture
@@ -49,7 +39,9 @@ def worker(server: Server, modules: Path) -> Iterator[ExampleWorker]:
     """A worker that waits for tasks."""
     address = server.url.removeprefix("resultd://")
     environment = os.environ | {"NODE_PATH": str(modules)}
-    with ExampleWorker(["node", str(HERE / "worker.js"), address], environment) as running:
+    with ExampleWorker(
+        ["node", str(example_workers.NODE / "worker.js"), address], environment
+    ) as running:
         yield running
 
 

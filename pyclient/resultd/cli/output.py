@@ -91,6 +91,8 @@ def record(meta: Mapping[str, Any]) -> dict[str, Any]:
         "traceback": meta["traceback"],
         "progress": None if progress is None else progress._asdict(),
         **{key: meta[key] for key in ("name", "worker", "attempt", "version")},
+        # Told by workers that have queues, arguments worth keeping, and retries.
+        **{key: meta.get(key) for key in ("queue", "args", "kwargs", "retries")},
         **{key: meta[key] for key in ("group_id", "index", "labels", "date_done")},
     }
 

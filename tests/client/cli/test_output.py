@@ -69,6 +69,15 @@ def test_json_is_one_line_of_printable_ascii(text: str) -> None:
     assert json.loads(line) == {"value": text}
 
 
+def test_programs_are_told_where_a_task_ran_and_with_what() -> None:
+    """Queue, arguments and retries are in the object, None where its worker did not say."""
+    told = output.record(meta(queue="mail", args=[1], kwargs={"to": "x"}, retries=2))
+    assert (told["queue"], told["args"], told["kwargs"], told["retries"]) == (
+        ("mail", [1], {"to": "x"}, 2)
+    )
+    assert output.record(meta())["queue"] is None
+
+
 def test_what_json_cannot_say_is_its_repr() -> None:
     """A value without a JSON form does not break the line."""
     assert json.loads(output.json_line({"v": b"x"})) == {"v": "b'x'"}
