@@ -97,11 +97,13 @@ def read(url: str | None, transport_options: Mapping[str, Any], app_name: str | 
 
 
 def _address(url: str | None, options: Mapping[str, Any]) -> str:
-    if not (url or "").partition("://")[2]:  # "resultd", or "resultd://": the default address
+    named = (url or "").partition("://")
+    secure = bool(options.get("tls")) or named[0] in ("resultds", "grpcs")
+    if not named[2]:  # "resultd", or "resultd://": the default address
         url = os.environ.get(_url.ENVIRONMENT_VARIABLE) or _url.DEFAULT_URL
     scheme, _, rest = str(url).partition("://")
     scheme = _SCHEMES.get(scheme, scheme)
-    if options.get("tls") and scheme == "resultd":
+    if secure and scheme == "resultd":
         scheme = "resultds"
     base, _, query = rest.partition("?")
     given = {pair.partition("=")[0] for pair in query.split("&")}
@@ -118,6 +120,8 @@ def _address(url: str | None, options: Mapping[str, Any]) -> str:
 def _ours(transport_options: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in transport_options.items():
+        if value is None:
+            continue  # as if it were not there
         if key in _OURS:
             found[key] = value
             continue
