@@ -127,7 +127,27 @@ class Waits:
             if not missing:
                 return
 
-    # What both stand on
+    # get_many()
+
+    def metas(
+        self,
+        ids: Iterable[str],
+        timeout: float | None,
+        interval: float,
+        on_interval: Callable[[], object] | None,
+        ready_states: frozenset[str],
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (id, meta) as records come, without an end.
+
+        Raises:
+            TimeoutError: the time ran out.
+        """
+        ticks = _Ticks(on_interval, interval, self.known)
+        transitions = not ready_states <= self._backend.READY_STATES
+        for message in self.arrivals(ids, timeout, ticks, transitions):
+            yield message.task_id, self._backend.codec.meta(message)
+
+    # What all stand on
 
     def arrivals(
         self,

@@ -21,6 +21,7 @@ from kombu.exceptions import EncodeError
 
 from resultd._deadline import Deadline
 from resultd.celery import _environment, _options
+from resultd.celery._ahead import ReadAhead
 from resultd.celery._chords import Chords
 from resultd.celery._records import PART, Codec, text_id, ttl_fields
 from resultd.celery._waits import Waits
@@ -88,6 +89,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         self._chord_expires = conf.get("result_chord_expires")
         self.codec = Codec(self)
         self._waits = Waits(self)
+        self._ahead = ReadAhead(self)
         self._chords = Chords(self)
         signals.worker_ready.connect(self._on_worker_ready)  # held weakly
 
@@ -161,6 +163,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         Raises:
             kombu.exceptions.EncodeError: the server says that it is too large.
         """
+        self._ahead.forget()
         client, deadline = self.client, Deadline(self.options.store_timeout)
         while True:
             try:
@@ -233,7 +236,9 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         known = self._waits.known.get(text_id(task_id))
         if known is not None:
             return known
-        (_, meta), *_ = self._waits.read_once([text_id(task_id)])
+        meta = self._ahead.meta(text_id(task_id))
+        if meta is None:
+            (_, meta), *_ = self._waits.read_once([text_id(task_id)])
         return meta
 
     def task_result_exists(self, task_id: Any) -> bool:
@@ -264,7 +269,13 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             if cached and cached["status"] in READY_STATES:
                 del ids[task_id]
                 yield task_id, cached
-        found = self._waits.read_once(ids) if max_iterations else self._arriving(ids, timeout)
+        if not ids:
+            return
+        found = (
+            self._waits.read_once(ids)
+            if max_iterations
+            else self._waits.metas(ids, timeout, interval, on_interval, READY_STATES)
+        )
         for task_id, meta in found:
             if meta["status"] not in READY_STATES:
                 continue
@@ -276,15 +287,8 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             if not ids:
                 return
 
-    def _arriving(
-        self, ids: Iterable[str], timeout: float | None
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        if not ids:
-            return
-        for message in self._waits.arrivals(list(ids), timeout):
-            yield message.task_id, self.codec.meta(message)
-
     def _forget(self, task_id: Any) -> None:
+        self._ahead.forget()
         client = self.client
         client.run(client.operations.forget([text_id(task_id)]))
 
@@ -314,7 +318,11 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             Exception: the task's own, with `propagate`.
         """
         self._ensure_not_eager()
-        self._waits.one(result, timeout, interval, on_interval, on_message)
+        cached = self._cache.get(text_id(result.id))
+        if cached and cached["status"] in self.READY_STATES:
+            result._maybe_set_cache(cached)
+        else:
+            self._waits.one(result, timeout, interval, on_interval, on_message)
         return result.maybe_throw(callback=callback, propagate=propagate)
 
     def wait_for(
@@ -366,7 +374,13 @@ class ResultdBackend(AsyncBackendMixin, Backend):
     def remove_pending_result(self, result: Any) -> Any:
         """Watch a result no longer. Takes no lock and asks nothing: finalisers call this."""
         self._waits.dismiss(result)
+        self._ahead.drop(result.id)
         return result
+
+    def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:
+        """Remember what was published, to read for it in bulk. Nothing is asked of the server."""
+        self._ahead.note(task_id)
+        return {}
 
     # Groups
 
@@ -388,7 +402,9 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         if GROUP_RESULT not in group.extra:
             return None
         meta: dict[str, Any] = self.codec.decode(group.extra[GROUP_RESULT])
-        meta["result"] = result_from_tuple(meta["result"], self.app)
+        restored = meta["result"] = result_from_tuple(meta["result"], self.app)
+        for member in restored.results or ():
+            self._ahead.note(text_id(member.id))
         return meta
 
     def _delete_group(self, group_id: str) -> None:
