@@ -112,7 +112,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
 
     def expires_of(self, state: str) -> float | None:
         """Seconds to keep a result in a state (`result_expires`, `result_failure_expires`)."""
-        if self._failure_expires is not None and state in (states.FAILURE, states.REVOKED):
+        if self._failure_expires is not None and state == states.FAILURE:
             kept: float | None = self.prepare_expires(self._failure_expires, int)
             return kept
         expires: float | None = self.expires
@@ -318,9 +318,12 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             Exception: the task's own, with `propagate`.
         """
         self._ensure_not_eager()
-        cached = self._cache.get(text_id(result.id))
-        if cached and cached["status"] in self.READY_STATES:
-            result._maybe_set_cache(cached)
+        task_id = text_id(result.id)
+        known = self._cache.get(task_id)
+        if not known and on_message is None:
+            known = self._ahead.meta(task_id)
+        if known and known["status"] in self.READY_STATES:
+            result._maybe_set_cache(known)
         else:
             self._waits.one(result, timeout, interval, on_interval, on_message)
         return result.maybe_throw(callback=callback, propagate=propagate)

@@ -1,0 +1,112 @@
+"""Reading ahead: a program that goes through its results one after the other is read for in bulk.
+
+    results = [add.delay(i, i) for i in range(5_000)]
+    [result.get() for result in results]          # a handful of calls, not 5,000
+
+`GroupResult.ready()`, `completed_count()` and a chord's look at its header do the same thing.
+Celery asks for each result by itself; here the ids that this process published are known in
+their order, and whoever asks for one and then for its successor gets the next ones along:
+16, then 128, then 1,000. What was read so is believed for `FRESH` seconds, within which the
+same thread must ask for it and do nothing else; a SUCCESS, which never changes, for `KEPT`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from resultd.v1 import result_service_pb2, state_pb2, task_pb2
+
+if TYPE_CHECKING:
+    from resultd.celery.backend import ResultdBackend
+
+# Published ids that are remembered: a few hundred bytes each, until their results are deleted.
+IDS_MAX = 10_000
+# Going over results in their order may skip a few: those that are known to be ready.
+STRIDE_MAX = 8
+WINDOWS = (1, 16, 128, 1_000)
+FRESH = 0.02
+KEPT = 5.0
+
+
+class ReadAhead:
+    """What one backend's process published, and what each thread has read of it."""
+
+    def __init__(self, backend: ResultdBackend) -> None:
+        self._backend = backend
+        # In the order of publishing. Changed without a lock: finalisers do.
+        self._ids: dict[str, int] = {}
+        self._count = 0
+        self._read = _Read()
+
+    def note(self, task_id: str) -> None:
+        """Remember an id that is being published. Asks nothing."""
+        if len(self._ids) < IDS_MAX:
+            self._count += 1
+            self._ids[task_id] = self._count
+
+    def drop(self, task_id: str) -> None:
+        """Forget an id whose result object is gone. Takes no lock."""
+        self._ids.pop(task_id, None)
+
+    def forget(self) -> None:
+        """Forget what this thread has read: it does something else now."""
+        if self._read.messages:
+            self._read.messages.clear()
+            self._read.step = 0
+
+    def meta(self, task_id: str) -> dict[str, Any] | None:
+        """Give a result's meta if it was read ahead, or is now; None if it is to be read alone."""
+        read, now = self._read, time.monotonic()
+        message = read.messages.pop(task_id, None)
+        if message is not None:
+            sure = message.state == state_pb2.STATE_SUCCESS
+            if now < read.at + (KEPT if sure else FRESH):
+                read.last = self._ids.get(task_id, read.last)
+                return self._backend.codec.meta(message)
+        window = self._window(task_id)
+        return None if window == 1 else self._read_with(task_id, window)
+
+    def _window(self, task_id: str) -> int:
+        """How many to read along, by how long this thread has gone over ids in their order."""
+        read, place = self._read, self._ids.get(task_id)
+        if place is None:
+            read.last, read.step = -STRIDE_MAX, 0
+            return 1
+        # Most of what was read along was not asked for: this is no walk, or it waits.
+        wasted = len(read.messages) * 2 > read.size
+        if 0 < place - read.last <= STRIDE_MAX and not wasted:
+            read.step = min(read.step + 1, len(WINDOWS) - 1)
+        else:
+            read.step = 0
+        read.last, read.size = place, 0
+        read.messages.clear()
+        return WINDOWS[read.step]
+
+    def _read_with(self, task_id: str, window: int) -> dict[str, Any] | None:
+        read, client = self._read, self._backend.client
+        try:
+            ids = list(self._ids)
+            at = ids.index(task_id)
+        except (RuntimeError, ValueError):  # results were deleted at this very moment
+            return None
+        request = result_service_pb2.BatchGetResultsRequest(task_ids=ids[at : at + window])
+        read.at = time.monotonic()
+        # One answer, of at most 3.5 MiB: what does not fit is read when it is asked for.
+        response = client.run(client.operations.call("BatchGetResults", request))
+        read.messages = {message.task_id: message for message in response.metas}
+        read.size = len(read.messages)
+        message = read.messages.pop(task_id, None)
+        return None if message is None else self._backend.codec.meta(message)
+
+
+class _Read(threading.local):
+    """What one thread read ahead, when, and where it is."""
+
+    def __init__(self) -> None:
+        self.messages: dict[str, task_pb2.TaskMeta] = {}
+        self.size = 0
+        self.at = 0.0
+        self.last = -STRIDE_MAX
+        self.step = 0

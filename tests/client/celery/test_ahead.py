@@ -1,0 +1,163 @@
+"""Reading ahead: going over results in their order takes few calls, and shows what is so."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from resultd.celery import _ahead
+from tests.support.celery_backend import count_calls
+
+READS = ("GetResult", "BatchGetResults")
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Gives how many calls have read something, from now on."""
+    calls = count_calls(monkeypatch)
+    return lambda: sum(calls[method] for method in READS)
+
+
+def publish(app: Any, prefix: str, count: int) -> list[Any]:
+    """Results of tasks this process published, as far as the backend is told."""
+    results = [app.AsyncResult(f"{prefix}-{number:05}") for number in range(count)]
+    for result in results:
+        app.backend.on_task_call(None, result.id)
+    return results
+
+
+def finish(app: Any, results: list[Any]) -> None:
+    """Let the tasks be done; each returns its place."""
+    reports = [resultd_report(result.id, place) for place, result in enumerate(results)]
+    app.backend.client.store_results(reports)
+
+
+def resultd_report(task_id: str, value: Any) -> tuple[str, Any]:
+    """A finished task, as the native client stores one."""
+    return task_id, value
+
+
+def test_publishing_asks_nothing(app: Any, new_id: Any, reads: Any) -> None:
+    """To be told of a published task costs no call."""
+    publish(app, new_id(), 100)
+    assert reads() == 0
+
+
+def test_ready_results_in_their_order_take_few_calls(app: Any, new_id: Any, reads: Any) -> None:
+    """3,000 get()s of ready results, one after the other, are a handful of reads."""
+    results = publish(app, new_id(), 3_000)
+    finish(app, results)
+    assert [result.get(timeout=10) for result in results] == list(range(3_000))
+    assert reads() <= 8
+
+
+def test_a_group_that_is_asked_about_takes_few_calls(app: Any, new_id: Any, reads: Any) -> None:
+    """completed_count() of 1,000 results, none of them ready, reads in bulk too."""
+    results = app.ResultSet(publish(app, new_id(), 1_000))
+    assert results.completed_count() == 0
+    assert reads() <= 12
+
+
+def test_every_look_sees_what_was_stored_before_it(app: Any, new_id: Any) -> None:
+    """A walk repeated after a moment finds what has happened meanwhile."""
+    results = publish(app, new_id(), 50)
+    group = app.ResultSet(results)
+    assert group.completed_count() == 0
+    finish(app, results)
+    time.sleep(_ahead.FRESH)  # what was read ahead may be believed for so long, and no longer
+    assert group.completed_count() == 50
+
+
+def test_storing_ends_what_was_read_ahead(app: Any, new_id: Any) -> None:
+    """A thread that stores a result sees it at once, whatever it had read."""
+    results = publish(app, new_id(), 40)
+    for result in results[:20]:
+        assert not result.ready()
+    app.backend.store_result(results[20].id, "now", "SUCCESS")
+    assert results[20].ready()
+
+
+def test_forgetting_ends_what_was_read_ahead(app: Any, new_id: Any) -> None:
+    """A thread that forgets a result no longer sees it, though it had been read ahead."""
+    results = publish(app, new_id(), 40)
+    finish(app, results)
+    for result in results[:20]:
+        assert result.ready()
+    results[20].forget()
+    assert results[20].state == "PENDING"
+
+
+def test_ids_out_of_order_are_read_one_by_one(app: Any, new_id: Any, reads: Any) -> None:
+    """Who asks here and there gets what they ask for and nothing along."""
+    results = publish(app, new_id(), 400)
+    finish(app, results)
+    for result in results[::20]:
+        assert result.get(timeout=10) is not None
+    assert reads() == 20
+
+
+def test_waiting_one_after_the_other_does_not_read_on(app: Any, new_id: Any, reads: Any) -> None:
+    """What was read along and not used is not read along again: waits stay waits."""
+    results = publish(app, new_id(), 30)
+
+    def work() -> None:
+        for place, result in enumerate(results):
+            time.sleep(_ahead.FRESH * 1.5)  # the pace of a worker; older than what was read
+            app.backend.client.store_result(result.id, place)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    assert [result.get(timeout=10) for result in results] == list(range(30))
+    worker.join()
+    assert reads() <= 90
+
+
+def test_ids_go_with_their_results(app: Any, new_id: Any) -> None:
+    """A result object that is deleted, or ready, takes its id along."""
+    before = len(app.backend._ahead._ids)
+    results = publish(app, new_id(), 10)
+    finish(app, results[:5])
+    for result in results[:5]:
+        result.get(timeout=10)
+    assert len(app.backend._ahead._ids) == before + 5
+    del result, results
+    assert len(app.backend._ahead._ids) == before
+
+
+def test_ids_are_bounded(app: Any, new_id: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound ids are not remembered, and their results are read one by one."""
+    monkeypatch.setattr(_ahead, "IDS_MAX", len(app.backend._ahead._ids) + 5)
+    results = publish(app, new_id(), 10)
+    finish(app, results)
+    assert [result.get(timeout=10) for result in results] == list(range(10))
+
+
+def test_threads_do_not_share_what_they_read(app: Any, new_id: Any) -> None:
+    """Eight threads go over the same results at once and all see every value."""
+    results = publish(app, new_id(), 300)
+    finish(app, results)
+    seen: list[list[Any]] = []
+
+    def walk() -> None:
+        seen.append([app.AsyncResult(result.id).get(timeout=10) for result in results])
+
+    threads = [threading.Thread(target=walk) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert seen == [list(range(300))] * 8
+
+
+def test_a_restored_group_is_read_in_bulk(app: Any, new_id: Any, reads: Any) -> None:
+    """Another process that restores a saved group asks about it in few calls."""
+    prefix = new_id()
+    members = [app.AsyncResult(f"{prefix}-{number:05}") for number in range(500)]
+    app.GroupResult(prefix, members).save()
+    finish(app, members)
+    restored = app.GroupResult.restore(prefix)
+    assert restored.ready()
+    assert reads() <= 8
