@@ -23,6 +23,8 @@ DISTRIBUTIONS = {
     "grpc_reflection": "grpcio-reflection",
     "grpc_status": "grpcio-status",
     "google": "protobuf",
+    "kombu": "celery",  # brings it, and its releases go together
+    "vine": "celery",
     "pydantic": "pydantic-settings",  # brings it, and is of no use without
     "pydantic_settings": "pydantic-settings",
 }
