@@ -51,10 +51,18 @@ def run(*command: str | Path) -> str:
 
 def test_the_python_examples_run_in_their_order(address: str) -> None:
     """A worker reports, an app waits, in sync and asyncio: each block is a whole program."""
-    worker, app, asynchronous = examples("python", address)
+    worker, app, asynchronous, _ = examples("python", address)
     run(sys.executable, "-c", worker)
     assert run(sys.executable, "-c", app).splitlines()[:2] == ["{'sum': 30}"] * 2
     assert run(sys.executable, "-c", asynchronous) == "{'sum': 30}\n"
+
+
+def test_the_celery_example_reads_what_a_worker_reported(address: str) -> None:
+    """An app with the server as its result backend reads a record, no broker asked."""
+    pytest.importorskip("celery")
+    worker, *_, celery = examples("python", address)
+    run(sys.executable, "-c", worker)
+    assert run(sys.executable, "-c", celery) == "{'sum': 30}\n"
 
 
 def test_the_server_answers_the_curl_of_the_readme(address: str) -> None:
