@@ -10,10 +10,13 @@ what was said, so nobody sleeps for luck.
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import functools
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +121,27 @@ def xsum(numbers: Iterable[Any]) -> Any:
 def identity(value: Any) -> Any:
     """The value itself."""
     return value
+
+
+#: What each serializer takes beyond what JSON does, and gives back as it was.
+PECULIAR: dict[str, Any] = {
+    "json": uuid.UUID(int=7),
+    "msgpack": b"\x00\xff",
+    "pickle": {decimal.Decimal("1.5"), (1, 2)},
+    "yaml": datetime.date(2026, 1, 2),
+}
+
+
+@_task()
+def peculiar(serializer: str) -> Any:
+    """A value that not every serializer takes."""
+    return PECULIAR[serializer]
+
+
+@_task()
+def unserializable() -> Any:
+    """A value that no serializer takes."""
+    return object
 
 
 @_task()
@@ -262,6 +286,12 @@ def wait_for(self: Any, key: str, value: Any = None) -> Any:
     if hear(self.app, key) is None:
         raise TimeoutError("nobody spoke")
     return value
+
+
+@_task(bind=True)
+def wait_untracked(self: Any, key: str) -> None:
+    """The same, and STARTED only where every task is."""
+    wait_for(self, key)
 
 
 @_task(bind=True)
