@@ -1,0 +1,131 @@
+"""Servers that go away, and what Celery's settings for that make of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import states
+from celery.backends.base import BackendGetMetaError, BackendStoreError
+
+from resultd.errors import InvalidArgumentError, UnavailableError
+from resultd.testing import Server
+from tests.client.celery.conftest import MakeApp
+from tests.support.results import later
+
+NewId = Callable[[], str]
+
+NOBODY = "resultd://127.0.0.1:1?timeout=0.2"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Server]:
+    """A server to stop and start, which keeps what it was told."""
+    with Server(tmp_path) as server:
+        yield server
+
+
+class TestWithoutRetries:
+    def test_a_short_outage_is_ridden_out(
+        self, make_app: MakeApp, own: Server, new_id: NewId
+    ) -> None:
+        """Whoever stores a result waits for the server, for a while."""
+        backend, task_id = make_app(own.url).backend, new_id()
+        backend.mark_as_started(task_id)
+        own.stop()
+        starting = later(0.5, own.start)
+        backend.mark_as_done(task_id, "kept")
+        starting.join()
+        assert backend.get_result(task_id) == "kept"
+
+    def test_a_long_one_is_an_error(self, make_app: MakeApp, new_id: NewId) -> None:
+        """After `store_timeout`, whatever the url's timeout is."""
+        options = {"store_timeout": 0.6}
+        backend = make_app(NOBODY, result_backend_transport_options=options).backend
+        began = time.monotonic()
+        with pytest.raises(UnavailableError):
+            backend.store_result(new_id(), 1, states.SUCCESS)
+        assert 0.3 < time.monotonic() - began < 5
+
+    def test_reading_ends_with_the_urls_timeout(self, make_app: MakeApp, new_id: NewId) -> None:
+        """In an error that says who did not answer."""
+        backend = make_app(NOBODY).backend
+        with pytest.raises(UnavailableError):
+            backend.get_state(new_id())
+
+    def test_waiting_ends_with_its_own(self, make_app: MakeApp, new_id: NewId) -> None:
+        """A wait hopes for the server until its time is up."""
+        app = make_app(NOBODY)
+        with pytest.raises(app.backend.TimeoutError):
+            app.AsyncResult(new_id()).get(timeout=0.3)
+
+
+class TestAlwaysRetry:
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """Celery's settings, with short pauses."""
+        return {
+            "result_backend_always_retry": True,
+            "result_backend_base_sleep_between_retries_ms": 1,
+            "result_backend_max_sleep_between_retries_ms": 20,
+            **more,
+        }
+
+    def test_outlasts_any_outage(
+        self, make_app: MakeApp, own: Server, new_id: NewId, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Storing and reading, until the server is back."""
+        app = make_app(f"{own.url}?timeout=0.1", **self.settings())
+        backend, task_id = app.backend, new_id()
+        own.stop()
+        starting = later(0.6, own.start)
+        with caplog.at_level(logging.CRITICAL):
+            backend.store_result(task_id, 1, states.SUCCESS)
+        starting.join()
+        assert backend.get_result(task_id) == 1
+
+    def test_gives_up_after_as_many_as_told(
+        self, make_app: MakeApp, new_id: NewId, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """With Celery's own errors."""
+        settings = self.settings(result_backend_max_retries=2)
+        backend = make_app("resultd://127.0.0.1:1?timeout=0.05", **settings).backend
+        with caplog.at_level(logging.CRITICAL):
+            with pytest.raises(BackendStoreError):
+                backend.store_result(new_id(), 1, states.SUCCESS)
+            with pytest.raises(BackendGetMetaError):
+                backend.get_state(new_id())
+
+    def test_does_not_repeat_what_is_wrong(self, make_app: MakeApp) -> None:
+        """A call that the server refuses is refused the next time as well."""
+        backend = make_app(**self.settings()).backend
+        with pytest.raises(InvalidArgumentError):
+            backend.store_result("x" * 300, 1, states.SUCCESS)
+        assert not backend.exception_safe_to_retry(ValueError())
+        assert not backend.exception_safe_to_retry(InvalidArgumentError("no"))
+        away = UnavailableError("away")
+        away.code = "UNAVAILABLE"
+        assert backend.exception_safe_to_retry(away)
+
+
+def test_what_was_stored_and_saved_survives_a_restart(
+    make_app: MakeApp, own: Server, new_id: NewId
+) -> None:
+    """Results, waits and groups."""
+    app = make_app(own.url)
+    group = app.GroupResult(new_id(), [app.AsyncResult(new_id()) for _ in range(3)]).save()
+    app.backend.mark_as_done(group[0].id, 0)
+    values: list[Any] = []
+    waiting = threading.Thread(target=lambda: values.extend(group.get(timeout=20)))
+    waiting.start()
+    own.kill()
+    own.start()
+    for number in (1, 2):
+        app.backend.mark_as_done(group[number].id, number)
+    waiting.join(20)
+    assert values == [0, 1, 2]
+    assert app.GroupResult.restore(group.id) == group
