@@ -22,6 +22,7 @@ from kombu.utils.url import maybe_sanitize_url
 from vine import barrier
 
 from resultd._watcher import Callback
+from resultd.celery._records import text_id
 from resultd.celery.backend import ResultdBackend
 from resultd.errors import ResultdError
 from resultd.v1 import task_pb2
@@ -232,8 +233,8 @@ async def _ready(results: list[Any], ancestors: list[Any]) -> None:
     watched: dict[str, list[Any]] = {}
     for result in (*results, *ancestors):
         if result._cache is None:
-            watched.setdefault(result.id, []).append(result)
-    missing = {result.id for result in results if result._cache is None}
+            watched.setdefault(text_id(result.id), []).append(result)
+    missing = {text_id(result.id) for result in results if result._cache is None}
     if not missing:
         return
     news: asyncio.Queue[task_pb2.TaskMeta | ResultdError] = asyncio.Queue()
