@@ -1,0 +1,161 @@
+"""`then()`: callbacks that nobody has to wait for."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from kombu.exceptions import ContentDisallowed
+from vine import barrier
+
+from resultd.client import Client
+from resultd.v1 import state_pb2, value_pb2
+from tests.client.celery.test_records import raw
+from tests.client.celery.test_waits import idle
+from tests.support.results import until
+
+NewId = Callable[[], str]
+WAIT = 5.0
+
+
+class TestThen:
+    def test_fires_by_itself(self, app: Any, new_id: NewId) -> None:
+        """With the result, in a thread of its own."""
+        result = app.AsyncResult(new_id())
+        heard: queue.Queue[Any] = queue.Queue()
+        result.then(lambda ready: heard.put((ready, threading.current_thread())))
+        app.backend.mark_as_done(result.id, 5)
+        ready, thread = heard.get(timeout=WAIT)
+        assert ready is result
+        assert ready.get(timeout=0) == 5
+        assert thread is not threading.current_thread()
+        assert idle(app.backend)
+
+    def test_fires_for_failures_too(self, app: Any, new_id: NewId) -> None:
+        """They are results."""
+        result = app.AsyncResult(new_id())
+        heard: queue.Queue[Any] = queue.Queue()
+        result.then(heard.put)
+        app.backend.mark_as_failure(result.id, KeyError("k"))
+        assert heard.get(timeout=WAIT).failed()
+
+    def test_keeps_its_result(self, app: Any, new_id: NewId) -> None:
+        """Nobody else has to."""
+        heard: queue.Queue[Any] = queue.Queue()
+        task_id = new_id()
+        app.AsyncResult(task_id).then(lambda ready: heard.put(ready.id))
+        gc.collect()
+        app.backend.mark_as_done(task_id, 5)
+        assert heard.get(timeout=WAIT) == task_id
+        until(lambda: idle(app.backend))
+
+    def test_of_what_is_ready_fires_at_once(self, app: Any, new_id: NewId) -> None:
+        """Without a call, where it is called."""
+        result = app.AsyncResult(new_id())
+        app.backend.mark_as_done(result.id, 5)
+        result.get(timeout=5)
+        heard: list[Any] = []
+        result.then(lambda ready: heard.append(threading.current_thread()))
+        assert heard == [threading.current_thread()]
+
+    def test_of_what_is_there_but_not_known(self, app: Any, new_id: NewId) -> None:
+        """Is told soon."""
+        result = app.AsyncResult(new_id())
+        app.backend.mark_as_done(result.id, 5)
+        heard: queue.Queue[Any] = queue.Queue()
+        result.then(heard.put)
+        assert heard.get(timeout=WAIT) is result
+
+    def test_fires_each_callback_once(self, app: Any, new_id: NewId) -> None:
+        """Also if somebody waits, too."""
+        result = app.AsyncResult(new_id())
+        heard: queue.Queue[Any] = queue.Queue()
+        for name in ("one", "two"):
+            result.then(lambda _, name=name: heard.put(name))
+        app.backend.mark_as_done(result.id, 5)
+        result.get(timeout=WAIT)
+        assert {heard.get(timeout=WAIT), heard.get(timeout=WAIT)} == {"one", "two"}
+        until(lambda: idle(app.backend))
+        assert heard.empty()
+
+    def test_may_itself_wait(self, app: Any, new_id: NewId) -> None:
+        """For another result: its thread is not the one that brings them."""
+        result, other = app.AsyncResult(new_id()), app.AsyncResult(new_id())
+        heard: queue.Queue[Any] = queue.Queue()
+        result.then(lambda _: heard.put(other.get(timeout=WAIT)))
+        app.backend.mark_as_done(result.id, 5)
+        app.backend.mark_as_done(other.id, 6)
+        assert heard.get(timeout=WAIT) == 6
+
+    def test_that_fails_harms_nobody(
+        self, app: Any, new_id: NewId, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Its error goes to on_error, or to the log."""
+        first, second = app.AsyncResult(new_id()), app.AsyncResult(new_id())
+        third = app.AsyncResult(new_id())
+        heard: queue.Queue[Any] = queue.Queue()
+        first.then(lambda _: 1 / 0)
+        second.then(lambda _: 1 / 0, on_error=lambda *args: heard.put(args[-1]))
+        third.then(heard.put)
+        with caplog.at_level(logging.ERROR, "resultd.celery"):
+            for result in (first, second, third):
+                app.backend.mark_as_done(result.id, 5)
+            until(lambda: first._cache is not None)
+            assert isinstance(heard.get(timeout=WAIT), ZeroDivisionError)
+            assert heard.get(timeout=WAIT) is third
+        assert "then() callback failed" in caplog.text
+
+    def test_of_a_value_that_cannot_be_read(self, app: Any, client: Client, new_id: NewId) -> None:
+        """Is told the error, and is over."""
+        result = app.AsyncResult(new_id())
+        heard: queue.Queue[Any] = queue.Queue()
+        result.then(lambda _: None, on_error=lambda *args: heard.put(args[-1]))
+        value = value_pb2.Payload(content_type="application/x-yaml", data=b"1")
+        raw(client, task_id=result.id, state=state_pb2.STATE_SUCCESS, value=value)
+        assert isinstance(heard.get(timeout=WAIT), ContentDisallowed)
+        assert idle(app.backend)
+
+    def test_is_not_fired_after_forget(self, app: Any, new_id: NewId) -> None:
+        """Who forgets a result wants to hear no more of it."""
+        result = app.AsyncResult(new_id())
+        heard: list[Any] = []
+        result.then(heard.append)
+        result.forget()
+        assert idle(app.backend)
+        app.backend.mark_as_done(result.id, 5)
+        other = app.AsyncResult(new_id())
+        told = threading.Event()
+        other.then(lambda _: told.set())
+        app.backend.mark_as_done(other.id, 5)
+        assert told.wait(WAIT)
+        assert heard == []
+
+    def test_of_an_unfit_id_is_refused(self, app: Any) -> None:
+        """Where it is asked for, and nothing is left of it."""
+        with pytest.raises(ValueError, match="id"):
+            app.AsyncResult("x" * 300).then(lambda _: None)
+        assert idle(app.backend)
+
+
+class TestSets:
+    def test_that_are_made_are_not_watched(self, app: Any, new_id: NewId) -> None:
+        """Each has a barrier over its members from the beginning; nobody listens to it yet."""
+        results = [app.AsyncResult(new_id()) for _ in range(3)]
+        app.ResultSet(results)
+        app.GroupResult(new_id(), results, ready_barrier=barrier(results))
+        assert idle(app.backend)
+
+    def test_members_that_somebody_listens_to_tell_their_set(self, app: Any, new_id: NewId) -> None:
+        """The barrier is told with them."""
+        results = app.ResultSet([app.AsyncResult(new_id()) for _ in range(2)])
+        heard: queue.Queue[Any] = queue.Queue()
+        results.then(lambda ready: heard.put(len(ready)))
+        for result in results:
+            result.then(lambda _: None)
+            app.backend.mark_as_done(result.id, 5)
+        assert heard.get(timeout=WAIT) == 2
