@@ -1,0 +1,42 @@
+"""Forks under Celery's API, a tenth of `python -m tests.campaigns.forks`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from resultd import testing
+from tests.campaigns import forks
+
+COUNT = 20
+# "both" covers what the other sides do; they are the campaign's.
+NAMES = ("never-used-both", "channel-both", "channel-child", "stream-both", "stream-parent")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork on this platform"),
+    pytest.mark.usefixtures("differs_from_redis"),
+]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server that keeps nothing."""
+    with testing.Server(engine="memory") as server:
+        yield server.url
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_sides_of_a_fork_go_on(url: str, name: str) -> None:
+    """20 of 20 forks: who goes on stores and gets, whatever the parent did before."""
+    assert forks.run(name, url, COUNT) == forks.Outcome(forks=COUNT, hangs=0, failures=0, noise="")
+
+
+def test_calls_in_flight_at_a_fork_are_tried_again(url: str) -> None:
+    """20 forks while other threads are inside calls: none of these calls fails or is lost."""
+    outcome = forks.run("in-flight-both", url, COUNT)
+    assert outcome.good, outcome
+    assert outcome.forks == outcome.forks_with_calls_in_flight == COUNT
+    assert outcome.calls > 0
