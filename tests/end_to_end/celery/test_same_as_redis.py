@@ -195,13 +195,16 @@ class Account:
         return self._labels.setdefault(task_id, f"#{len(self._labels)}")
 
 
+# Where all tests run on Redis there is nothing to compare with.
+pytestmark = pytest.mark.usefixtures("differs_from_redis")
+
+
 @pytest.fixture(scope="module")
 def pair(
     tmp_path_factory: pytest.TempPathFactory,
     redis_server: RedisServer,
     broker_url: str,
     backend_url: str,
-    on_resultd: bool,
 ) -> Iterator[tuple[Any, Any]]:
     """The tasks of an app on Redis and of one on resultd, each with a worker."""
     directory: Path = tmp_path_factory.mktemp("celery")
@@ -219,10 +222,7 @@ def pair(
     for worker in workers:
         worker.kill()  # idle: nothing is lost
     celery_tasks.close_redis_app(apps["redis"])
-    if on_resultd:
-        apps["resultd"].close()
-    else:
-        celery_tasks.close_redis_app(apps["resultd"])
+    apps["resultd"].close()
 
 
 def accounts(pair: tuple[Any, Any], name: str, timeout_s: float) -> tuple[Any, Any]:
@@ -239,7 +239,6 @@ def test_a_program_comes_to_the_same(pair: tuple[Any, Any], name: str) -> None:
     assert on_resultd == on_redis
 
 
-@pytest.mark.usefixtures("differs_from_redis")
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_what_differs_does_differ(pair: tuple[Any, Any], name: str) -> None:
     """An entry in the table of differences is true."""

@@ -257,6 +257,7 @@ def test_another_process_is_told(
     assert process.returncode == 0
 
 
+@pytest.mark.usefixtures("differs_from_redis")
 def test_a_process_ends_with_results_not_waited_for(
     tasks: Any, broker_url: str, backend_url: str
 ) -> None:
