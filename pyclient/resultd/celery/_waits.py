@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("resultd.celery")
 
+# Seconds after which a wait without a timeout that has heard nothing makes sure that there is
+# a server at all.
+DOUBT = 5.0
 # Seconds the callbacks' thread stays after the last callback.
 IDLE = 5.0
 
@@ -166,18 +169,24 @@ class Waits:
         versions: dict[str, int] = {}
         waiting = dict.fromkeys(ids)
         watcher = self._backend.client.watcher()
+        unread = True
         if len(waiting) > 1 or not watcher.streaming or _short(timeout):
+            unread = False
             for message in self._read(list(waiting), deadline):
                 versions[message.task_id] = message.version
                 if message.terminal:
                     del waiting[message.task_id]
                 yield message
+        doubt = _Doubt(unread and timeout is None)
         with contextlib.closing(Wait(watcher, waiting, transitions)) as wait:
             while True:
                 if deadline.left() == 0.0:
                     raise WaitTimeout("The operation timed out.")
                 wait.join()
-                for item in wait.mailbox.receive(ticks.pause(deadline)):  # type: ignore[attr-defined]  # a mailbox for threads
+                items = wait.mailbox.receive(doubt.within(ticks.pause(deadline)))  # type: ignore[attr-defined]  # a mailbox for threads
+                if doubt.grown(bool(items)):
+                    self._read(list(waiting), deadline)  # raises if nobody is there
+                for item in items:
                     if isinstance(item, ResultdError):
                         raise item
                     for message in item:
@@ -283,6 +292,26 @@ class _Node:
         if isinstance(self._result, ResultSet):
             return self._result.id, self._result.children
         return self._result.id, self._result._cache
+
+
+class _Doubt:
+    """Of a wait without a timeout on a stream that may be on its way to no server at all."""
+
+    def __init__(self, begins: bool) -> None:
+        self._deadline = Deadline(DOUBT) if begins else None
+
+    def within(self, pause: float | None) -> float | None:
+        """Seconds to wait at most."""
+        if self._deadline is None:
+            return pause
+        return self._deadline.left() if pause is None else self._deadline.within(pause)
+
+    def grown(self, heard: bool) -> bool:
+        """Whether it is time to make sure, once; hearing anything ends the doubt."""
+        if self._deadline is None or not (heard or self._deadline.left() == 0.0):
+            return False
+        self._deadline = None
+        return not heard
 
 
 class _Ticks:
