@@ -29,6 +29,7 @@ ENVIRONMENT = "TESTS_CHORD_APP"
 
 BODY = "campaign.body"
 PART = "campaign.part"
+HELD = "campaign.held"
 
 #: Lists in the broker's Redis.
 EXECUTED = "campaign:executed"
@@ -37,6 +38,11 @@ PUBLISHED = "campaign:published"
 DIE_BEFORE = "campaign:die-before"
 DIE_AFTER = "campaign:die-after"
 DIED = "campaign:died"
+#: A header of what the campaign publishes in place of a message that the broker has lost.
+AGAIN = "campaign-again"
+
+#: A part that waits for a file ends by itself after this.
+HELD_S = 30.0
 
 _SETTINGS = {
     "broker_connection_retry_on_startup": True,
@@ -54,6 +60,7 @@ def create_app(broker: str, backend: str, name: str = "campaign", **settings: An
     app.conf.update(**_SETTINGS)
     app.conf.update(**settings)
     app.task(name=PART, shared=False)(part)
+    app.task(name=HELD, shared=False)(held)
     app.task(name=BODY, shared=False, bind=True)(body)
     app.finalize()
     return app
@@ -68,6 +75,7 @@ def create_worker(
     name: str = "worker",
     app_name: str = "campaign",
     concurrency: int = 2,
+    queues: str = "celery",
 ) -> CeleryWorker:
     """A worker of such an app, to be started."""
     said = {"broker": broker, "backend": backend, "name": app_name, "settings": dict(settings)}
@@ -77,6 +85,7 @@ def create_worker(
         backend=backend,
         app=APP,
         concurrency=concurrency,
+        options=("-Q", queues),
         environment={ENVIRONMENT: json.dumps(said)},
         name=name,
     )
@@ -91,6 +100,8 @@ def record_publications(broker: str) -> None:
     """Has every publication of a body written down before and after it, and dies if told to."""
 
     def note(phase: str, headers: dict[str, Any], message: Any) -> None:
+        if AGAIN in headers:
+            return
         said = {
             "chord": message[1]["chord"],
             "body": headers["id"],
@@ -123,6 +134,15 @@ def part(chord: int, index: int, work_s: float = 0.0) -> list[int]:
     """Some work, and whose part of what it is."""
     if work_s:
         time.sleep(random.uniform(0, 2 * work_s))
+    return [chord, index]
+
+
+def held(chord: int, index: int, path: str) -> list[int]:
+    """A part that ends when there is a file: no broker is needed to tell it so."""
+    Path(f"{path}.begun").touch()
+    end = time.monotonic() + HELD_S
+    while not Path(path).exists() and time.monotonic() < end:
+        time.sleep(0.02)
     return [chord, index]
 
 

@@ -44,6 +44,7 @@ class Publication:
 class Verdict:
     """Figures for the table, and the laws that were broken."""
 
+    begun: int
     figures: dict[str, object]
     faults: list[str]
     #: Publications after the first one, each with its reason.
@@ -68,8 +69,12 @@ def judge(
     published: Sequence[str],
     deaths: Sequence[Death],
     outages: Sequence[Outage],
+    lost: Sequence[int],
 ) -> Verdict:
-    """Holds what was seen against the laws."""
+    """Holds what was seen against the laws.
+
+    `lost`: chords whose bodies were published and then lost by the broker.
+    """
     runs: dict[int, list[dict[str, Any]]] = {number: [] for number in sizes}
     for text in executed:
         said = json.loads(text)
@@ -87,6 +92,10 @@ def judge(
             (repeats if reason else faults).append(said)
         if len({each.body for each in tries[number]}) > 1:
             faults.append(f"chord {number}: published under several ids")
+    for number in lost:
+        sent = [each.sent_at for each in tries[number] if each.sent_at]
+        if not sent or not any(death.at >= min(sent) for death in deaths):
+            faults.append(f"chord {number}: its body was never sent, and the claim says done")
     again = [number for number in sizes if len(runs[number]) > 1]
     figures: dict[str, object] = {
         "bodies missing": sum(not ran for ran in runs.values()),
@@ -96,7 +105,7 @@ def judge(
         "publications beyond the first": len(repeats) + sum("NO REASON" in f for f in faults),
         "waiters told": sum(map(len, told.values())),
     }
-    return Verdict(figures, faults, repeats)
+    return Verdict(len(sizes), figures, faults, repeats)
 
 
 def _broken(
