@@ -66,6 +66,7 @@ def program(
         broker="as tasks.py says",
         backend="as tasks.py says",
         app="tasks",
+        pool="solo",  # the quickest to start and stop
         environment={"PYTHONPATH": f"{directory}:{os.environ.get('PYTHONPATH', '')}"},
         name="page",
     ):
