@@ -23,6 +23,7 @@ from resultd._deadline import Deadline
 from resultd.celery import _environment, _options
 from resultd.celery._ahead import ReadAhead
 from resultd.celery._chords import Chords
+from resultd.celery._questions import Questions
 from resultd.celery._records import PART, Codec, text_id, ttl_fields
 from resultd.celery._waits import Waits
 from resultd.client import Client
@@ -91,7 +92,9 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         self._waits = Waits(self)
         self._ahead = ReadAhead(self)
         self._chords = Chords(self)
-        signals.worker_ready.connect(self._on_worker_ready)  # held weakly
+        self._questions: Questions | None = None
+        signals.worker_ready.connect(self._on_worker_ready)  # held weakly, both
+        signals.heartbeat_sent.connect(self._on_heartbeat)
 
     @property
     def client(self) -> Client:
@@ -442,17 +445,11 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         timer = getattr(sender, "timer", None)
         if timer is None or getattr(sender, "app", None) is not self.app:
             return
-        chords = self._chords
+        self._questions = Questions(timer, self._chords.ask, self.options.chord_lease / 2)
 
-        def ask() -> None:
-            if chords.ask():
-                timer.call_after(_LOOK_AGAIN, chords.ask)
-
-        timer.call_repeatedly(self.options.chord_lease / 2, ask)
-
-
-# Seconds after which what was found unfinished is looked at again: then it is taken over.
-_LOOK_AGAIN = 6.0
+    def _on_heartbeat(self, **kwargs: Any) -> None:
+        if self._questions is not None:
+            self._questions.revive()
 
 
 def _compression(conf: Any) -> str | None:
