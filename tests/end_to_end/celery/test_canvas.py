@@ -123,6 +123,35 @@ PROGRAMS: dict[str, tuple[Callable[[Any], Any], Any]] = {
         ),
         7,
     ),
+    "six chords in a row": (
+        lambda t: chain(
+            *(chord([t.identity.si(n), t.identity.si(n)], t.xsum.s()) for n in range(6))
+        ),
+        10,
+    ),
+    "chains around groups in a chord's header": (
+        lambda t: chord(
+            [chain(t.identity.s(n), group(t.add.s(1), t.add.s(2)), t.xsum.s()) for n in range(5)],
+            t.identity.s(),
+        ),
+        [3, 5, 7, 9, 11],
+    ),
+    "twenty chords in a group": (
+        lambda t: group(chord([t.identity.s(n)] * 2, t.xsum.s()) for n in range(20)),
+        [2 * n for n in range(20)],
+    ),
+    "empty group in a chord's header": (
+        lambda t: chord([group([]), t.identity.s(1)], t.identity.s()),
+        [1],
+    ),
+    "callback of a group's member": (
+        lambda t: group(t.identity.s(1).set(link=t.add.s(1)), t.identity.s(2)),
+        [1, 2],
+    ),
+    "chord of retried tasks in a chain": (
+        lambda t: chain(chord([t.retry_until.s(1), t.retry_until.s(2)], t.xsum.s()), t.add.s(1)),
+        4,
+    ),
     "chunks": (
         lambda t: t.add.chunks([(n, n) for n in range(7)], 3).group(),
         [[0, 2, 4], [6, 8, 10], [12]],
