@@ -1,6 +1,6 @@
 """The result server, or the broker, goes away and comes back: nothing is lost, none told twice.
 
-RESULTD_TEST_AWAY_S=30 pytest tests/end_to_end/celery/test_outages.py    a longer outage
+TESTS_AWAY_S=30 pytest tests/end_to_end/celery/test_outages.py    a longer outage
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-AWAY_S = float(os.environ.get("RESULTD_TEST_AWAY_S", "4"))
+AWAY_S = float(os.environ.get("TESTS_AWAY_S", "4"))
 WAIT_S = AWAY_S + 40
 EXACT_S = 0.5  # of a machine that does much else
 TASKS = 40
