@@ -262,6 +262,11 @@ class Waits:
         if self._thens.get(id(result)) is not then:  # dismissed meanwhile, in another thread
             watch.close()
 
+    def listened(self, task_id: str) -> list[AsyncResult]:
+        """Give the results of a task that somebody listens to."""
+        thens = list(self._thens.values())
+        return [then.result for then in thens if text_id(then.result.id) == task_id]
+
     def dismiss(self, result: AsyncResult) -> None:
         """Watch a result no longer. Takes no lock: finalisers call this."""
         then = self._thens.pop(id(result), None)

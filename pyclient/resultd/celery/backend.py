@@ -8,6 +8,7 @@ before the first call, and forks are survived by the client underneath.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import ImproperlyConfigured
 from celery.result import result_from_tuple
+from celery.utils.time import get_exponential_backoff_interval
 from kombu.exceptions import EncodeError
 
 from resultd._deadline import Deadline
@@ -290,6 +292,18 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             if not ids:
                 return
 
+    def encode_result(self, result: Any, state: str) -> Any:
+        """Return what is stored; a task may also end with SystemExit."""
+        if state in self.EXCEPTION_STATES and isinstance(result, BaseException):
+            return self.prepare_exception(result)
+        return super().encode_result(result, state)
+
+    def forget(self, task_id: Any) -> None:
+        """Forget a result, and that anybody listens to it: not all Celerys say so."""
+        super().forget(task_id)
+        for result in self._waits.listened(text_id(task_id)):
+            self.remove_pending_result(result)
+
     def _forget(self, task_id: Any) -> None:
         self._ahead.forget()
         client = self.client
@@ -420,25 +434,43 @@ class ResultdBackend(AsyncBackendMixin, Backend):
     def _run(self, method: str, request: Any) -> Any:
         return self.client.run(self.client.operations.call(method, request))
 
+    def _retrying(self, function: Callable[..., object], *args: Any) -> None:
+        """Call with `result_backend_always_retry`; Celery before 5.7 has no such helper."""
+        retries = 0
+        while True:
+            try:
+                function(*args)
+                return
+            except ResultdError as error:
+                again = self.always_retry and error.retryable and retries < self.max_retries
+                if not again:
+                    raise
+                logger.warning("%s failed and is tried again: %s", function.__name__, error)
+            retries += 1
+            pause = get_exponential_backoff_interval(
+                self.base_sleep_between_retries_ms, retries, self.max_sleep_between_retries_ms, True
+            )
+            time.sleep(pause / 1000)
+
     # Chords
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
         """Declare a chord before its header is published."""
         self.ensure_chords_allowed()
         group_id, results = header_result_args[:2]
-        self._ensure_retryable(self._chords.declare, group_id, results, body)
+        self._retrying(self._chords.declare, group_id, results, body)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Say how many parts a chord has; its last one is about to be published."""
-        self._ensure_retryable(self._chords.set_size, group_id, chord_size)
+        self._retrying(self._chords.set_size, group_id, chord_size)
 
     def add_to_chord(self, chord_id: str, result: Any) -> None:
         """Expect one more part."""
-        self._ensure_retryable(self._chords.add, chord_id, result.id)
+        self._retrying(self._chords.add, chord_id, result.id)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count a part; whoever returns the last one publishes the body."""
-        self._ensure_retryable(self._chords.part_returned, request, state, result)
+        self._retrying(self._chords.part_returned, request, state, result)
 
     def _on_worker_ready(self, sender: Any = None, **kwargs: Any) -> None:
         """In a worker's main process: look for unfinished chords twice per lease."""
