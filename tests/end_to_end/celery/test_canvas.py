@@ -258,12 +258,12 @@ def test_a_body_runs_once(app: Any, tasks: Any, key: str, hear: Callable[[str], 
     assert celery_tasks.connection(app.conf.broker_url, 0).llen(key) == 0
 
 
-def test_a_task_may_be_added_to_its_chord(tasks: Any, on_resultd: bool) -> None:
-    """`add_to_chord` makes a chord longer while it runs; what is added follows who added it."""
+def test_a_task_may_be_added_to_its_chord(tasks: Any) -> None:
+    """`add_to_chord` makes a chord longer while it runs; what is added stands by who added it."""
     result = chord([tasks.add_one_more.s(1), tasks.add_one_more.s(2)], tasks.identity.s())()
     value = result.get(timeout=TIMEOUT_S)
-    # Celery's Redis backend orders the two by their ids.
-    assert (value if on_resultd else sorted(value, key=str)) == [1, 10, 2, 20]
+    # Which of the two is first, the one that adds or the one it adds, nobody promises.
+    assert [sorted(value[:2]), sorted(value[2:])] == [[1, 10], [2, 20]]
 
 
 def test_an_empty_group_is_done(tasks: Any) -> None:

@@ -97,7 +97,7 @@ PROGRAMS: dict[str, Callable[[Any], Any]] = {
         [t.replace_keeping.s(1, "identity"), t.identity.s(2)], t.identity.s()
     )(),
     "replace with an error": lambda t: t.replace_with.delay(t.fail.s("no")),
-    "added to its chord": lambda t: chord([t.add_one_more.s(1), t.identity.s(2)], t.identity.s())(),
+    "added to its chord": lambda t: chord([t.add_one_more.s(1), t.identity.s(2)], t.xsum.s())(),
     "chunks": lambda t: t.add.chunks([(n, n) for n in range(5)], 2).group()(),
     "starmap": lambda t: t.add.starmap([(1, 2), (3, 4)]).delay(),
 }
