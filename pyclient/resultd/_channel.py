@@ -74,10 +74,9 @@ class Endpoint:
         self._metadata = call_metadata(url)
         self._generation = 0
         self._new_state()
+        _fork.know(self)
 
     def _new_state(self) -> None:
-        # Held while a channel is made, and over a whole fork: nothing opens meanwhile.
-        self._gate = threading.RLock()
         self._channel: grpc.Channel | None = None
         self._methods: dict[str, Any] = {}
         self._streams: set[ThreadStream] = set()
@@ -110,7 +109,7 @@ class Endpoint:
 
     def spawn(self, op: Op[None]) -> None:
         """Drive an operation in a daemon thread."""
-        with self._gate:
+        with _fork.gate:
             self._method("Watch")  # a fork has to find us registered, not a thread on its way
             self._background = threading.Thread(
                 target=run, args=(op, self.handle), name="resultd-watch", daemon=True
@@ -127,8 +126,9 @@ class Endpoint:
 
     def _call(self, effect: Call) -> Any:
         generation = self._generation
-        method = self._method(effect.method)
-        self._count(1)
+        with _fork.gate:
+            method = self._method(effect.method)
+            self._count(1)  # before a fork can look
         try:
             return method(effect.request, timeout=effect.timeout, metadata=self._metadata)
         except grpc.RpcError as error:
@@ -146,7 +146,7 @@ class Endpoint:
             self._count(-1)
 
     def _open(self, effect: Open) -> ThreadStream:
-        with self._gate:
+        with _fork.gate:
             method = self._method(effect.method)
             return ThreadStream(
                 lambda request: method(request, metadata=self._metadata),
@@ -156,16 +156,16 @@ class Endpoint:
             )
 
     def _reconnect(self, generation: int) -> None:
-        with self._gate:
+        with _fork.gate:
             if generation == self._generation:
                 self._close_channel()
 
     def _method(self, name: str) -> Any:
-        with self._gate:
+        with _fork.gate:
             if self._channel is None:
                 self._channel = self._connect()
                 self._methods = _stubs.methods(self._channel)
-                _fork.guard(self)
+                _fork.guard()
             return self._methods[name]
 
     def _connect(self) -> grpc.Channel:
@@ -183,7 +183,7 @@ class Endpoint:
     def close(self, error: ResultdError) -> None:
         """Close stream and channel; whoever waits is told `error`."""
         self.watcher.fail_all(error)
-        with self._gate:
+        with _fork.gate:
             self.close_streams()
             self._close_channel()
 
@@ -202,7 +202,6 @@ class Endpoint:
     def before_fork(self, deadline: float) -> None:
         """Leave gRPC, with every thread; the gate stays shut until after the fork."""
         self.watcher.suspend()
-        self._gate.acquire()
         streams = list(self._streams)
         self.close_streams()
         for stream in streams:
@@ -222,7 +221,6 @@ class Endpoint:
 
     def after_fork_in_parent(self) -> None:
         """Go on with what was waited for."""
-        self._gate.release()
         self.watcher.resume()
 
     def after_fork_in_child(self) -> None:

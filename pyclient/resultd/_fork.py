@@ -6,6 +6,8 @@ the parent goes on with what it waited for, the child begins anew; both open laz
 
 gRPC registers a hook of its own with the first channel, and hooks that run before a fork run
 in the reverse order of registration. Ours has to run first, so it is registered after that.
+Until then, or while another thread opens that first channel, it is registered all the same
+from the import on: it then runs last, when the gate tells whether there is a channel by now.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class Forkable(Protocol):
     """Something that holds channels open."""
 
     def before_fork(self, deadline: float) -> None:
-        """Close everything, and let nothing open until `after_fork_*`."""
+        """Close everything. The gate is held until after the fork."""
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
@@ -45,29 +47,37 @@ class Forkable(Protocol):
         """Cancel every stream: the interpreter is about to end."""
 
 
+# Held while anything is opened, and over a whole fork: nothing opens meanwhile.
+gate = threading.RLock()
+
 _known: weakref.WeakSet[Forkable] = weakref.WeakSet()
-_registering = threading.Lock()
+_knowing = threading.Lock()
 _registered = False
+_forking = 0  # the thread that forks
 _held: list[Forkable] = []
 # Threads that did not go when we waited for them: those of other channels in this process.
 _foreign = 0
 
 
-def guard(forkable: Forkable) -> None:
-    """Look after something from now on. Call it after its first channel was made."""
-    global _registered
-    with _registering:
+def know(forkable: Forkable) -> None:
+    """Look after something from now on."""
+    with _knowing:
         _known.add(forkable)
-        if _registered:
-            return
-        _registered = True
-        atexit.register(_at_exit)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=_before,
-                after_in_parent=_after_in_parent,
-                after_in_child=_after_in_child,
-            )
+
+
+def guard() -> None:
+    """Run before gRPC's own hook from now on. Called with the gate, after a channel was made."""
+    global _registered
+    if _registered:
+        return
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=_before,
+            after_in_parent=_after_in_parent,
+            after_in_child=_after_in_child,
+        )
+    atexit.register(_at_exit)
+    _registered = True
 
 
 def native_threads() -> int:
@@ -82,13 +92,23 @@ def native_threads() -> int:
     return sum(name.startswith(_NATIVE_NAMES) for name in names)
 
 
+def _all() -> list[Forkable]:
+    with _knowing:
+        return list(_known)
+
+
 def _before() -> None:
+    global _forking
+    if _forking == threading.get_ident():
+        return  # done: this is the registration of the import, which runs after gRPC's hook
+    gate.acquire()  # another thread that forks is waited for
+    _forking = threading.get_ident()
     deadline = time.monotonic() + REST_MAX
-    with _registering:
-        _held[:] = list(_known)
+    _held.extend(_all())  # those that become known from here on cannot open anything
     for forkable in _held:
         forkable.before_fork(deadline)
-    _rest(deadline)
+    if _registered:
+        _rest(deadline)
 
 
 def _rest(deadline: float) -> None:
@@ -108,18 +128,43 @@ def _rest(deadline: float) -> None:
 
 
 def _after_in_parent() -> None:
-    for forkable in _held:
-        forkable.after_fork_in_parent()
+    global _forking
+    held = list(_held)
     _held.clear()
+    _forking = 0
+    gate.release()
+    for forkable in held:
+        forkable.after_fork_in_parent()
 
 
 def _after_in_child() -> None:
-    global _registering, _foreign
-    _registering = threading.Lock()
-    _foreign = 0  # threads do not come along
-    for forkable in _held:
-        forkable.after_fork_in_child()
+    global gate, _knowing, _forking, _foreign
+    gate, _knowing = threading.RLock(), threading.Lock()
     _held.clear()
+    _forking = 0
+    _foreign = 0  # threads do not come along
+    # Also what became known while the fork was on its way, in a thread that is not here.
+    for forkable in _all():
+        forkable.after_fork_in_child()
+
+
+def _first_after_in_parent() -> None:
+    if not _registered:
+        _after_in_parent()
+
+
+def _first_after_in_child() -> None:
+    if not _registered:
+        _after_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    # After a fork the later registration, if there is one, runs after gRPC's hook.
+    os.register_at_fork(
+        before=_before,
+        after_in_parent=_first_after_in_parent,
+        after_in_child=_first_after_in_child,
+    )
 
 
 def _at_exit() -> None:

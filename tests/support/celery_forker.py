@@ -13,6 +13,7 @@ Prints one JSON object.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -33,6 +34,8 @@ SIDES = ("parent", "child", "both")
 # SIGALRM.
 SIDE_S = 20
 GET_S = 10.0
+# After so many nobody wants to wait for the rest.
+HANGS_MAX = 3
 THREADS = 3
 # About what the first call of a process takes, with what it opens.
 FIRST_CALL_S = 0.02
@@ -43,9 +46,14 @@ def main() -> None:
     url, state, side, count = sys.argv[1:]
     app = celery.Celery("forks", broker="memory://", backend=url)
     assert app.backend  # made before any fork, as in a worker's main process
-    codes = in_flight(app, int(count)) if state == "in-flight" else []
-    if not codes:
-        codes = [in_child(lambda: round_of(app, state, side)) for _ in range(int(count))]
+    # kombu's cached properties hold a lock while they are computed, which a child that is
+    # forked meanwhile never sees free: not what is tried here.
+    assert app.now()
+    codes: list[int] = []
+    if state == "in-flight":
+        codes = in_flight(app, int(count))
+    while len(codes) < int(count) and codes.count(-signal.SIGALRM) < HANGS_MAX:
+        codes.append(in_child(lambda: round_of(app, state, side)))
     summary = {
         "forks": len(codes),
         "hangs": codes.count(-signal.SIGALRM),
@@ -67,6 +75,7 @@ def forked(work: Callable[[], object]) -> int:
     """Forks, and lets the child do something; its pid."""
     pid = os.fork()
     if pid == 0:
+        faulthandler.register(signal.SIGALRM, chain=True)  # shows where it hung
         signal.alarm(SIDE_S)
         code = 1
         try:
@@ -143,7 +152,12 @@ def at_first_use(app: Any) -> Iterator[None]:
     assert app.AsyncResult(task_id).state == "SUCCESS"
 
 
-STATE = {"never-used": never_used, "first-use": at_first_use, "channel": with_channel, "stream": with_stream}
+STATE = {
+    "never-used": never_used,
+    "first-use": at_first_use,
+    "channel": with_channel,
+    "stream": with_stream,
+}
 
 
 def use(app: Any) -> None:

@@ -12,7 +12,14 @@ from tests.campaigns import forks
 
 COUNT = 20
 # "both" covers what the other sides do; they are the campaign's.
-NAMES = ("never-used-both", "channel-both", "channel-child", "stream-both", "stream-parent")
+NAMES = (
+    "never-used-both",
+    "first-use-child",
+    "channel-both",
+    "channel-child",
+    "stream-both",
+    "stream-parent",
+)
 
 pytestmark = [
     pytest.mark.slow,
