@@ -141,6 +141,11 @@ class Watcher:
         """Whether a stream is open now."""
         return self._stream is not None
 
+    @property
+    def synced(self) -> bool:
+        """Whether the server has answered everything that it was asked on the open stream."""
+        return self._hub.synced
+
     def add(self, waiter: Wait | Callback, ids: Iterable[str]) -> None:
         """Begin a wait; starts the background operation if it does not run."""
         with self._locked():

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("resultd.celery")
 
-# Seconds after which a wait without a timeout that has heard nothing makes sure that there is
-# a server at all.
-DOUBT = 5.0
+# Seconds after which a wait without a timeout makes sure that there is a server at all, if the
+# stream has not shown it by then.
+DOUBT = 0.25
 # Seconds the callbacks' thread stays after the last callback.
 IDLE = 5.0
 
@@ -184,7 +184,7 @@ class Waits:
                     raise WaitTimeout("The operation timed out.")
                 wait.join()
                 items = wait.mailbox.receive(doubt.within(ticks.pause(deadline)))  # type: ignore[attr-defined]  # a mailbox for threads
-                if doubt.grown(bool(items)):
+                if doubt.grown(bool(items) or watcher.synced):
                     self._read(list(waiting), deadline)  # raises if nobody is there
                 for item in items:
                     if isinstance(item, ResultdError):
@@ -312,7 +312,7 @@ class _Doubt:
         return self._deadline.left() if pause is None else self._deadline.within(pause)
 
     def grown(self, heard: bool) -> bool:
-        """Whether it is time to make sure, once; hearing anything ends the doubt."""
+        """Whether it is time to make sure, once; hearing of the server ends the doubt."""
         if self._deadline is None or not (heard or self._deadline.left() == 0.0):
             return False
         self._deadline = None
