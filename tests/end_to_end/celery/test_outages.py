@@ -22,7 +22,6 @@ from celery.exceptions import TimeoutError as CeleryTimeout
 
 from resultd import testing
 from resultd._watcher import Watcher
-from resultd.celery import _waits
 from resultd.errors import UnavailableError
 from tests.campaigns import chord_tasks
 from tests.support.redis_server import RedisServer, why_no_redis
@@ -35,7 +34,7 @@ pytestmark = [
 AWAY_S = float(os.environ.get("TESTS_AWAY_S", "4"))
 WAIT_S = AWAY_S + 40
 EXACT_S = 0.5  # of a machine that does much else
-TASKS = 40
+TASKS = 60
 SETTINGS: dict[str, Any] = {"result_backend_transport_options": {"chord_lease": 3}}
 
 
@@ -114,7 +113,8 @@ def test_waits_and_workers_outlive_the_server(stage: Stage, threads: ThreadPoolE
         "for ever": threads.submit(stage.app.AsyncResult(group.children[-2].id).get),
         "body": threads.submit(body.get, timeout=WAIT_S),
     }
-    until(lambda: len(told) >= 5)
+    begun = len(told)
+    until(lambda: len(told) >= begun + 15)  # the waits have been heard of
     stage.server.kill()
     assert len(told) < TASKS, "all was over before the server was killed"
     late = threads.submit(stage.app.AsyncResult(body.id).get, timeout=WAIT_S)
@@ -186,8 +186,7 @@ def test_a_server_that_never_comes_is_told_of(threads: ThreadPoolExecutor) -> No
 
 
 def test_a_stream_on_its_way_to_no_server_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wait that relies on another's stream asks by itself when nothing has come for long."""
-    monkeypatch.setattr(_waits, "DOUBT", 0.2)
+    """A wait that relies on another's stream asks by itself if that shows no server."""
     monkeypatch.setattr(Watcher, "streaming", True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"resultd://127.0.0.1:{free.getsockname()[1]}?timeout=1"
@@ -195,7 +194,7 @@ def test_a_stream_on_its_way_to_no_server_is_doubted(monkeypatch: pytest.MonkeyP
     began = time.monotonic()
     with pytest.raises(UnavailableError):
         app.AsyncResult("a").get()
-    assert time.monotonic() - began < 1.2 + EXACT_S
+    assert time.monotonic() - began < 1.25 + EXACT_S
     app.close()
 
 
