@@ -43,7 +43,7 @@ class Plan:
     Attributes:
         chords, members: how many, and of how many parts (at least, at most).
         seed: of the faults and the sizes; processes take their own time all the same.
-        seconds: no chord is begun after this.
+        seconds: no chord is begun, and nothing killed, after this.
         settle_s: how long after the last fault all bodies have to be there.
         parallel: chords under way at a time.
         workers, concurrency: prefork workers, and children of each.
@@ -176,8 +176,8 @@ class Run:
         self._looked = time.monotonic()
         self._part, self._body = (app.tasks[n] for n in (chord_tasks.PART, chord_tasks.BODY))
 
-    def begin_all(self) -> None:
-        """Begins chords while others run; returns when the last one was begun."""
+    def go(self) -> None:
+        """Begins chords while others run; returns when all are done, or time is up."""
         end = time.monotonic() + self._plan.seconds
         for number in range(self._plan.chords):
             while len(self._under_way()) >= self._plan.parallel:
@@ -185,6 +185,8 @@ class Run:
                 if time.monotonic() > end or self._faults.error is not None:
                     return
             self._begin(number)
+        while self._under_way() and time.monotonic() < end and self._faults.error is None:
+            self._wait(end)
 
     def _begin(self, number: int) -> None:
         size, began = self._random.randint(*self._plan.members), time.monotonic()
@@ -311,7 +313,7 @@ def run(plan: Plan) -> Verdict:
         began = time.time()
         with Killer(plan, server, workers).at_work() as faults:
             campaign = Run(plan, app, client, faults)
-            campaign.begin_all()
+            campaign.go()
         campaign.settle()
         verdict = judge(
             sizes=campaign.sizes,
@@ -360,7 +362,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns.chords", description=__doc__)
     parser.add_argument("--chords", type=int, default=300)
     parser.add_argument("--members", type=int, default=50, help="parts of each chord")
-    parser.add_argument("--seconds", type=float, default=1800.0, help="begin none after this")
+    parser.add_argument("--seconds", type=float, default=1800.0, help="kill nothing after this")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--log", type=Path, help="where to write what the workers logged")
     arguments = parser.parse_args()

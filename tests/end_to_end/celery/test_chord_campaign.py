@@ -16,9 +16,9 @@ PLAN = chords.Plan(
     chords=20,
     members=(10, 50),
     seed=7,
-    seconds=15.0,
-    settle_s=25.0,
-    parallel=5,
+    seconds=10.0,
+    settle_s=60.0,
+    parallel=20,
     pause_s=(0.2, 0.8),
     away_s=(0.0, 0.5),
     visibility_s=3,
@@ -26,10 +26,10 @@ PLAN = chords.Plan(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(58)
+@pytest.mark.timeout(120)  # 20 s on a machine that does nothing else
 def test_every_body_runs_whatever_is_killed() -> None:
     """Bodies run with all parts in order, are stored once, and repeats have their reasons."""
     verdict = chords.run(PLAN)
     print(verdict.table())
     assert verdict.faults == []
-    assert verdict.begun >= PLAN.chords / 2, "the machine is too slow for this to say anything"
+    assert verdict.begun == PLAN.chords
