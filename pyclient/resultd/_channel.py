@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from resultd import _fork, _status, _stubs
+from resultd import _fork, _gevent, _status, _stubs
 from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Reconnect, Report, Sleep, run
 from resultd._reporter import ThreadReporter
 from resultd._stream import QueueMailbox, ThreadStream
@@ -169,6 +169,7 @@ class Endpoint:
             return self._methods[name]
 
     def _connect(self) -> grpc.Channel:
+        _gevent.prepare()
         chosen = options(self.url)
         if self.url.secure:
             return grpc.secure_channel(self.url.target, credentials(self.url), options=chosen)

@@ -28,7 +28,7 @@ class Gunicorn:
     def __init__(self, directory: Path, *options: str, environment: Mapping[str, str]) -> None:
         self._log = directory / "gunicorn.log"
         self._command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", *options]
-        self._command += ["tests.support.celery_wsgi:application"]
+        self._command += ["--no-control-socket", "tests.support.celery_wsgi:application"]
         self._environment = {**os.environ, **environment}
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
