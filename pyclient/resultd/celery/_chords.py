@@ -197,7 +197,7 @@ class Chords:
             return
         answer = self._returning.answers.pop((task_id, group_id), None)
         if answer is None:
-            store = self._backend.codec.part(task_id, result, state, request)
+            store = self._backend.part(task_id, result, state, request)
             _place(store.meta, request)
             answer = self._find_place(store, self._backend.send(store))
         if group_id in answer.complete_group_ids:

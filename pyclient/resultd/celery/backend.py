@@ -21,6 +21,7 @@ from celery.result import result_from_tuple
 from celery.utils.time import get_exponential_backoff_interval
 from kombu.exceptions import EncodeError
 
+from resultd import _records
 from resultd._deadline import Deadline
 from resultd.celery import _environment, _options
 from resultd.celery._ahead import ReadAhead
@@ -467,6 +468,20 @@ class ResultdBackend(AsyncBackendMixin, Backend):
     def add_to_chord(self, chord_id: str, result: Any) -> None:
         """Expect one more part."""
         self._retrying(self._chords.add, chord_id, result.id)
+
+    def part(
+        self, task_id: str, result: Any, state: str, request: Any
+    ) -> result_service_pb2.StoreResultRequest:
+        """Write a chord's part that was not stored as its task's result in the same call."""
+        if state in states.PROPAGATE_STATES:
+            # A body that fails, and the rest of a chain, are stored before they return as
+            # parts of other chords: an ignored result would take the stored one's place.
+            (stored,) = self.client.run(self.client.operations.read([task_id]))
+            if _records.state_name(stored.state, "") == state:
+                traceback = stored.failure.traceback or None
+                encoded = self.encode_result(result, state)
+                return self.codec.report(task_id, encoded, state, traceback, request)
+        return self.codec.part(task_id, result, state, request)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count a part; whoever returns the last one publishes the body."""
