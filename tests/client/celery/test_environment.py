@@ -1,4 +1,4 @@
-"""Kinds of concurrency; real gevent processes are tested end to end."""
+"""Kinds of concurrency, as a backend meets them when it is made."""
 
 from __future__ import annotations
 
@@ -6,47 +6,24 @@ import subprocess
 import sys
 from typing import Any
 
-import grpc.experimental.gevent
 import pytest
 from celery.exceptions import ImproperlyConfigured
 
 from resultd.celery import _environment
 
 
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What gRPC was told about gevent, in a process that told it nothing yet."""
-    found: list[str] = []
-    monkeypatch.setattr(grpc.experimental.gevent, "init_gevent", lambda: found.append("gevent"))
-    monkeypatch.setattr(_environment, "_prepared", False)
-    return found
-
-
-def environment(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Has kombu find a kind of concurrency."""
-    monkeypatch.setattr(_environment, "detect_environment", lambda: name)
-
-
-def test_threads_and_processes_need_nothing(
-    monkeypatch: pytest.MonkeyPatch, told: list[str]
+@pytest.mark.parametrize("kind", ["default", "gevent"])
+def test_threads_processes_and_gevent_need_nothing(
+    monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """GRPC is made for them."""
-    environment(monkeypatch, "default")
+    """The client sees to gevent when it opens its channel."""
+    monkeypatch.setattr(_environment, "detect_environment", lambda: kind)
     _environment.prepare()
-    assert told == []
-
-
-def test_grpc_is_told_of_gevent_once(monkeypatch: pytest.MonkeyPatch, told: list[str]) -> None:
-    """However many backends there are."""
-    environment(monkeypatch, "gevent")
-    for _ in range(3):
-        _environment.prepare()
-    assert told == ["gevent"]
 
 
 def test_eventlet_is_refused(monkeypatch: pytest.MonkeyPatch, make_app: Any) -> None:
     """With the pools that work, before anything hangs."""
-    environment(monkeypatch, "eventlet")
+    monkeypatch.setattr(_environment, "detect_environment", lambda: "eventlet")
     with pytest.raises(ImproperlyConfigured, match="-P prefork, -P threads, -P gevent"):
         _ = make_app().backend
 
