@@ -1,20 +1,22 @@
 """The benchmarks: `python -m tests.benchmarks [NAME …] [--size tiny|full]`.
 
 Each runs beside its yardstick, rounds interleaved, so that what the machine does
-otherwise falls on both. Ratios count. The full size writes `docs/benchmarks.md`; the
-tiny one only shows that everything still runs, and asserts nothing about time.
+otherwise falls on both. Ratios count. The full size writes its sections of
+`docs/benchmarks.md`; the tiny one only shows that everything still runs, and asserts
+nothing about time.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from tests.benchmarks import celery_backend, iterate, latency, store
-from tests.benchmarks.table import Row, Size, render
+from tests.benchmarks.table import Row, Size, put, render
 from tests.support.redis_server import why_no_redis
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
@@ -28,7 +30,7 @@ BENCHMARKS: dict[str, Callable[[Size], Awaitable[list[Row]]]] = {
 
 
 async def main() -> int:
-    """Runs what was asked for; writes the table where it is all of it at full size."""
+    """Runs what was asked for, all of it unless told; writes the page at full size."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
     parser.add_argument("--size", type=Size, choices=list(Size), default=Size.FULL)
@@ -36,23 +38,24 @@ async def main() -> int:
     unknown = sorted(set(arguments.names) - set(BENCHMARKS))
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}: known are {', '.join(BENCHMARKS)}")
-    rows: list[Row] = []
-    whole = not arguments.names
+    sections: dict[str, str] = {}
     for name in arguments.names or BENCHMARKS:
         print(f"# {name}", flush=True)
         missing = why_no_redis() if name == "celery" else None
         if missing is not None:
             print(f"left out: {missing}")
-            whole = False
             continue
-        for row in await BENCHMARKS[name](arguments.size):
+        rows = await BENCHMARKS[name](arguments.size)
+        for row in rows:
             print(row.line(), flush=True)
-            rows.append(row)
-    if arguments.size is Size.FULL and whole:
-        RESULTS.write_text(render(rows))
+        sections[name] = render(name, rows)
+    if arguments.size is Size.FULL and sections:
+        RESULTS.write_text(put(RESULTS.read_text(), sections))
         print(f"written: {RESULTS}")
     return 0
 
 
 if __name__ == "__main__":
+    # So that servers and workers are ended with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(asyncio.run(main()))

@@ -7,7 +7,6 @@ which keeps nothing on the disk, stands beside it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import subprocess
@@ -88,11 +87,10 @@ def _cases(size: Size) -> list[_Case]:
 
 
 async def run(size: Size) -> list[Row]:
-    """Rounds of every case, its sides one right after the other, in turn the first."""
-    return await asyncio.to_thread(_run, size)
+    """Rounds of every case, its sides one right after the other, in turn the first.
 
-
-def _run(size: Size) -> list[Row]:
+    It blocks the loop, so that a signal reaches it and nothing it started stays behind.
+    """
     cases, rounds = _cases(size), size.of(5, 1)
     seen: dict[tuple[int, str, str], list[float]] = defaultdict(list)
     with _bench() as bench:

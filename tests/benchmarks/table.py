@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -92,23 +92,28 @@ def _redis_server() -> Iterator[str]:
             yield f"redis-server {version[1]}"
 
 
-def render(rows: Sequence[Row]) -> str:
-    """The page."""
+_HEAD = """\
+# Benchmarks
+
+Written by `make bench`; do not edit. Medians with (least – greatest) of the rounds.
+Yardsticks ran in the same run, rounds interleaved: ratios count, figures are this
+machine's. A ratio is ours over the yardstick's, of each round: below 1 is better,
+except where the unit is 1/s.
+
+Celery is one program with one broker on either result backend. resultd has on the
+disk what it says is stored; a Redis with `appendfsync always` does the same.
+"""
+
+
+def render(name: str, rows: Sequence[Row]) -> str:
+    """A benchmark's section of the page."""
     versions = ", ".join([*_packages(), *_redis_server()])
     where = (
         f"{time.strftime('%Y-%m-%d', time.gmtime())} · Python {platform.python_version()} · "
         f"{versions} · {os.cpu_count()} cores · {sys.platform}"
     )
     head = [
-        "# Benchmarks",
-        "",
-        "Written by `make bench`; do not edit. Medians with (least – greatest) of the rounds.",
-        "Yardsticks ran in the same run, rounds interleaved: ratios count, figures are this",
-        "machine's. A ratio is ours over the yardstick's, of each round: below 1 is better,",
-        "except where the unit is 1/s.",
-        "",
-        "Celery is one program with one broker on either result backend. resultd has on the",
-        "disk what it says is stored; a Redis with `appendfsync always` does the same.",
+        f"## {name}",
         "",
         where,
         "",
@@ -116,3 +121,10 @@ def render(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|",
     ]
     return "\n".join([*head, *(row.markdown() for row in rows)]) + "\n"
+
+
+def put(page: str, sections: Mapping[str, str]) -> str:
+    """The page with these sections instead of those of the same names; the others stay."""
+    known = {text.partition("\n")[0]: text for text in re.split(r"^## ", page, flags=re.M)[1:]}
+    known |= {name: text.removeprefix("## ") for name, text in sections.items()}
+    return "\n".join([_HEAD, *(f"## {text.strip()}\n" for text in known.values())])
