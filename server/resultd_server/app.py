@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import time
 from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 import structlog
@@ -19,6 +21,7 @@ from resultd_server.core import sweeper
 from resultd_server.engine.base import Clock, Engine, Swept
 from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.memory import MemoryEngine
+from resultd_server.engine.peers import Peers
 from resultd_server.errors import DomainError
 from resultd_server.interceptors.errors import answer_errors
 from resultd_server.interceptors.limits import Admission, bound_streams
@@ -32,9 +35,9 @@ FEATURES = ("wait_for", "iterate", "watch", "groups", "claims", "revocations")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
+# so_reuseport is said besides: for anybody else a second server on the same port would take
+# half the calls, silently.
 OPTIONS: tuple[tuple[str, int], ...] = (
-    # A second server on the same port would take half the calls, silently.
-    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", limits.REQUEST_BYTES_MAX),
     ("grpc.max_concurrent_streams", limits.STREAMS_PER_CONNECTION),
     ("grpc.server_handshake_timeout_ms", int(limits.HANDSHAKE_TIMEOUT_S * 1000)),
@@ -58,16 +61,32 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def make_engine(settings: Settings, clock: Clock) -> Engine:
-    """The engine the settings name."""
+def make_engine(settings: Settings, clock: Clock, *, shared: bool = False) -> Engine:
+    """The engine the settings name; `shared`: with other processes."""
     if settings.engine == "memory":
         return MemoryEngine(clock)
     assert settings.data is not None  # the settings were checked
-    return LmdbEngine(clock, settings.data, max_db_bytes=settings.max_db_bytes)
+    return LmdbEngine(clock, settings.data, max_db_bytes=settings.max_db_bytes, shared=shared)
+
+
+class Place(NamedTuple):
+    """Which of several processes this is, and where their sockets lie."""
+
+    number: int
+    total: int
+    directory: Path
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether this is the one that deletes what has expired."""
+        return self.number == 0
 
 
 class App:
-    """A server. `start`, then `drain` and `stop`; `failed` is set when the store fails."""
+    """A server. `start`, then `drain` and `stop`; `failed` is set when the store fails.
+
+    With a `place` it is one of several over a store and a port.
+    """
 
     def __init__(
         self,
@@ -75,11 +94,14 @@ class App:
         clock: Clock = wall_clock_ms,
         *,
         streams_max: int = limits.STREAMS_MAX,
+        place: Place | None = None,
     ) -> None:
         self._settings = settings
+        self._place = place
         self._clock = clock
         self._streams_max = streams_max
-        self.engine = make_engine(settings, clock)
+        self.engine = make_engine(settings, clock, shared=place is not None)
+        self._peers: Peers | None = None
         self.streams = Streams(age_s=settings.stream_age_s)
         self.admission = Admission()
         self.failed = asyncio.Event()
@@ -88,20 +110,28 @@ class App:
 
     async def start(self) -> str:
         """Opens the store and listens; the address. Raises DomainError, OSError."""
-        listening.check_free(self._settings.listen)
+        if self._place is None:
+            listening.check_free(self._settings.listen)
         self.engine.on_failure = self._on_failure
         await self.engine.start()
-        self._server = grpc.aio.server(options=OPTIONS)
+        if self._place is not None:
+            # Before anybody can call: what is changed here has to be heard everywhere.
+            number, total, directory = self._place
+            self._peers = Peers(self.engine.hub, directory, number, total)
+            await self._peers.start()
+        self._server = grpc.aio.server(
+            options=[("grpc.so_reuseport", int(self._place is not None)), *OPTIONS]
+        )
         self._add_services()
         address = await self._listen()
         await self._server.start()
         await self._set_health(SERVING)
         self._tasks = [
-            asyncio.create_task(
-                sweeper.run(self.engine, self._on_swept, self._on_not_swept), name="sweeper"
-            ),
             asyncio.create_task(self.streams.watch_stalled(), name="watch-stalled"),
         ]
+        if self._place is None or self._place.sweeps:
+            sweeping = sweeper.run(self.engine, self._on_swept, self._on_not_swept)
+            self._tasks.append(asyncio.create_task(sweeping, name="sweeper"))
         for task in self._tasks:
             task.add_done_callback(_tell_if_broken)
         return address
@@ -180,7 +210,9 @@ class App:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.stop(None)
-        await self.engine.close()
+        await self.engine.close()  # what is under way is changed, and heard of
+        if self._peers is not None:
+            await self._peers.close()
 
 
 def _tell_if_broken(task: asyncio.Task[None]) -> None:

@@ -53,6 +53,12 @@ class Settings(BaseSettings):
     engine: Literal["lmdb", "memory"] = Field(
         "lmdb", description="lmdb keeps everything on disk; memory loses it when it stops."
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that serve together, over one store and one port; one per core.",
+    )
     max_db_bytes: int = Field(
         64 * 1024**3,
         ge=1024**2,
@@ -139,6 +145,11 @@ def load(
         raise ConfigError(_sentence(error)) from None
     if settings.engine == "lmdb" and settings.data is None:
         raise ConfigError("The lmdb engine needs a directory: name it with --data DIR.")
+    if settings.workers > 1 and (settings.engine != "lmdb" or settings.listen.startswith("unix:")):
+        raise ConfigError(
+            "Several workers share a store on disk and a TCP port: use the lmdb engine and "
+            "listen on host:port, or leave --workers at 1."
+        )
     if not settings.loopback and not settings.insecure:
         raise ConfigError(
             f"{settings.listen} can be reached from elsewhere, without TLS or authentication: "

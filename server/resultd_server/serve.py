@@ -11,17 +11,19 @@ import asyncio
 import inspect
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import structlog
 import typer
 import uvloop
 
 from resultd_server import config, logs
-from resultd_server.app import App
+from resultd_server.app import App, Place
 from resultd_server.config import ConfigError, Settings
 from resultd_server.errors import DomainError
+from resultd_server.supervisor import Supervisor
 
 EXIT_CONFIG = 2
 EXIT_STORE_FAILED = 3
@@ -29,16 +31,56 @@ EXIT_STORE_FAILED = 3
 log = structlog.get_logger("resultd.server")
 
 
-async def run(settings: Settings) -> int:
-    """Serves until a signal comes or the store fails; the exit code."""
-    app = App(settings)
+class Running(Protocol):
+    """A server, or several under a supervisor."""
+
+    async def start(self) -> str:
+        """Begins to serve; the address. Raises DomainError, OSError."""
+
+    async def drain(self) -> None:
+        """Ends what is under way, in its own time."""
+
+    async def stop(self) -> None:
+        """Ends at once."""
+
+
+async def run(
+    settings: Settings, place: Place | None = None, orphaned: asyncio.Event | None = None
+) -> int:
+    """Serves until a signal comes or the store fails; the exit code.
+
+    `place`: as one of several. `orphaned`: set when whoever started this process is gone.
+    """
+    app = App(settings, place=place)
+    return await _serve(settings, app, app.failed, lambda: EXIT_STORE_FAILED, orphaned)
+
+
+async def run_several(settings: Settings) -> int:
+    """The same with `settings.workers` processes."""
+    several = Supervisor(settings, (EXIT_CONFIG, EXIT_STORE_FAILED))
+    return await _serve(settings, several, several.ended, lambda: several.code, None)
+
+
+async def _serve(
+    settings: Settings,
+    running: Running,
+    broken: asyncio.Event,
+    code_of_break: Callable[[], int],
+    orphaned: asyncio.Event | None,
+) -> int:
     # Before anybody knows of the server: a signal that comes early is not lost.
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
+    alone = asyncio.create_task((orphaned or asyncio.Event()).wait())
+    starting = asyncio.create_task(running.start())
+    await asyncio.wait({starting, alone}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():  # it waits for others that are gone, too
+        starting.cancel()
+        return 0
     try:
-        address = await app.start()
+        address = starting.result()
     except (DomainError, OSError) as error:
         _complain(error)
         return EXIT_CONFIG
@@ -46,15 +88,16 @@ async def run(settings: Settings) -> int:
     # For whoever started the server: the address is known and it answers.
     sys.stdout.write(f"resultd ready on {address}\n")
     sys.stdout.flush()
-    failed = asyncio.create_task(app.failed.wait())
+    failed = asyncio.create_task(broken.wait())
     first = asyncio.create_task(signals.get())
-    await asyncio.wait({failed, first}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({failed, first, alone}, return_when=asyncio.FIRST_COMPLETED)
     first.cancel()
-    if not app.failed.is_set():
-        await _drain(app, signals)
+    if not broken.is_set() and not alone.done():
+        await _drain(running, signals, broken)
     failed.cancel()
-    code = EXIT_STORE_FAILED if app.failed.is_set() else 0
-    await app.stop()
+    alone.cancel()
+    code = code_of_break() if broken.is_set() else 0
+    await running.stop()
     log.info("stopped", code=code)
     return code
 
@@ -63,11 +106,13 @@ def _complain(error: Exception) -> None:
     sys.stderr.write(f"resultd: {error}\n")
 
 
-async def _drain(app: App, signals: asyncio.Queue[signal.Signals]) -> None:
+async def _drain(
+    running: Running, signals: asyncio.Queue[signal.Signals], broken: asyncio.Event
+) -> None:
     log.info("draining")
-    draining = asyncio.create_task(app.drain())
+    draining = asyncio.create_task(running.drain())
     second = asyncio.create_task(signals.get())
-    failed = asyncio.create_task(app.failed.wait())
+    failed = asyncio.create_task(broken.wait())
     await asyncio.wait({draining, second, failed}, return_when=asyncio.FIRST_COMPLETED)
     for task in (draining, second, failed):
         task.cancel()
@@ -82,11 +127,12 @@ def serve(config_file: Path | None = None, **flags: Any) -> None:
         _complain(error)
         raise typer.Exit(EXIT_CONFIG) from None
     logs.configure(settings.log_level)
-    raise typer.Exit(uvloop.run(run(settings)))
+    raise typer.Exit(uvloop.run(run(settings) if settings.workers == 1 else run_several(settings)))
 
 
 _FLAG_TYPES: dict[str, type] = {
     str(bool): bool,
+    str(int): int,
     str(float): float,
     str(Path | None): Path,
 }

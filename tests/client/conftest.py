@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def server() -> Iterator[Server]:
     """A server that all tests share; what stops or breaks one starts its own."""
     from resultd.testing import Server
+    from tests.support import workers
 
-    with Server(engine="memory") as running:
+    with Server(engine=workers.ENGINE, arguments=workers.FLAGS) as running:
         yield running
 
 

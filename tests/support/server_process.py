@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.support import workers
+
 STOP_S = 20.0
 
 
@@ -22,7 +24,8 @@ class ServerProcess:
     def __init__(self, directory: Path, *flags: str, listen: str = "127.0.0.1:0") -> None:
         self._log = directory / "server.log"
         self._command = [sys.executable, "-m", "resultd_server"]
-        self._command += ["--data", str(directory / "data"), "--listen", listen, *flags]
+        self._command += ["--data", str(directory / "data"), "--listen", listen]
+        self._command += [*workers.FLAGS, *flags]
         self.address = ""
         self._process: subprocess.Popen[str] | None = None
 

@@ -13,7 +13,7 @@ loss that covers it. Everything here runs on the event loop's thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from resultd_server.ledger.unit import Changed
 
@@ -28,12 +28,20 @@ class Hub:
         # namespace and kind -> id -> who waits: one, as a rule, so no set for it.
         self._waiting: dict[Key, dict[str, Subscription | set[Subscription]]] = {}
         self._subscriptions: set[Subscription] = set()
+        #: Where what this process changed is told to others; None if there are none.
+        self.outlet: Callable[[Iterable[Changed]], None] | None = None
 
     def subscribe(self, namespace: str) -> Subscription:
         """Interest in keys of one namespace, none yet. Close it."""
         subscription = Subscription(self, namespace)
         self._subscriptions.add(subscription)
         return subscription
+
+    def announce(self, changed: Collection[Changed]) -> None:
+        """A commit of this process changed these keys."""
+        self.publish(changed)
+        if self.outlet is not None and changed:
+            self.outlet(changed)
 
     def publish(self, changed: Iterable[Changed]) -> None:
         """Wakes whoever waits for these keys."""

@@ -52,6 +52,14 @@ HEADROOM_BYTES_MIN = 64 * limits.MIB
 DISK_LOW_BYTES = 4 * limits.MIB
 """Below this a failed write is a full disk, which ends; above it a broken one."""
 
+SHARES = "workers.lock"
+"""Held by every process of a server that has several, for as long as it lives."""
+
+LEFTOVERS_S = 5.0
+"""What the workers of a killed supervisor have to end: they notice at once."""
+
+_LOOK_S = 0.02
+
 _LOOK_AGAIN_BYTES = 1 * limits.MIB
 """How much may be written before live data is counted again: it takes a look at every database."""
 
@@ -137,17 +145,27 @@ def _open(key: bytes, row: bytes) -> bytes:
 
 
 class LmdbEngine(TransactionalEngine):
-    """Keeps everything in `directory`, up to `max_db_bytes` of live data."""
+    """Keeps everything in `directory`, up to `max_db_bytes` of live data.
+
+    `shared`: other processes use it too, and whoever started them all holds its `Lease`.
+    """
 
     name = "lmdb"
 
     def __init__(
-        self, clock: Callable[[], int], directory: Path, *, max_db_bytes: int, sync: bool = True
+        self,
+        clock: Callable[[], int],
+        directory: Path,
+        *,
+        max_db_bytes: int,
+        sync: bool = True,
+        shared: bool = False,
     ) -> None:
         super().__init__(clock)
         self._directory = directory
         self._max_db_bytes = max_db_bytes
         self._sync = sync
+        self._shared = shared
         # At most one batch: the next is handed over when its answers have been given.
         self._batches: queue.SimpleQueue[list[_Operation] | None] = queue.SimpleQueue()
         self._pending: deque[_Operation] = deque()
@@ -160,19 +178,24 @@ class LmdbEngine(TransactionalEngine):
         self._written_bytes = _LOOK_AGAIN_BYTES
         self._failure: BaseException | None = None
         self._writer: threading.Thread | None = None
-        self._lock_file: int | None = None
+        self._lease: Lease | None = None
+        self._share: int | None = None
         self._dbs: dict[Db, Any] = {}
         self.commits = 0
 
     async def start(self) -> None:
         """Opens or makes the store. Raises OSError, or StoreFailed for a foreign format."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._lock_file = _lock(self._directory)
-        try:
+        if self._shared:
             self.store_id = _check_format(self._directory)
+            self._share = _open_lock(self._directory, SHARES)
+            fcntl.flock(self._share, fcntl.LOCK_SH)  # as long as this process lives
+        else:
+            self._lease = Lease(self._directory)
+            self.store_id = self._lease.store_id
+        try:
             self._open_environment()
         except BaseException:
-            self._unlock()
+            self._end_lease()
             raise
         self._loop = asyncio.get_running_loop()
         self._writer = threading.Thread(target=self._run, name="lmdb-writer", daemon=True)
@@ -209,12 +232,15 @@ class LmdbEngine(TransactionalEngine):
         self._batches.put(None)
         await asyncio.to_thread(writer.join)
         self._env.close()
-        self._unlock()
+        self._end_lease()
 
-    def _unlock(self) -> None:
-        if self._lock_file is not None:
-            os.close(self._lock_file)
-            self._lock_file = None
+    def _end_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+        if self._share is not None:
+            os.close(self._share)
+            self._share = None
 
     def _check_usable(self) -> None:
         if self._failure is not None:
@@ -363,7 +389,7 @@ class LmdbEngine(TransactionalEngine):
                     operation.future.set_result(result)
                 else:
                     operation.future.set_exception(error)
-            self.hub.publish(commit.changed)
+            self.hub.announce(commit.changed)
 
 
 def _refused(operations: list[_Operation], error: BaseException) -> list[_Commit]:
@@ -381,9 +407,30 @@ def _failed(error: BaseException) -> StoreFailed:
     return StoreFailed(f"The store failed and the server is stopping: {error}.")
 
 
+class Lease:
+    """The right to use a data directory, which is made if it is missing.
+
+    Raises OSError where somebody else has it, StoreFailed for a foreign format.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._descriptor = _lock(directory)
+        try:
+            _await_leftovers(directory)
+            self.store_id = _check_format(directory)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets others have it."""
+        os.close(self._descriptor)
+
+
 def _lock(directory: Path) -> int:
     """Keeps a second server off the directory. Raises OSError."""
-    descriptor = os.open(directory / "resultd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    descriptor = _open_lock(directory, "resultd.lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -393,6 +440,27 @@ def _lock(directory: Path) -> int:
             "directory with --data."
         ) from None
     return descriptor
+
+
+def _open_lock(directory: Path, name: str) -> int:
+    return os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+def _await_leftovers(directory: Path) -> None:
+    """Until the workers of a supervisor that was killed have noticed. Raises OSError."""
+    descriptor = _open_lock(directory, SHARES)
+    try:
+        for _ in range(int(LEFTOVERS_S / _LOOK_S)):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(_LOOK_S)
+    finally:
+        os.close(descriptor)
+    raise OSError(
+        f"Workers of an earlier server still use {directory}, though it is gone: end them."
+    )
 
 
 def _check_format(directory: Path) -> str:

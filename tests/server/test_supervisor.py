@@ -1,0 +1,183 @@
+"""Several processes over one store: they serve as one, and outlive one another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import resultd
+from resultd.testing import Server, ServerError
+from resultd_server.app import Place
+from resultd_server.config import ConfigError, load
+from resultd_server.supervisor import order, read_order
+
+TWO = ("--workers", "2")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    """A server of two processes that no test harms."""
+    with Server(arguments=TWO) as running:
+        yield running
+
+
+@pytest.fixture
+def own() -> Iterator[Server]:
+    """A server of two processes for one test."""
+    with Server(arguments=TWO) as running:
+        yield running
+
+
+def workers_of(server: Server) -> list[int]:
+    """The processes of a server."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
+    return [int(pid) for pid in children.split()]
+
+
+def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
+    """Wait for what other processes do."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.02)
+
+
+def clients(server: Server, count: int) -> list[resultd.Client]:
+    """Clients with a connection each: some reach one process, some the other."""
+    return [resultd.Client(f"{server.url}?timeout={30 + n}") for n in range(count)]
+
+
+def test_a_result_stored_in_one_process_is_pushed_by_the_other(shared: Server) -> None:
+    """Twelve waiters on twelve connections all hear of results stored on a thirteenth."""
+    waiting = clients(shared, 12)
+    got: list[object] = []
+
+    def wait(client: resultd.Client, number: int) -> None:
+        got.append(client.AsyncResult(f"cross-{number}").get(timeout=20))
+
+    threads = [
+        threading.Thread(target=wait, args=(client, number))
+        for number, client in enumerate(waiting)
+    ]
+    for thread in threads:
+        thread.start()
+    with resultd.Client(shared.url) as storing:
+        for number in range(12):
+            storing.store_result(f"cross-{number}", number)
+    for thread in threads:
+        thread.join(20)
+    for client in waiting:
+        client.close()
+    assert set(got) == set(range(12))
+
+
+def test_a_group_is_counted_once_whoever_stores_its_parts(shared: Server) -> None:
+    """A group whose parts come through both processes is complete once, with all of them."""
+    storing = clients(shared, 6)
+    with resultd.Client(shared.url) as client:
+        group = client.group("both").create([f"both-{n}" for n in range(120)])
+
+        def store(own: resultd.Client, first: int) -> None:
+            for number in range(first, 120, 6):
+                own.store_result(f"both-{number}", number)
+
+        threads = [threading.Thread(target=store, args=(each, n)) for n, each in enumerate(storing)]
+        for thread in threads:
+            thread.start()
+        assert sorted(group.iterate(timeout=30)) == list(range(120))
+        for thread in threads:
+            thread.join(20)
+        assert group.get_info().complete
+    for each in storing:
+        each.close()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_worker_is_started_again_and_nothing_is_lost(own: Server, victim: int) -> None:
+    """Under SIGKILL of either worker: every acknowledged result is there, and waits go on."""
+    ids = [f"kept-{number}" for number in range(40)]
+    waited: list[object] = []
+    before = workers_of(own)
+    with resultd.Client(own.url) as client:
+        results = client.ResultSet([client.AsyncResult(id_) for id_ in ids])
+        waiter = threading.Thread(target=lambda: waited.extend(results.get(timeout=40)))
+        waiter.start()
+        for number, id_ in enumerate(ids):
+            client.store_result(id_, number)
+            if number == 20:
+                os.kill(before[victim], signal.SIGKILL)
+        waiter.join(40)
+    assert waited == list(range(40))
+    until(lambda: len(set(workers_of(own)) - set(before)) == 1)
+    assert "worker died" in own.log()
+
+
+def test_all_workers_killed_at_once_come_back(own: Server) -> None:
+    """The store outlives its processes; the next call finds it."""
+    with resultd.Client(own.url) as client:
+        client.store_result("before", 1)
+        for pid in workers_of(own):
+            os.kill(pid, signal.SIGKILL)
+        assert client.AsyncResult("before").get(timeout=30) == 1
+
+
+def test_sigterm_drains_all_and_ends(own: Server) -> None:
+    """A stopped server leaves no process, and starts again on the same port and data."""
+    with resultd.Client(own.url) as client:
+        client.store_result("kept", 1)
+        pids = workers_of(own)
+        own.restart()
+        assert all(not Path(f"/proc/{pid}").exists() for pid in pids)
+        assert client.AsyncResult("kept").get(timeout=20) == 1
+
+
+def test_workers_go_when_their_supervisor_is_killed(own: Server) -> None:
+    """After SIGKILL of the supervisor no process stays, and the next server gets the data."""
+    with resultd.Client(own.url) as client:
+        client.store_result("kept", 1)
+        pids = workers_of(own)
+        own.kill()
+        own.start()
+        until(lambda: all(not Path(f"/proc/{pid}").exists() for pid in pids))
+        assert client.AsyncResult("kept").get(timeout=20) == 1
+
+
+def test_a_second_server_is_kept_off_the_data_and_the_port(own: Server, tmp_path: Path) -> None:
+    """Neither the directory nor the port is shared with strangers, workers or not."""
+    again = Server(tmp_path, arguments=(*TWO, "--listen", f"127.0.0.1:{own.port}"))
+    with pytest.raises(ServerError, match="in use"):
+        again.start()
+    again.close()
+
+
+def test_what_workers_cannot_share_is_refused(tmp_path: Path) -> None:
+    """The memory engine and unix sockets are for one process; the sentence says so."""
+    for flags in ({"engine": "memory"}, {"listen": "unix:/tmp/x.sock"}):
+        with pytest.raises(ConfigError, match="workers"):
+            load({"data": tmp_path, "workers": 2, **flags}, environ={})
+
+
+def test_a_worker_is_told_everything(tmp_path: Path) -> None:
+    """Settings and place survive the line that starts a worker."""
+    settings = load({"data": tmp_path, "workers": 3, "max_db_bytes": 2**31}, environ={})
+    place = Place(2, 3, tmp_path / "sockets")
+    assert read_order(order(settings, place)) == (settings, place)
+
+
+def test_a_store_that_cannot_be_opened_ends_all(tmp_path: Path) -> None:
+    """A foreign directory is refused with exit code 2, before any worker starts."""
+    (tmp_path / "data.mdb").write_bytes(b"x" * 8192)
+    command = [sys.executable, "-m", "resultd_server", "--data", str(tmp_path)]
+    ended = subprocess.run(
+        [*command, "--listen", "127.0.0.1:0", *TWO], capture_output=True, text=True, timeout=30
+    )
+    assert ended.returncode == 2
+    assert "not ours" in ended.stderr
