@@ -116,7 +116,7 @@ class Codec:
         message.state, message.custom_state = _records.state_fields(state)
         self._write_outcome(message, result, state, traceback)
         self._write_request(message, meta, request)
-        self._write_children(message, meta["children"])
+        self._write_children(message, meta["children"], final=state in states.READY_STATES)
         if meta["date_done"] is not None:
             message.done_time.CopyFrom(_records.timestamp(meta["date_done"]))
         expires = self._backend.expires_of(state)
@@ -196,9 +196,15 @@ class Codec:
             stamps = {key: meta[key] for key in headers if key in meta}
             message.extra[STAMPS].CopyFrom(self.encode({"stamped_headers": headers, **stamps}))
 
-    def _write_children(self, message: task_pb2.TaskMeta, children: Any) -> None:
+    def _write_children(self, message: task_pb2.TaskMeta, children: Any, final: bool) -> None:
         if children is None:
             message.extra[CHILDREN].CopyFrom(_json(None))
+            return
+        if not final:
+            # The field is never cleared, and what a run called that is tried again (itself,
+            # for one) is no child of the task that succeeds in the end.
+            if children:
+                message.extra[CHILDREN].CopyFrom(_json(children))
             return
         message.children.extend(map(_records.child, children[:CHILDREN_MAX]))
         if len(children) > CHILDREN_MAX or any(
@@ -351,7 +357,7 @@ def _children(message: task_pb2.TaskMeta) -> list[Any] | None:
     if CHILDREN in message.extra:
         found = json.loads(message.extra[CHILDREN].data)
         ids = [child[0][0] for child in found or ()]
-        if ids[:CHILDREN_MAX] == [child.id for child in message.children]:
+        if not message.terminal or ids[:CHILDREN_MAX] == [child.id for child in message.children]:
             return found if found is None else [_tupled(child) for child in found]
     return [
         ((child.id, None), [] if _records.is_group(child.kind) else None)

@@ -155,7 +155,6 @@ def test_a_failed_inner_chord_fails_the_outer(tasks: Any) -> None:
 
 
 @pytest.mark.usefixtures("differs_from_redis")
-@pytest.mark.xfail(reason="its part in the outer chord is stored over its failure")
 def test_a_failed_inner_body_is_told_to_who_waits_for_it(app: Any, tasks: Any) -> None:
     """The body of a failed chord is FAILURE, also where it is a part of another chord."""
     inner = chord([tasks.fail.s("deep"), tasks.identity.s(1)], tasks.xsum.s())

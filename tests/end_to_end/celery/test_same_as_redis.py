@@ -112,18 +112,10 @@ DIFFERENT: dict[str, str] = {
 #: Programs in which something is never ready, on either: not waited for as long.
 QUIET = {"unknown task's id", "chord of ignored tasks"}
 
-#: Programs that ought to come to the same, and do not yet.
-AMISS: dict[str, str] = {
-    "retries": "what is retried is told as a child of itself",
-    "retries in vain": "what is retried is told as a child of itself",
-}
-
 
 def parameters() -> Iterator[Any]:
     """The programs to compare."""
-    for name in (name for name in PROGRAMS if name not in DIFFERENT):
-        reason = AMISS.get(name)
-        yield pytest.param(name, marks=[pytest.mark.xfail(reason=reason)] if reason else [])
+    return (name for name in PROGRAMS if name not in DIFFERENT)
 
 
 class Account:

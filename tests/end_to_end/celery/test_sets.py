@@ -189,8 +189,6 @@ def test_a_leaf_has_no_children(tasks: Any) -> None:
     assert result.children == []
 
 
-@pytest.mark.usefixtures("differs_from_redis")
-@pytest.mark.xfail(reason="the children of its earlier runs are kept, itself among them")
 def test_a_retried_task_has_the_children_of_its_last_run(tasks: Any) -> None:
     """A task that was retried is no child of its own: collecting it comes to an end."""
     result = tasks.retry_until.delay(1)
