@@ -235,7 +235,12 @@ class AioEndpoint:
         method = self._method(effect.method)
         generation = self._generation
         try:
-            return await method(effect.request, timeout=effect.timeout, metadata=self._metadata)
+            return await method(
+                effect.request,
+                timeout=effect.timeout,
+                metadata=self._metadata,
+                wait_for_ready=effect.patient,
+            )
         except grpc.aio.AioRpcError as error:
             found = _status.from_rpc_error(error)
             if found.code == "DEADLINE_EXCEEDED" and effect.timeout >= self.url.attempt_timeout:
@@ -245,7 +250,7 @@ class AioEndpoint:
     def _open(self, effect: Open) -> LoopStream:
         method = self._method(effect.method)
         return LoopStream(
-            lambda request: method(request, metadata=self._metadata),
+            lambda request: method(request, metadata=self._metadata, wait_for_ready=effect.patient),
             effect.request,
             self._streams,
             self._running(),

@@ -27,7 +27,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # How long a server that came back stays unseen: at most so long, and half of it as a rule.
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     # Retries are written once, in _operations: two layers would multiply.
     ("grpc.enable_retries", 0),
     # Else a new channel would share the dead connection of the one it replaces.
@@ -130,7 +131,12 @@ class Endpoint:
             method = self._method(effect.method)
             self._count(1)  # before a fork can look
         try:
-            return method(effect.request, timeout=effect.timeout, metadata=self._metadata)
+            return method(
+                effect.request,
+                timeout=effect.timeout,
+                metadata=self._metadata,
+                wait_for_ready=effect.patient,
+            )
         except grpc.RpcError as error:
             if generation != self._generation:
                 raise _closed_under_us() from error
@@ -149,7 +155,9 @@ class Endpoint:
         with _fork.gate:
             method = self._method(effect.method)
             return ThreadStream(
-                lambda request: method(request, metadata=self._metadata),
+                lambda request: method(
+                    request, metadata=self._metadata, wait_for_ready=effect.patient
+                ),
                 effect.request,
                 self._streams,
                 self._generation,

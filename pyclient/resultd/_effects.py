@@ -46,11 +46,15 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """Make a unary call; gives the response, or raises a `ResultdError`."""
+    """Make a unary call; gives the response, or raises a `ResultdError`.
+
+    `patient`: wait for a connection, where there is none, as long as `timeout` lasts.
+    """
 
     method: str
     request: Message
     timeout: float
+    patient: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,19 @@ class Report:
 
     request: result_service_pb2.StoreResultRequest
     timeout: float
+    patient: bool = False
 
 
 @dataclass(frozen=True)
 class Open:
-    """Open a streaming call; `request` is None for one that also sends a stream."""
+    """Open a streaming call; `request` is None for one that also sends a stream.
+
+    `patient`: wait for a connection where there is none.
+    """
 
     method: str
     request: Message | None
+    patient: bool = False
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ T = TypeVar("T")
 _Positioned = tuple[int, result_service_pb2.StoreResultRequest]
 
 IDS_PER_CALL = 10_000
+# Seconds between tries, at most, where there is no server.
+PATIENCE = 1.0
 REPORTS_PER_CALL = 1_000
 # The server receives messages of up to 16 MiB; the rest is for what frames them.
 CALL_BYTES_MAX = 12 * 1024 * 1024
@@ -68,29 +70,38 @@ class Operations:
         `once` is for calls that are not idempotent: those are never sent a second time.
         `limit` makes the time shorter.
         """
-        return self._tried(lambda seconds: Call(method, request, seconds), once, limit)
+        return self._tried(lambda *how: Call(method, request, *how), once, limit)
 
     def report(
         self, request: result_service_pb2.StoreResultRequest, *, limit: float | None = None
     ) -> Op[result_service_pb2.StoreResultResponse]:
         """Store a report, together with what else the process stores now; tried as a call is."""
-        return self._tried(lambda seconds: _effects.Report(request, seconds), False, limit)
+        return self._tried(lambda *how: _effects.Report(request, *how), False, limit)
 
-    def _tried(self, effect: Callable[[float], Effect], once: bool, limit: float | None) -> Op[Any]:
+    def _tried(
+        self, effect: Callable[[float, bool], Effect], once: bool, limit: float | None
+    ) -> Op[Any]:
         timeout = self.url.timeout if limit is None else min(limit, self.url.timeout)
         deadline = Deadline(timeout)
         tries = 0
+        away: ResultdError | None = None
         while True:
             try:
-                attempt = deadline.within(self.url.attempt_timeout)
-                return (yield effect(max(attempt, 0.001)))
+                attempt = max(deadline.within(self.url.attempt_timeout), 0.001)
+                # From the second time on patiently: the moment there is a server again is
+                # the connection's to see, not that of our next try.
+                return (yield effect(attempt, tries > 0))
             except ResultdError as error:
                 pause = _backoff.full_jitter(tries, error.retry_delay)
                 left = deadline.left()
-                if once or not error.retryable or (left is not None and pause >= left):
+                if once or not error.retryable or left == 0.0:
+                    if away is not None and error.code == "DEADLINE_EXCEEDED":
+                        raise away from None  # says more than that the time is over
                     raise
+                if not error.reason:  # there is no server, and a try waits for one by itself
+                    away, pause = error, min(pause, PATIENCE)
             tries += 1
-            yield Sleep(pause)
+            yield Sleep(pause if left is None else min(pause, left))
 
     def store(self, report: Report) -> Op[StoreOutcome]:
         """Store one report."""

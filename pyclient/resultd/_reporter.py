@@ -24,11 +24,12 @@ from resultd.v1 import result_service_pb2
 class Ticket:
     """A report on its way, and what came of it."""
 
-    __slots__ = ("answer", "error", "leads", "request", "size_bytes", "timeout", "woken")
+    __slots__ = ("answer", "error", "leads", "patient", "request", "size_bytes", "timeout", "woken")
 
     def __init__(self, effect: Report) -> None:
         self.request: result_service_pb2.StoreResultRequest = effect.request
         self.timeout = effect.timeout
+        self.patient = effect.patient
         self.size_bytes = effect.request.ByteSize() + 8  # tag and length
         self.answer: result_service_pb2.StoreResultResponse | None = None
         self.error: BaseException | None = None
@@ -64,12 +65,13 @@ def take(waiting: deque[Ticket]) -> list[Ticket]:
 def call_for(tickets: list[Ticket]) -> Call:
     """Return the call that carries these reports."""
     timeout = max(ticket.timeout for ticket in tickets)
+    patient = all(ticket.patient for ticket in tickets)
     if len(tickets) == 1:
-        return Call("StoreResult", tickets[0].request, timeout)
+        return Call("StoreResult", tickets[0].request, timeout, patient)
     batch = result_service_pb2.BatchStoreResultsRequest(
         reports=[ticket.request for ticket in tickets]
     )
-    return Call("BatchStoreResults", batch, timeout)
+    return Call("BatchStoreResults", batch, timeout, patient)
 
 
 def settle(tickets: list[Ticket], response: Message) -> None:

@@ -291,7 +291,7 @@ class Watcher:
         """Serve one stream to its end; gives the seconds until the next, None for no next."""
         stream: Stream | None = None
         try:
-            stream = yield Open("Watch", None)
+            stream = yield Open("Watch", None, patient=True)
             with self._locked():
                 self._stream = stream
                 self._bell = stream.mailbox
