@@ -61,8 +61,8 @@ def tell(app: Any) -> None:
     """Says what the process holds, once it had the time to let go."""
     end = time.monotonic() + 10
     endpoint = app.backend.client._open()
-    while (endpoint._streams or endpoint.watcher.streaming) and time.monotonic() < end:
-        time.sleep(0.01)
+    while (endpoint._streams or threading.active_count() > 1) and time.monotonic() < end:
+        time.sleep(0.01)  # the stream is kept a moment for the next wait
     gc.collect()
     print(json.dumps(held(app)), flush=True)
     sys.stdin.readline()
