@@ -74,9 +74,12 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     alone = asyncio.create_task((orphaned or asyncio.Event()).wait())
+    first = asyncio.create_task(signals.get())
     starting = asyncio.create_task(running.start())
-    await asyncio.wait({starting, alone}, return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():  # it waits for others that are gone, too
+    # One of several waits for the others, and they may never come.
+    may_end = {alone, first} if orphaned is not None else {alone}
+    await asyncio.wait({starting, *may_end}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
         starting.cancel()
         return 0
     try:
@@ -89,7 +92,6 @@ async def _serve(
     sys.stdout.write(f"resultd ready on {address}\n")
     sys.stdout.flush()
     failed = asyncio.create_task(broken.wait())
-    first = asyncio.create_task(signals.get())
     await asyncio.wait({failed, first, alone}, return_when=asyncio.FIRST_COMPLETED)
     first.cancel()
     if not broken.is_set() and not alone.done():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,21 @@ def test_a_worker_that_waits_for_others_goes_too(data: Path, tmp_path: Path) -> 
         worker.stdin.write(order(load(said, environ={}), Place(0, 2, tmp_path)))
         worker.stdin.close()
         assert worker.wait(30) == 0
+
+
+def test_a_worker_that_waits_for_others_can_be_told_to_go(data: Path, tmp_path: Path) -> None:
+    """SIGTERM ends a worker that is not ready yet, too."""
+    said = {"data": data, "listen": "127.0.0.1:0", "log_level": "error"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "resultd_server.worker"], stdin=subprocess.PIPE
+    ) as worker:
+        assert worker.stdin is not None
+        worker.stdin.write(order(load(said, environ={}), Place(0, 2, tmp_path)))
+        worker.stdin.flush()
+        socket = tmp_path / "hints-0.sock"
+        end = time.monotonic() + 20
+        while not socket.exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        worker.terminate()
+        assert worker.wait(20) == 0
