@@ -15,7 +15,12 @@ from tests.tooling.repository import GENERATED, ROOT
 MIRRORS = {"pyclient/resultd": "tests/client", "server/resultd_server": "tests/server"}
 
 # Modules whose tests stand under another name: where, and why.
-ELSEWHERE: dict[str, tuple[str, str]] = {}
+ELSEWHERE: dict[str, tuple[str, str]] = {
+    "pyclient/resultd/celery/_finishing.py": (
+        "tests/client/celery/test_chords.py",
+        "a chord is finished by whoever returns its last part: one law, two rooms",
+    ),
+}
 
 
 def sources(package: str) -> list[Path]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kombu.exceptions import OperationalError
 
 from resultd import testing
-from resultd.celery import _chords
+from resultd.celery import _chords, _finishing
 from resultd.v1 import group_pb2
 
 pytest.importorskip("resultd_server")
@@ -432,7 +432,7 @@ def test_ignored_parts_are_forgotten_only_by_who_finished_the_chord(
     late, _ = new_app(server, name, 1)
     chord = Chord(late)
     chord.size(1)
-    monkeypatch.setattr(_chords._Claim, "holds", lambda _: False)
+    monkeypatch.setattr(_finishing.Claim, "holds", lambda _: False)
     chord.part("a", 0, ignore_result=True)
     monkeypatch.undo()
     other, published = new_app(server, name)

@@ -365,7 +365,7 @@ class TestTakingOver:
         def die(*_: Any, **__: Any) -> None:
             raise SystemExit
 
-        monkeypatch.setattr(dying.backend._chords, "_publish", die)
+        monkeypatch.setattr(dying.backend._chords._finisher, "_publish", die)
         with pytest.raises(SystemExit):
             chord.done(new_id(), "part")
         end = time.monotonic() + 10

@@ -1,0 +1,319 @@
+"""Finishing a complete chord: claimed, read, published once, and said to be done.
+
+Whoever claims it has a lease. Should it die before it says "done", the lease runs out and
+another finishes the chord: what lies with the group and in the parts' records is all it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from celery import states
+from celery.app.task import Context
+from celery.canvas import maybe_signature
+from celery.exceptions import ChordError
+from kombu.exceptions import OperationalError
+from kombu.serialization import loads, prepare_accept_content
+
+from resultd import _records
+from resultd.errors import FailedPreconditionError, GroupNotFoundError, ResultdError
+from resultd.v1 import group_pb2, group_service_pb2, state_pb2, task_pb2
+
+if TYPE_CHECKING:
+    from resultd.celery.backend import ResultdBackend
+
+logger = logging.getLogger("resultd.celery")
+
+#: The header's shape, where it holds groups: the body gets lists in lists.
+HEADER = "celery.header"
+
+# Parts that share a group index (a task that add_to_chord() added has that of the one that
+# added it) stand in lanes: index = lane * LANE + group index. Sorted by both, they stand side
+# by side.
+LANE = 1 << 24
+# What only a worker says of a task: whoever reads it of a body knows that it was published.
+_AT_WORK = (state_pb2.STATE_STARTED, state_pb2.STATE_RETRY)
+
+_GRANTED = group_service_pb2.CLAIM_OUTCOME_GRANTED
+_ACQUIRE = group_service_pb2.CLAIM_ACTION_ACQUIRE
+_DONE = group_service_pb2.CLAIM_ACTION_DONE
+_RELEASE = group_service_pb2.CLAIM_ACTION_RELEASE
+
+
+class Finisher:
+    """Finishes the chords of one backend's app."""
+
+    def __init__(self, backend: ResultdBackend) -> None:
+        self._backend = backend
+
+    def finish(self, group_id: str, callback: Any = None) -> bool:
+        """Publish a complete chord's body, unless somebody else does; whether it was done here.
+
+        Without `callback` the body that lies with the group is taken.
+        """
+        claim = Claim(self._backend, group_id)
+        group = claim.acquire()
+        if group is None:
+            return False
+        try:
+            body = maybe_signature(callback or self._continuation(group), app=self._backend.app)
+            if body is None:
+                logger.error("chord %s is complete, and nobody knows its body", group_id)
+                return False
+            members = self._members(group_id)
+            published = self._publish(group, members, body, claim)
+        except (ResultdError, BrokerAwayError):
+            # Not known what is stored, or sent: somebody has to try again.
+            claim.release()
+            raise
+        if published and claim.done():
+            self._forget_ignored(group, members)
+        return published
+
+    def _continuation(self, group: group_pb2.GroupMeta) -> Any:
+        payload = group.continuation
+        if not payload.data:
+            return None
+        # What a worker of this app would accept as a task's message, and no more.
+        accept = prepare_accept_content(self._backend.app.conf.accept_content)
+        return loads(payload.data, payload.content_type, "utf-8", accept=accept)
+
+    def _members(self, group_id: str) -> list[group_pb2.GroupMember]:
+        """Give the chord's parts in the order of the header."""
+        client = self._backend.client
+        members: list[group_pb2.GroupMember] = list(
+            client.iterate(client.operations.group_members(group_id))
+        )
+        return sorted(members, key=lambda member: (member.index % LANE, member.index))
+
+    def _publish(
+        self,
+        group: group_pb2.GroupMeta,
+        members: list[group_pb2.GroupMember],
+        body: Any,
+        claim: Claim,
+    ) -> bool:
+        """Publish the body with all parts, or fail it; False if the claim was lost over it."""
+        group_id = group.group_id
+        error: ChordError | None = None
+        values: list[Any] = []
+        try:
+            records = self._records(group, members, body)
+            if _was_published(body, records, group):
+                logger.info("the body of chord %s was published by another before", group_id)
+                return True
+            values = self._values(group, [member.id for member in members], records)
+        except ChordError as found:
+            error = found
+            logger.error("chord %s: %s", group_id, error)
+        except ResultdError:
+            raise
+        except Exception as found:  # what a value's own decoder raises
+            error = _chord_error(f"Join error: {found!r}", found)
+            logger.exception("chord %s: its parts cannot be read", group_id)
+        if not claim.holds():
+            logger.warning("chord %s: its parts took too long, another worker has it", group_id)
+            return False
+        if error is None:
+            error = self._send(group_id, body, values)
+        if error is not None:
+            self._fail(body, error)
+        return True
+
+    def _send(self, group_id: str, body: Any, values: list[Any]) -> ChordError | None:
+        """Publish; gives what the body is to fail of if it can never be.
+
+        Raises:
+            BrokerAwayError: not now; perhaps later.
+        """
+        app = self._backend.app
+        retried = getattr(app.amqp, "_retry_publish", None)  # Celery 5.7
+        try:
+            if retried is None:
+                body.delay(values)
+            else:
+                retried(body.delay, values)
+        except Exception as error:  # the broker's, or the serializer's: the body fails of it
+            if self._may_pass(error):
+                raise BrokerAwayError(repr(error)) from error
+            logger.exception("chord %s: its body cannot be published", group_id)
+            return _chord_error(f"Callback error: {error!r}", error)
+        return None
+
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether a broker that comes back would take what it did not take now."""
+        if isinstance(error, (OperationalError, ConnectionError)):
+            return True
+        with self._backend.app.connection_for_write() as connection:  # opens nothing
+            return isinstance(error, connection.recoverable_connection_errors)
+
+    def _records(
+        self, group: group_pb2.GroupMeta, members: list[group_pb2.GroupMember], body: Any
+    ) -> dict[str, task_pb2.TaskMeta]:
+        """Read the records of all parts, and that of the body."""
+        ids = [member.id for member in members]
+        if HEADER in group.extra:
+            ids += _ids(self._shape(group))
+        wanted = list(dict.fromkeys([*ids, *filter(None, [_id_of(body)])]))
+        client = self._backend.client
+        return {record.task_id: record for record in client.run(client.operations.read(wanted))}
+
+    def _shape(self, group: group_pb2.GroupMeta) -> list[Any]:
+        (_, shape) = self._backend.codec.decode(group.extra[HEADER])
+        return list(shape)
+
+    def _values(
+        self,
+        group: group_pb2.GroupMeta,
+        ids: list[str],
+        records: dict[str, task_pb2.TaskMeta],
+    ) -> list[Any]:
+        def value(task_id: str) -> Any:
+            return self._value(records[task_id])
+
+        if HEADER not in group.extra:
+            return [value(task_id) for task_id in ids]
+        return [_shaped(node, value) for node in self._shape(group)]
+
+    def _value(self, record: task_pb2.TaskMeta) -> Any:
+        part = self._backend.codec.part_of(record)
+        if part["status"] in states.PROPAGATE_STATES:
+            error = part["result"]
+            raise _chord_error(f"Dependency {record.task_id} raised {error!r}", error)
+        if record.existence != state_pb2.EXISTENCE_KNOWN:
+            raise ChordError(f"Dependency {record.task_id} is gone: forgotten, or expired")
+        return part["result"]
+
+    def _fail(self, body: Any, error: ChordError) -> None:
+        try:
+            raise error  # Celery takes the traceback of what is being handled
+        except ChordError:
+            self._backend.chord_error_from_stack(body, error)
+        # A body that is a part of another chord returns as one that failed.
+        options = getattr(body, "options", None) or {}
+        if options.get("chord") and options.get("group_id") and options.get("task_id"):
+            request = Context(options, id=options["task_id"], group=options["group_id"])
+            self._backend.on_chord_part_return(request, states.FAILURE, error)
+
+    def _forget_ignored(
+        self, group: group_pb2.GroupMeta, members: list[group_pb2.GroupMember]
+    ) -> None:
+        if not group.counts.ignored:
+            return
+        ignored = [member.id for member in members if member.state == state_pb2.STATE_IGNORED]
+        client = self._backend.client
+        with contextlib.suppress(ResultdError):  # else they expire
+            client.run(client.operations.forget(dict.fromkeys(ignored)))
+
+
+class BrokerAwayError(Exception):
+    """The body cannot be published now. It may well be later."""
+
+
+class Claim:
+    """The right to finish one chord, and how long it has been held."""
+
+    def __init__(self, backend: ResultdBackend, group_id: str) -> None:
+        self._backend = backend
+        self._lease = backend.options.chord_lease
+        self._group_id = group_id
+        self._token = uuid4().hex
+        self._since = time.monotonic()
+
+    def acquire(self) -> group_pb2.GroupMeta | None:
+        """Take it, or renew it; gives the group, None if it is somebody else's or over."""
+        began = time.monotonic()  # the lease does not begin before this
+        try:
+            response = self._call(_ACQUIRE)
+        except (GroupNotFoundError, FailedPreconditionError):
+            return None  # deleted or expired meanwhile
+        self._since = began
+        return response.group if response.outcome == _GRANTED else None
+
+    def holds(self) -> bool:
+        """Whether nobody else can have it for a while yet; renews it if need be."""
+        if time.monotonic() - self._since <= self._lease / 3:
+            return True
+        return self.acquire() is not None
+
+    def done(self) -> bool:
+        """Say that the chord is finished; whether the claim was ours to the end."""
+        try:
+            return self._call(_DONE).outcome == _GRANTED
+        except ResultdError as error:
+            logger.warning(
+                "the body of chord %s was published, but the server cannot be told: it may be "
+                "published a second time: %s",
+                self._group_id,
+                error,
+            )
+            return False
+
+    def release(self) -> None:
+        """Give it back undone. Best effort; else the lease runs out."""
+        with contextlib.suppress(ResultdError):
+            self._call(_RELEASE, limit=1.0)
+
+    def _call(
+        self, action: group_service_pb2.ClaimAction.ValueType, limit: float | None = None
+    ) -> group_service_pb2.ClaimGroupResponse:
+        client = self._backend.client
+        request = group_service_pb2.ClaimGroupRequest(
+            group_id=self._group_id,
+            action=action,
+            token=self._token,
+            lease=_records.duration(self._lease),
+            holder=f"{socket.gethostname()}:{os.getpid()}",
+        )
+        response: group_service_pb2.ClaimGroupResponse = client.run(
+            client.operations.call("ClaimGroup", request, limit=limit)
+        )
+        return response
+
+
+def _id_of(body: Any) -> str | None:
+    found: str | None = (getattr(body, "options", None) or {}).get("task_id")
+    return found
+
+
+def _was_published(
+    body: Any, records: dict[str, task_pb2.TaskMeta], group: group_pb2.GroupMeta
+) -> bool:
+    """Whether a worker has had the body since the chord became complete.
+
+    Then an earlier claimant published it and could not say so. A record that is older is of
+    an earlier run of the same chord.
+    """
+    record = records.get(_id_of(body) or "")
+    if record is None or record.existence != state_pb2.EXISTENCE_KNOWN:
+        return False
+    if not record.terminal and record.state not in _AT_WORK:
+        return False
+    return record.updated_time.ToNanoseconds() > group.completed_time.ToNanoseconds()
+
+
+def _chord_error(message: str, cause: object) -> ChordError:
+    error = ChordError(message)
+    if isinstance(cause, Exception):
+        error.__cause__ = cause
+    return error
+
+
+def _ids(shape: list[Any]) -> Iterator[str]:
+    for (id_, _), nodes in shape:
+        if nodes is None:
+            yield id_
+        else:
+            yield from _ids(nodes)
+
+
+def _shaped(node: Any, value: Any) -> Any:
+    (id_, _), nodes = node
+    return value(id_) if nodes is None else [_shaped(each, value) for each in nodes]
