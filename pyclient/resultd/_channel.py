@@ -131,12 +131,11 @@ class Endpoint:
             method = self._method(effect.method)
             self._count(1)  # before a fork can look
         try:
-            return method(
-                effect.request,
-                timeout=effect.timeout,
-                metadata=self._metadata,
-                wait_for_ready=effect.patient,
-            )
+            if effect.patient:
+                return self._await_call(method, effect)
+            return method(effect.request, timeout=effect.timeout, metadata=self._metadata)
+        except grpc.FutureCancelledError as error:  # the channel was closed
+            raise _closed_under_us() from error
         except grpc.RpcError as error:
             if generation != self._generation:
                 raise _closed_under_us() from error
@@ -150,6 +149,17 @@ class Endpoint:
             raise
         finally:
             self._count(-1)
+
+    def _await_call(self, method: Any, effect: Call) -> Any:
+        # As a future: gRPC's blocking call looks for Ctrl-C every 200 ms only, and this one may
+        # take its whole time.
+        call = method.future(
+            effect.request, timeout=effect.timeout, metadata=self._metadata, wait_for_ready=True
+        )
+        try:
+            return call.result()
+        finally:
+            call.cancel()  # if it goes on
 
     def _open(self, effect: Open) -> ThreadStream:
         with _fork.gate:

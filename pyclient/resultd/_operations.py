@@ -94,11 +94,13 @@ class Operations:
             except ResultdError as error:
                 pause = _backoff.full_jitter(tries, error.retry_delay)
                 left = deadline.left()
-                if once or not error.retryable or left == 0.0:
+                said = bool(error.reason) or error.retry_delay is not None  # by a server
+                late = left is not None and (pause >= left if said else left == 0.0)
+                if once or not error.retryable or late:
                     if away is not None and error.code == "DEADLINE_EXCEEDED":
                         raise away from None  # says more than that the time is over
                     raise
-                if not error.reason:  # there is no server, and a try waits for one by itself
+                if not said:  # there is none, and a try waits for one by itself
                     away, pause = error, min(pause, PATIENCE)
             tries += 1
             yield Sleep(pause if left is None else min(pause, left))

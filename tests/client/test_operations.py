@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -82,12 +83,37 @@ def test_a_call_that_is_not_idempotent_is_made_once(operations: Operations) -> N
 
 
 def test_no_try_begins_after_the_limit(operations: Operations) -> None:
-    """A pause that does not fit is not begun; an attempt has what is left."""
+    """A pause the server asks for that does not fit is not begun; a try has what is left."""
     script = Script(GetServerInfo=[UNAVAILABLE])
     with pytest.raises(errors.UnavailableError):
         run(info(operations, limit=0.2), script)
     assert script.slept == []
     assert script.calls[0].timeout <= 0.2
+
+
+def test_where_there_is_no_server_the_second_try_waits_for_one(operations: Operations) -> None:
+    """The first try fails at once, later ones wait for the connection, to the end of the time."""
+    nobody = errors.make("UNAVAILABLE", "nobody listens")
+    script = Script(GetServerInfo=[nobody, nobody, INFO])
+    assert run(info(operations), script) is INFO
+    assert [call.patient for call in script.calls] == [False, True, True]
+    assert max(script.slept) <= 1.0
+
+
+def test_that_nobody_was_there_is_what_is_raised(operations: Operations) -> None:
+    """When the time runs out while a try waits, the error says why it had to wait."""
+    nobody = errors.make("UNAVAILABLE", "nobody listens")
+    over = errors.make("DEADLINE_EXCEEDED", "the deadline")
+    script = Script(GetServerInfo=[nobody, over])
+    short = Operations(_url.parse("resultd://h?timeout=0.05"), Registry(), "json")
+
+    def late(effect: Effect) -> Any:
+        if script.calls:
+            time.sleep(0.05)
+        return script(effect)
+
+    with pytest.raises(errors.UnavailableError, match="nobody listens"):
+        run(info(short), late)
 
 
 def test_deferred_ids_are_asked_for_again(operations: Operations) -> None:

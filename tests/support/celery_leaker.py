@@ -84,6 +84,7 @@ def held(app: Any) -> dict[str, Any]:
             "answers": len(backend._chords._returning.answers),
             "noticed": len(backend._chords._noticed),
             "cache": len(backend._cache),
+            "ahead": len(backend._ahead._ids),
             "leaving": len(watcher._leaving),
             "waiters": len(hub._ids) + len(hub._waiters),
             "streams": len(endpoint._streams),
