@@ -4,11 +4,13 @@
 # VENV     where its environment lies (.venv); another PYTHON wants another VENV
 # ARGS     handed to pytest, the demo or the benchmarks: make test ARGS="-k waiters"
 # FAST     make test FAST=1 leaves out the tests marked slow
+# JOBS     how many processes the tests run in (3): most of the time they wait
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 FAST ?=
+JOBS ?= 3
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -34,7 +36,7 @@ demo: $(READY_ANY) ## real workers report, an app streams the group's results
 	@$(BIN)/resultd demo $(ARGS)
 
 test: $(READY_DEV) ## the tests; what the machine cannot run is skipped with its reason
-	@$(BIN)/python -m pytest $(if $(FAST),-m "not slow") $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(FAST),-m "not slow") $(ARGS)
 
 check: lint types proto-check imports test ## all of what CI runs
 
