@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celery import states
 from celery.result import AsyncResult, ResultSet
 from vine import barrier, promise
 
@@ -82,11 +83,24 @@ class Waits:
             if meta["status"] not in self._backend.READY_STATES:
                 ticks.learn(message.task_id, meta)
                 continue
-            for member in family[message.task_id]:
+            for member in family.pop(message.task_id):
                 member._maybe_set_cache(meta)
-            if message.task_id == wanted:
-                return
-            ticks.now()
+            if message.task_id != wanted:
+                ticks.now()
+                continue
+            if family and meta["status"] in states.PROPAGATE_STATES:
+                self._look_at_parents(family, ticks)
+            return
+
+    def _look_at_parents(self, family: dict[str, list[AsyncResult]], ticks: _Ticks) -> None:
+        """A result has failed: of a parent, perhaps, which failed first and is to be raised."""
+        for task_id, meta in self.read_once(family):
+            if meta["status"] in self._backend.READY_STATES:
+                for parent in family[task_id]:
+                    parent._maybe_set_cache(meta)
+            else:
+                ticks.learn(task_id, meta)
+        ticks.now()
 
     # join_native(), iter_native()
 

@@ -340,7 +340,9 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         known = self._cache.get(task_id)
         if not known and on_message is None:
             known = self._ahead.meta(task_id)
-        if known and known["status"] in self.READY_STATES:
+        # One that failed may have done so of a parent: that is looked at while waiting.
+        clear = not result.parent or (known or {}).get("status") not in states.PROPAGATE_STATES
+        if known and known["status"] in self.READY_STATES and clear:
             result._maybe_set_cache(known)
         else:
             self._waits.one(result, timeout, interval, on_interval, on_message)
