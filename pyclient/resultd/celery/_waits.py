@@ -106,42 +106,39 @@ class Waits:
 
     def many(
         self,
-        results: Iterable[Any],
+        result: Any,
         timeout: float | None,
         interval: float,
         on_interval: Callable[[], object] | None,
         on_message: Callable[[dict[str, Any]], object] | None,
     ) -> Iterator[tuple[str, Any]]:
-        """Yield (id, meta) of results as they become ready; of a nested set (id, children).
+        """Yield (id, meta) of a set's results as they become ready; of a nested set (id, children).
+
+        What comes after a task that failed is never run. So when a parent of the set fails,
+        those that are not ready are yielded with that parent's meta.
 
         Raises:
             TimeoutError: not all were ready in time.
         """
-        nodes = [_Node(result) for result in results]
-        by_id: dict[str, list[tuple[AsyncResult, _Node]]] = {}
-        for node in nodes:
-            for leaf in node.leaves():
-                by_id.setdefault(text_id(leaf.id), []).append((leaf, node))
-        for node in nodes:
-            if not node.missing:
-                yield node.outcome()
-        if not by_id:
+        members = _Members(result.results or ())
+        yield from members.ready()
+        if not members.ids:
             return
+        parents = {text_id(parent.id) for parent in _parents(result)}.difference(members.ids)
         ticks = _Ticks(on_interval, interval, self.known)
-        missing = len(by_id)
-        for message in self.arrivals(by_id, timeout, ticks, on_message is not None):
+        wanted = [*members.ids, *parents]
+        for message in self.arrivals(wanted, timeout, ticks, on_message is not None):
             meta = self._backend.codec.meta(message)
+            if message.task_id in parents:
+                if meta["status"] in states.PROPAGATE_STATES:
+                    yield from members.failed(meta)
+                    return
+                continue
             if on_message is not None:
                 on_message(meta)
-            if meta["status"] not in self._backend.READY_STATES:
-                continue
-            for leaf, node in by_id[message.task_id]:
-                leaf._maybe_set_cache(meta)
-                node.missing -= 1
-                if not node.missing:
-                    yield node.outcome()
-            missing -= 1
-            if not missing:
+            if meta["status"] in self._backend.READY_STATES:
+                yield from members.take(message.task_id, meta)
+            if not members.ids:
                 return
 
     # get_many()
@@ -296,21 +293,51 @@ class _Then:
     watch: Callback | None = None
 
 
+class _Members:
+    """The members of a set that is waited for: results, and sets of their own."""
+
+    def __init__(self, results: Iterable[Any]) -> None:
+        self._nodes = [_Node(each) for each in results]
+        self._by_id: dict[str, list[tuple[AsyncResult, _Node]]] = {}
+        for node in self._nodes:
+            for leaf in _leaves(node.result):
+                node.missing += 1
+                self._by_id.setdefault(text_id(leaf.id), []).append((leaf, node))
+
+    @property
+    def ids(self) -> list[str]:
+        """What is not ready yet."""
+        return list(self._by_id)
+
+    def ready(self) -> list[tuple[str, Any]]:
+        """Give what `iter_native` yields of the members that are ready from the beginning."""
+        return [node.outcome() for node in self._nodes if not node.missing]
+
+    def take(self, task_id: str, meta: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """A result is ready: give what is yielded of the members that are so by it."""
+        for leaf, node in self._by_id.pop(task_id):
+            leaf._maybe_set_cache(meta)
+            node.missing -= 1
+            if not node.missing:
+                yield node.outcome()
+
+    def failed(self, meta: dict[str, Any]) -> list[tuple[str, Any]]:
+        """A parent has failed: give what is yielded of the members that will never run."""
+        return [(node.result.id, meta) for node in self._nodes if node.missing]
+
+
 class _Node:
-    """A member of a set: a result, or a set of its own."""
+    """One member, and how many results in it are not ready."""
 
     def __init__(self, result: Any) -> None:
-        self._result = result
-        self.missing = sum(1 for _ in self.leaves())
-
-    def leaves(self) -> Iterator[AsyncResult]:
-        """Give the results below that are not ready."""
-        return _leaves(self._result)
+        self.result = result
+        self.missing = 0
 
     def outcome(self) -> tuple[str, Any]:
-        if isinstance(self._result, ResultSet):
-            return self._result.id, self._result.children
-        return self._result.id, self._result._cache
+        """Give what `iter_native` yields of a member that is ready."""
+        if isinstance(self.result, ResultSet):
+            return self.result.id, self.result.children
+        return self.result.id, self.result._cache
 
 
 class _Doubt:
@@ -442,8 +469,8 @@ def _leaves(result: Any) -> Iterator[AsyncResult]:
         yield result
 
 
-def _parents(result: AsyncResult) -> Iterator[AsyncResult]:
-    node = result.parent
+def _parents(result: Any) -> Iterator[AsyncResult]:
+    node = getattr(result, "parent", None)  # a plain ResultSet has none
     while node is not None:
         yield from _leaves(node)
         node = node.parent

@@ -382,7 +382,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             TimeoutError: not all were ready in time.
         """
         self._ensure_not_eager()
-        return self._waits.many(result.results or (), timeout, interval, on_interval, on_message)
+        return self._waits.many(result, timeout, interval, on_interval, on_message)
 
     def add_pending_result(self, result: Any, weak: bool = False, **kwargs: Any) -> Any:
         """Get ready for a `then()`; without one nothing is asked of the server."""

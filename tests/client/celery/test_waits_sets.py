@@ -88,6 +88,29 @@ class TestIterNative:
         found = list(app.backend.iter_native(app.GroupResult("g", [result, again]), timeout=5))
         assert [task_id for task_id, _ in found] == [result.id, result.id]
 
+    def test_a_failed_parent_is_what_its_members_come_to(self, app: Any, new_id: NewId) -> None:
+        """What stands after a task that failed never runs: its error is told, at once."""
+        parent = app.AsyncResult(new_id())
+        members = [app.AsyncResult(new_id()) for _ in range(3)]
+        group = app.GroupResult(new_id(), members, parent=parent)
+        done(app, members[1])
+        later(0.1, lambda: app.backend.mark_as_failure(parent.id, KeyError("first")))
+        with pytest.raises(KeyError, match="first"):
+            group.get(timeout=10)
+        found = dict(group.iter_native(timeout=5))
+        assert found[members[1].id]["status"] == "SUCCESS"
+        assert {found[members[n].id]["status"] for n in (0, 2)} == {"FAILURE"}
+        assert members[0]._cache is None
+
+    def test_a_parent_that_is_fine_changes_nothing(self, app: Any, new_id: NewId) -> None:
+        """Parents that succeed, or are not heard of, are not waited for."""
+        grand, parent = app.AsyncResult(new_id()), app.AsyncResult(new_id())
+        parent.parent = grand
+        members = [app.AsyncResult(new_id()) for _ in range(3)]
+        done(app, grand, *members)
+        group = app.GroupResult(new_id(), members, parent=parent)
+        assert group.get(timeout=5) == [member.id for member in members]
+
     @pytest.mark.parametrize("timeout", [0, 0.2])
     def test_ends_in_time(self, app: Any, new_id: NewId, timeout: float) -> None:
         """After what there is."""
