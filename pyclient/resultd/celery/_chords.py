@@ -75,8 +75,10 @@ class Chords:
         continuation = self._encoded(body)
         if continuation is not None:
             request.continuation.CopyFrom(continuation)
-        # A generator is left alone, to be drawn from while its tasks are published.
-        if isinstance(results, (list, tuple)) and any(isinstance(r, GroupResult) for r in results):
+        # A generator is left alone, to be drawn from while its tasks are published. Celery's
+        # wrapper of one derives from list: only a list itself is looked into.
+        plain = type(results) in (list, tuple)
+        if plain and any(isinstance(result, GroupResult) for result in results):
             header = self._backend.app.GroupResult(group_id, list(results))
             payload = self._backend.codec.encode(header.as_tuple(), squeeze=True)
             request.extra[HEADER].CopyFrom(payload)

@@ -15,6 +15,7 @@ import celery
 import pytest
 from celery import states
 from celery.exceptions import ChordError
+from celery.utils.functional import regen
 
 from resultd.celery import _chords
 from resultd.client import Client
@@ -399,3 +400,16 @@ def test_a_server_that_restarts_loses_no_part(
         chord.done(ids[0], 0, 0)
         chord.done(ids[2], 2, 2)
         assert published(app) == [("body", chord.body_id, [0, 1, 2])]
+
+
+def test_a_generator_is_not_drawn_from_before_its_tasks_are_published(app: Any) -> None:
+    """Declaring a chord leaves Celery's wrapped generator of results as it is."""
+    drawn: list[int] = []
+
+    def results() -> Any:
+        for number in range(3):
+            drawn.append(number)
+            yield app.AsyncResult(f"drawn-{number}")
+
+    app.backend.apply_chord(("drawn-group", regen(results())), app.signature("body"))
+    assert drawn == []
