@@ -43,7 +43,7 @@ CLAIMABLE_SCANNED = 64
 GROUP_DEPTH_MAX = 16
 GROUP_PARENTS_VISITED = 10_000
 
-FRAME_EVENTS_MAX = 256  # a write costs 150 us, an event 5: beyond this little is gained
+FRAME_EVENTS_MAX = 256  # a write costs as much as thirty events: beyond this little is gained
 FRAME_BYTES = 1 * MIB  # a frame is flushed beyond this; one record may take it to 3 MiB
 
 SECOND_MS = 1_000

@@ -125,6 +125,7 @@ class Supervisor:
             pause_s = min(pause_s * 2, AGAIN_MAX_S)
 
     def _stops(self) -> bool:
+        # Asked anew each time: it changes while a worker runs, which mypy does not see.
         return self._stopping
 
     async def _run(self, index: int) -> int:

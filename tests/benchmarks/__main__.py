@@ -15,7 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tests.benchmarks import celery_backend, iterate, latency, store
+from tests.benchmarks import away, celery_backend, iterate, latency, store
 from tests.benchmarks.table import Row, Size, put, render
 from tests.support.redis_server import why_no_redis
 
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[Size], Awaitable[list[Row]]]] = {
     "store": store.run,
     "latency": latency.run,
     "iterate": iterate.run,
+    "away": away.run,
     "celery": celery_backend.run,
 }
 

@@ -96,6 +96,20 @@ class Threads:
             assert not thread.is_alive()
 
 
+def together(respond: Callable[[Call], Any]) -> tuple[ThreadReporter, dict[str, Any]]:
+    """Store "1", and while that call runs "2" and "3", which then go out in one."""
+    gate = Gate(respond)
+    threads = Threads(reporter := ThreadReporter(gate))
+    threads.store("1")
+    assert gate.entered.wait(10)
+    threads.store("2")
+    threads.store("3")
+    until(queued(reporter, 2))
+    gate.opened.set()
+    threads.join()
+    return reporter, threads.outcomes
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Wait for something other threads do."""
     changed = threading.Event()
@@ -151,17 +165,9 @@ def test_a_refused_report_does_not_spoil_the_others() -> None:
             outcomes=[refused if i == "2" else kept for i in ids(call)]
         )
 
-    gate = Gate(respond)
-    threads = Threads(reporter := ThreadReporter(gate))
-    threads.store("1")
-    assert gate.entered.wait(10)
-    threads.store("2")
-    threads.store("3")
-    until(queued(reporter, 2))
-    gate.opened.set()
-    threads.join()
-    assert threads.outcomes["3"] == 7
-    assert threads.outcomes["2"].code == "INVALID_ARGUMENT"
+    _, outcomes = together(respond)
+    assert outcomes["3"] == 7
+    assert outcomes["2"].code == "INVALID_ARGUMENT"
 
 
 def test_a_failed_call_fails_all_it_carried_and_the_next_goes_on() -> None:
@@ -173,18 +179,10 @@ def test_a_failed_call_fails_all_it_carried_and_the_next_goes_on() -> None:
             raise make("UNAVAILABLE", "gone")
         return answer(call)
 
-    gate = Gate(respond)
-    threads = Threads(reporter := ThreadReporter(gate))
-    threads.store("1")
-    assert gate.entered.wait(10)
-    threads.store("2")
-    threads.store("3")
-    until(queued(reporter, 2))
-    gate.opened.set()
-    threads.join()
-    assert threads.outcomes["1"] == 1
-    assert isinstance(threads.outcomes["2"], UnavailableError)
-    assert isinstance(threads.outcomes["3"], UnavailableError)
+    reporter, outcomes = together(respond)
+    assert outcomes["1"] == 1
+    assert isinstance(outcomes["2"], UnavailableError)
+    assert isinstance(outcomes["3"], UnavailableError)
     assert reporter.store(report("4")).version == 4
 
 

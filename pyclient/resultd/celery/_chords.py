@@ -67,14 +67,12 @@ class Chords:
 
     def declare(self, group_id: str, results: Any, body: Any) -> None:
         """Declare a chord's group; one of that name that is over begins a new epoch."""
-        request = group_service_pb2.CreateGroupRequest(
-            group_id=group_id,
-            claim_scope=self._backend.options.claim_scope,
-            **ttl_fields(self._backend.chord_expires),
-        )
+        request = self._bare(group_id)
         continuation = self._encoded(body)
         if continuation is not None:
             request.continuation.CopyFrom(continuation)
+            # Without the body others could take over nothing, and would be told of it for ever.
+            request.claim_scope = self._backend.options.claim_scope
         # A generator is left alone, to be drawn from while its tasks are published. Celery's
         # wrapper of one derives from list: only a list itself is looked into.
         plain = type(results) in (list, tuple)

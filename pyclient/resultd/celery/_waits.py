@@ -28,7 +28,6 @@ from resultd._watcher import Callback, Wait
 from resultd.celery._errors import TimeoutError as WaitTimeout
 from resultd.celery._records import text_id
 from resultd.errors import ResultdError
-from resultd.errors import TimeoutError as DeadlineReached
 from resultd.v1 import task_pb2
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ class Waits:
         """
         members = _Members(result.results or ())
         yield from members.ready()
-        if not members.ids:
+        if not len(members):
             return
         parents = {text_id(parent.id) for parent in _parents(result)}.difference(members.ids)
         ticks = _Ticks(on_interval, interval, self.known)
@@ -138,7 +137,7 @@ class Waits:
                 on_message(meta)
             if meta["status"] in self._backend.READY_STATES:
                 yield from members.take(message.task_id, meta)
-            if not members.ids:
+            if not len(members):
                 return
 
     # get_many()
@@ -304,9 +303,13 @@ class _Members:
                 node.missing += 1
                 self._by_id.setdefault(text_id(leaf.id), []).append((leaf, node))
 
+    def __len__(self) -> int:
+        """How many results are not ready yet."""
+        return len(self._by_id)
+
     @property
     def ids(self) -> list[str]:
-        """What is not ready yet."""
+        """Theirs, in a list of its own."""
         return list(self._by_id)
 
     def ready(self) -> list[tuple[str, Any]]:
@@ -453,11 +456,6 @@ class _Callbacks:
                 callback()
             except Exception:  # the user's code; the others are to be called all the same
                 logger.exception("a then() callback failed")
-
-
-def reached(error: DeadlineReached) -> WaitTimeout:
-    """Return Celery's form of a timeout."""
-    return WaitTimeout(*error.args)
 
 
 def _leaves(result: Any) -> Iterator[AsyncResult]:

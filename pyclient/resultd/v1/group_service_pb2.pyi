@@ -397,7 +397,7 @@ global___GetGroupResponse = GetGroupResponse
 
 @typing.final
 class ListGroupsRequest(google.protobuf.message.Message):
-    """Asks for a page of groups, by id."""
+    """Asks for a page of groups: by id; of one scope's claimable ones, by age."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -82,20 +82,18 @@ def scan(view: View, group_no: int, from_index: int) -> Iterator[tuple[int, Memb
         yield keys.parse_member(key)[1], _unpack(raw)
 
 
-def log(view: View, group_no: int, after: int) -> Iterator[Entry]:
-    """The completion log after a position, in order."""
-    start, stop = keys.member(group_no, after + 1), keys.group(group_no + 1)
-    for key, raw in view.txn.scan(Db.LOG, start, stop):
-        kind, index = _ENTRY.unpack_from(raw)
-        yield Entry(keys.parse_member(key)[1], index, kind, raw[_ENTRY.size :].decode())
-
-
 def log_rows(view: View, group_no: int, after: int) -> Iterator[tuple[int, int, bytes, bytes]]:
-    """The same as (position, index, kind, id as bytes): for streams, which send many."""
+    """The completion log after a position, in order: (position, index, kind, id as bytes)."""
     start, stop = keys.member(group_no, after + 1), keys.group(group_no + 1)
     for key, raw in view.txn.scan(Db.LOG, start, stop):
         kind, index = _ENTRY.unpack_from(raw)
         yield keys.parse_member(key)[1], index, kind, raw[_ENTRY.size :]
+
+
+def log(view: View, group_no: int, after: int) -> Iterator[Entry]:
+    """The same as entries, for who does not send thousands of them."""
+    for position, index, kind, id_ in log_rows(view, group_no, after):
+        yield Entry(position, index, kind, id_.decode())
 
 
 def log_entry(view: View, group_no: int, position: int) -> Entry | None:
