@@ -124,11 +124,11 @@ class StoreFullError(ResourceExhaustedError):
 
 
 class AuthenticationError(ResultdError):
-    """The token is missing or not valid."""
+    """The credential is missing, not known (any more), or has expired."""
 
 
 class PermissionDeniedError(ResultdError):
-    """The token does not allow this, or not in this namespace."""
+    """The credential does not allow this, or not in this namespace."""
 
 
 class DataLossError(ResultdError):
@@ -255,6 +255,11 @@ BY_REASON: Mapping[str, type[ResultdError]] = {
     "STORE_FULL": StoreFullError,
     "QUOTA": ResourceExhaustedError,
     "RECORD_CORRUPT": DataLossError,
+    "CREDENTIAL_MISSING": AuthenticationError,
+    "CREDENTIAL_INVALID": AuthenticationError,
+    "CREDENTIAL_EXPIRED": AuthenticationError,
+    "NAMESPACE_DENIED": PermissionDeniedError,
+    "ROLE_INSUFFICIENT": PermissionDeniedError,
 }
 
 BY_CODE: Mapping[str, type[ResultdError]] = {
