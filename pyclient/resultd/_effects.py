@@ -10,7 +10,7 @@ stream and leaving a wait are plain calls that never block), and never loop with
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -215,6 +215,28 @@ def each(op: Op[None], use: Callable[[Any], None]) -> Op[None]:
             try:
                 step = _sender(op, (yield effect))
             except BaseException as error:  # noqa: BLE001 (handed on)
+                step = _thrower(op, error)
+    finally:
+        op.close()
+
+
+def spread(op: Op[None], change: Callable[[Any], Iterable[Any]]) -> Op[None]:
+    """Emit, for each value an operation emits, all values of `change(value)`."""
+    step: Callable[[], Effect] = op.__next__
+    try:
+        while True:
+            try:
+                effect = step()
+            except StopIteration:
+                return
+            if isinstance(effect, Emit):
+                for value in change(effect.value):
+                    yield Emit(value)
+                step = op.__next__
+                continue
+            try:
+                step = _sender(op, (yield effect))
+            except BaseException as error:  # noqa: BLE001 (handed on: the operation cleans up)
                 step = _thrower(op, error)
     finally:
         op.close()

@@ -46,6 +46,9 @@ PICKLE = "application/x-python-pickle"
 # A compressed value may not grow beyond this when read: 20 times the largest record.
 DECOMPRESSED_BYTES_MAX = 64 * 1024 * 1024
 
+# json.loads() guesses the encoding first, which takes as long as reading a small value.
+_decode_json = json.JSONDecoder().decode
+
 _ExceptionT = TypeVar("_ExceptionT", bound=type[Exception])
 
 
@@ -196,7 +199,12 @@ def _plain(value: object) -> object:
 
 
 def _from_json(data: bytes) -> Any:
-    return json.loads(data) if data else None
+    if not data:
+        return None
+    try:
+        return _decode_json(data.decode())
+    except ValueError:
+        return json.loads(data)  # other encodings, and what is to be said of the rest
 
 
 def _to_binary(value: object) -> bytes:
