@@ -16,11 +16,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import result_service_pb2_grpc, state_pb2, stream_pb2
-from tests.support import reports
+from tests.support import reports, workers
 from tests.support.refusals import Refusal, taken_apart
 from tests.support.server_process import ServerProcess
 
 DRAINING = stream_pb2.END_REASON_DRAINING
+ALONE = pytest.mark.skipif(
+    workers.WORKERS > 1, reason="workers share a store on disk and a TCP port"
+)
 
 
 @pytest.fixture
@@ -204,6 +207,7 @@ def test_data_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         assert str(directory) in line
 
 
+@ALONE
 def test_a_unix_socket_serves(tmp_path: Path) -> None:
     """unix:PATH is listened on, refused while it is in use, and taken again after a crash."""
     listen = f"unix:{tmp_path}/s"
@@ -220,6 +224,7 @@ def test_a_unix_socket_serves(tmp_path: Path) -> None:
         assert got.meta.state == state_pb2.STATE_SUCCESS
 
 
+@ALONE
 def test_a_signal_as_soon_as_it_is_ready_drains(tmp_path: Path) -> None:
     """SIGTERM at the very moment the address is printed still ends with exit code 0."""
     server = ServerProcess(tmp_path, "--engine", "memory").start()
