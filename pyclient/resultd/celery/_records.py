@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from celery import states
 from kombu.compression import compress, decompress
@@ -267,6 +268,24 @@ class Codec:
         meta = {"status": state, "result": self.decode(value)}
         return self._with_exception(meta)
 
+    def values(self, messages: list[task_pb2.TaskMeta]) -> list[Any] | None:
+        """Read what tasks returned in one go; None unless all succeeded, with JSON.
+
+        What each has is read as if it stood alone: a mark nobody can have written stands
+        between any two, and comes out between them only if each is whole.
+        """
+        if not all(map(_is_plain_value, messages)):
+            return None
+        mark = uuid4().hex
+        text = f',"{mark}",'.encode().join([message.value.data for message in messages])
+        try:
+            found = loads(b"[%b]" % text, serialization.JSON, "utf-8", accept=self._backend.accept)
+        except (ContentDisallowed, DecodeError):
+            return None  # whose it is, is found by reading them one by one
+        values, marks = found[::2], found[1::2]
+        whole = len(values) == len(messages) and all(each == mark for each in marks)
+        return values if whole else None
+
     def _known(self, message: task_pb2.TaskMeta) -> dict[str, Any]:
         status = _records.state_name(message.state, message.custom_state)
         failed = status in states.EXCEPTION_STATES
@@ -371,6 +390,17 @@ def _tupled(node: Any) -> Any:
     return (
         (id_, None if parent is None else _tupled(parent)),
         None if nodes is None else [_tupled(each) for each in nodes],
+    )
+
+
+def _is_plain_value(message: task_pb2.TaskMeta) -> bool:
+    payload = message.value
+    return (
+        message.state == state_pb2.STATE_SUCCESS
+        and message.existence == state_pb2.EXISTENCE_KNOWN
+        and payload.content_type == serialization.JSON
+        and not payload.content_encoding
+        and PART not in message.extra
     )
 
 
