@@ -15,7 +15,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from resultd.v1 import group_service_pb2, result_service_pb2, worker_service_pb2
-from resultd_server import limits, listening
+from resultd_server import limits, listening, metrics
+from resultd_server.admin import AdminServer, Answer, verdict
 from resultd_server.config import Settings
 from resultd_server.core import sweeper
 from resultd_server.engine.base import Clock, Engine, Swept
@@ -23,13 +24,16 @@ from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.memory import MemoryEngine
 from resultd_server.engine.peers import Peers
 from resultd_server.errors import DomainError
+from resultd_server.interceptors import Interceptor
 from resultd_server.interceptors.errors import answer_errors
 from resultd_server.interceptors.limits import Admission, bound_streams
+from resultd_server.interceptors.metrics import Calls
 from resultd_server.service import registry
 from resultd_server.service.groups import GroupService
 from resultd_server.service.results import ResultService, ServerInfo
 from resultd_server.service.streams import Streams
 from resultd_server.service.workers import WorkerService
+from resultd_server.tallies import Histogram
 
 FEATURES = ("wait_for", "iterate", "watch", "groups", "claims", "revocations")
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -77,6 +81,11 @@ class Place(NamedTuple):
     directory: Path
 
     @property
+    def admin(self) -> str:
+        """Where this process answers its supervisor's questions."""
+        return f"{listening.UNIX}{self.directory / f'admin-{self.number}.sock'}"
+
+    @property
     def sweeps(self) -> bool:
         """Whether this is the one that deletes what has expired."""
         return self.number == 0
@@ -105,6 +114,11 @@ class App:
         self.streams = Streams(age_s=settings.stream_age_s)
         self.admission = Admission()
         self.failed = asyncio.Event()
+        self.swept = metrics.Sweeps()
+        self.calls: Calls | None = None
+        self.admin = ""
+        self._admin: AdminServer | None = None
+        self._serving = False
         self._health = health.aio.HealthServicer()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -124,6 +138,8 @@ class App:
         )
         self._add_services()
         address = await self._listen()
+        if self._settings.admin:
+            await self._start_admin()
         await self._server.start()
         await self._set_health(SERVING)
         self._tasks = [
@@ -134,7 +150,47 @@ class App:
             self._tasks.append(asyncio.create_task(sweeping, name="sweeper"))
         for task in self._tasks:
             task.add_done_callback(_tell_if_broken)
+        self._serving = True
         return address
+
+    async def _start_admin(self) -> None:
+        self._admin = AdminServer(
+            {"/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
+        )
+        wanted = self._settings.admin if self._place is None else self._place.admin
+        try:
+            self.admin = await self._admin.start(wanted)
+        except OSError:
+            await self._server.stop(None)
+            await self.engine.close()
+            raise
+
+    async def _metrics(self) -> Answer:
+        assert self.calls is not None  # made with the admin port
+        number = 0 if self._place is None else self._place.number
+        page = metrics.exposition(
+            metrics.Observed(
+                self.engine, self.streams, self.calls, self.swept,
+                metadata.version("resultd"), number, ready=not self._why_not_ready(),
+            )
+        )  # fmt: skip
+        return Answer(page, content_type=metrics.CONTENT_TYPE)
+
+    async def _livez(self) -> Answer:
+        # That anything is answered shows that the event loop runs.
+        writing_s = self.engine.stats().writing_s
+        stuck = writing_s > limits.WRITER_STUCK_S
+        return verdict(f"one commit has taken {writing_s:.0f} s so far" if stuck else "")
+
+    async def _readyz(self) -> Answer:
+        return verdict(self._why_not_ready())
+
+    def _why_not_ready(self) -> str:
+        if self.failed.is_set():
+            return "the store failed"
+        if self.admission.closed:
+            return "draining"
+        return "" if self._serving else "starting"
 
     async def _listen(self) -> str:
         try:
@@ -149,7 +205,11 @@ class App:
 
     def _add_services(self) -> None:
         info = ServerInfo(metadata.version("resultd"), FEATURES, self._clock())
-        interceptors = (answer_errors, self.admission.intercept)
+        interceptors: tuple[Interceptor, ...] = (answer_errors, self.admission.intercept)
+        if self._settings.admin:
+            self.calls = Calls(_streaming())
+            self.streams.wake_seconds = Histogram(metrics.WAKE_SECONDS)
+            interceptors = (answer_errors, self.calls.intercept, self.admission.intercept)
         of_streams = (bound_streams(self.streams, self._streams_max),)
         results = ResultService(self.engine, self.streams, info)
         served = {
@@ -171,6 +231,9 @@ class App:
                 (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
             )
 
+        if self.calls is not None:
+            self._server.add_generic_rpc_handlers((self.calls.unknown(),))
+
     async def _set_health(self, status: int) -> None:
         for name in ("", *self._names):
             await self._health.set(name, status)
@@ -180,11 +243,13 @@ class App:
         self.failed.set()
 
     def _on_swept(self, swept: Swept) -> None:
+        self.swept.count(swept)
         if swept.expired_incomplete:
             log.warning("groups expired incomplete", count=swept.expired_incomplete)
         log.debug("swept", steps=swept.steps, expired=swept.expired)
 
     def _on_not_swept(self, refusal: DomainError) -> None:
+        self.swept.refused += 1
         log.warning("not swept", reason=refusal.reason_name, why=refusal.sentence)
 
     async def drain(self) -> None:
@@ -213,6 +278,19 @@ class App:
         await self.engine.close()  # what is under way is changed, and heard of
         if self._peers is not None:
             await self._peers.close()
+        if self._admin is not None:
+            await self._admin.close()
+
+
+def _streaming() -> set[str]:
+    """The methods that answer with a stream."""
+    return {
+        method.full_name
+        for module in (result_service_pb2, group_service_pb2, worker_service_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if method.server_streaming
+    }
 
 
 def _tell_if_broken(task: asyncio.Task[None]) -> None:

@@ -50,6 +50,11 @@ class Settings(BaseSettings):
         description="host:port, or unix:PATH. Port 0 takes a free one, "
         "named in the line that says the server is ready.",
     )
+    admin: str = Field(
+        "",
+        description="host:port for /metrics, /livez and /readyz over HTTP, for instance "
+        "127.0.0.1:7759; empty: none. It tells no names, ids or values.",
+    )
     engine: Literal["lmdb", "memory"] = Field(
         "lmdb", description="lmdb keeps everything on disk; memory loses it when it stops."
     )
@@ -98,6 +103,14 @@ class Settings(BaseSettings):
         match = _ADDRESS.fullmatch(value)
         if match is None or int(match["port"]) > 65_535:
             raise ValueError("is not host:port or unix:PATH, for instance 127.0.0.1:7758")
+        return value
+
+    @field_validator("admin")
+    @classmethod
+    def _admin_address(cls, value: str) -> str:
+        match = _ADDRESS.fullmatch(value)
+        if value and (match is None or int(match["port"]) > 65_535):
+            raise ValueError("is not host:port, for instance 127.0.0.1:7759")
         return value
 
     @classmethod

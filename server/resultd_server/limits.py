@@ -70,6 +70,12 @@ KEEPALIVE_S = 60.0
 KEEPALIVE_TIMEOUT_S = 20.0
 FAREWELL_S = 0.5
 
+ADMIN_CONNECTIONS_MAX = 32  # a scraper and a few probes; whoever is one too many is closed
+ADMIN_REQUEST_BYTES_MAX = 8 * KIB  # of the head; nothing is read beyond it
+ADMIN_EXCHANGE_S = 10.0  # from the connection to the answer taken
+ADMIN_FETCH_S = 2.0  # what a worker has to answer its supervisor: a probe waits meanwhile
+WRITER_STUCK_S = 60.0  # a commit that takes longer will not end: the server is not live
+
 READ_ROWS_MAX = 1_000  # rows of one read transaction: it pins pages while it lives
 WRITES_QUEUED_MAX = 100_000
 WRITES_QUEUED_BYTES_MAX = 256 * MIB

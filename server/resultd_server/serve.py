@@ -34,6 +34,9 @@ log = structlog.get_logger("resultd.server")
 class Running(Protocol):
     """A server, or several under a supervisor."""
 
+    admin: str
+    """Where the admin port is once it serves; empty if nowhere."""
+
     async def start(self) -> str:
         """Begins to serve; the address. Raises DomainError, OSError."""
 
@@ -87,7 +90,13 @@ async def _serve(
     except (DomainError, OSError) as error:
         _complain(error)
         return EXIT_CONFIG
-    log.info("serving", address=address, engine=settings.engine, data=str(settings.data or ""))
+    log.info(
+        "serving",
+        address=address,
+        admin=running.admin,
+        engine=settings.engine,
+        data=str(settings.data or ""),
+    )
     # For whoever started the server: the address is known and it answers.
     sys.stdout.write(f"resultd ready on {address}\n")
     sys.stdout.flush()

@@ -74,6 +74,7 @@ def test_sizes_are_written_as_people_write_them(said: str | int, size: int) -> N
         ({"engine": "lmbd"}, "engine: .*'lmdb' or 'memory'.*lmbd"),
         ({"listen": "7758"}, "listen: is not host:port or unix:PATH, for instance 127"),
         ({"listen": "127.0.0.1:99999"}, "listen: is not host:port"),
+        ({"admin": "7759"}, "admin: is not host:port, for instance 127.0.0.1:7759"),
         ({"listen": "unix:"}, "listen: is not host:port or unix:PATH"),
         ({"engine": "lmdb"}, "needs a directory: name it with --data"),
     ],

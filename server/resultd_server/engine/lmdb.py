@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import lmdb
 
 from resultd_server import limits
+from resultd_server.engine.base import EngineStats, Space
 from resultd_server.engine.transactional import T, TransactionalEngine
 from resultd_server.errors import (
     DomainError,
@@ -178,6 +179,7 @@ class LmdbEngine(TransactionalEngine):
         self._written_bytes = _LOOK_AGAIN_BYTES
         self._failure: BaseException | None = None
         self._writer: threading.Thread | None = None
+        self._writing_since_s: float | None = None
         self._lease: Lease | None = None
         self._share: int | None = None
         self._dbs: dict[Db, Any] = {}
@@ -287,9 +289,14 @@ class LmdbEngine(TransactionalEngine):
 
     def _run(self) -> None:
         while (batch := self._batches.get()) is not None:
+            self._writing_since_s = began_s = time.monotonic()
             commits = self._commit(batch)
+            self._writing_since_s = None
+            done_s = time.monotonic()
+            self._commit_seconds.observe(done_s - began_s)
+            self._commit_operations.observe(len(batch))
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                self._loop.call_soon_threadsafe(self._deliver, commits)
+                self._loop.call_soon_threadsafe(self._deliver, commits, done_s)
 
     def _commit(self, operations: list[_Operation]) -> list[_Commit]:
         """Runs operations in one transaction; where one breaks it, each in its own."""
@@ -373,7 +380,7 @@ class LmdbEngine(TransactionalEngine):
         if self.on_failure is not None:
             self.on_failure(error)
 
-    def _deliver(self, commits: list[_Commit]) -> None:
+    def _deliver(self, commits: list[_Commit], done_s: float) -> None:
         self._handing_over = False
         if self._pending:
             self._hand_over_soon()
@@ -389,7 +396,45 @@ class LmdbEngine(TransactionalEngine):
                     operation.future.set_result(result)
                 else:
                     operation.future.set_exception(error)
-            self.hub.announce(commit.changed)
+            self.hub.announce(commit.changed, done_s)
+
+    def stats(self) -> EngineStats:
+        since_s = self._writing_since_s  # the writer's, and may be gone with the next look
+        return EngineStats(
+            self._commit_seconds,
+            self._commit_operations,
+            writes_queued=self._queued,
+            writes_queued_bytes=self._queued_bytes,
+            writing_s=0.0 if since_s is None else time.monotonic() - since_s,
+            revocations=self._revocations,
+            space=self._space(),
+        )
+
+    def _space(self) -> Space | None:
+        """None while the store is closed, or cannot be looked at."""
+        if self._writer is None or self._failure is not None:
+            return None
+        try:
+            with self._env.begin() as txn:
+                live_bytes = self._count_live_bytes(txn)
+            info = self._env.info()
+            # Lines of process, thread and the transaction read, "-" if none is.
+            readers = [row.split()[-1] for row in self._env.readers().splitlines()[1:]]
+            disk = os.statvfs(self._directory)
+            file_bytes = (self._directory / "data.mdb").stat().st_blocks * 512
+        except (lmdb.Error, OSError):
+            return None
+        reading = [int(transaction) for transaction in readers if transaction.isdigit()]
+        newest = info["last_txnid"]
+        return Space(
+            live_bytes=live_bytes,
+            limit_bytes=self._max_db_bytes,
+            file_bytes=file_bytes,
+            disk_free_bytes=disk.f_bavail * disk.f_frsize,
+            readers=info["num_readers"],
+            readers_limit=info["max_readers"],
+            oldest_reader_transactions=max(newest - min(reading, default=newest), 0),
+        )
 
 
 def _refused(operations: list[_Operation], error: BaseException) -> list[_Commit]:

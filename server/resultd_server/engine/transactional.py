@@ -49,6 +49,7 @@ class TransactionalEngine(Engine):
     def __init__(self, clock: Callable[[], int]) -> None:
         super().__init__(clock)
         self._namespaces: dict[str, Namespace] = {}
+        self._revocations = 0
 
     @abc.abstractmethod
     async def _write(
@@ -126,7 +127,9 @@ class TransactionalEngine(Engine):
             where = self._made(unit, namespace)
             return [cancel.revoke(unit, where, wish) for wish in wishes]
 
-        return await self._write(operation, size_bytes=sum(wish.ByteSize() for wish in wishes))
+        states = await self._write(operation, size_bytes=sum(wish.ByteSize() for wish in wishes))
+        self._revocations += len(wishes)
+        return states
 
     async def revoked(self, namespace: str, task_ids: Sequence[str]) -> list[bytes | None]:
         def operation(view: View) -> list[bytes | None]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -20,6 +21,7 @@ from resultd_server.core.sources import ChangingSource, Source
 from resultd_server.errors import Overloaded
 from resultd_server.ledger.times import set_ms
 from resultd_server.service.registry import Call
+from resultd_server.tallies import Histogram
 
 DRAIN_RETRY_DELAY_MS = 500
 _WATCHDOG_S = 5.0
@@ -38,11 +40,18 @@ class Streams:
         self._running: set[Stream] = set()
         self.draining = False
         self.stalled = 0
+        #: From a commit to the frame that tells of it; None where nobody asks.
+        self.wake_seconds: Histogram | None = None
 
     @property
     def streams(self) -> int:
         """Streams under way."""
         return len(self._running)
+
+    def under_way(self) -> Iterator[tuple[str, int]]:
+        """(method, ids and groups waited for) of every stream under way."""
+        for stream in self._running:
+            yield stream.method, sum(map(len, stream.source.subscription.noted.values()))
 
     def drain(self) -> None:
         """Ends every stream with DRAINING, as soon as its frame is written."""
@@ -126,6 +135,7 @@ class Stream:
         assert task is not None  # handlers run in tasks
         self.task = task
         self.source = source
+        self.method = call.method
         self.writing_since_s: float | None = None
         self.stalled = False
         self._call = call
@@ -139,10 +149,14 @@ class Stream:
         """Until it ends."""
         source = self.source
         synced = not source.says_synced
+        subscription = source.subscription
         while True:
+            committed_s, subscription.committed_s = subscription.committed_s, 0.0
             frame = await source.next_frame()
             if frame is not None:
                 await self._write(frame)
+                if committed_s and streams.wake_seconds is not None:
+                    streams.wake_seconds.observe(time.monotonic() - committed_s)
             reason = source.end if frame is None else None
             if frame is None and not synced:
                 synced = True
