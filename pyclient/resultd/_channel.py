@@ -53,6 +53,17 @@ def options(url: Url) -> list[tuple[str, int | str]]:
     return chosen
 
 
+def connect(url: Url) -> grpc.Channel:
+    """Return a new channel, to be closed.
+
+    Raises:
+        OSError: a certificate cannot be read.
+    """
+    if url.secure:
+        return grpc.secure_channel(url.target, credentials(url), options=options(url))
+    return grpc.insecure_channel(url.target, options=options(url))
+
+
 def call_metadata(url: Url) -> tuple[tuple[str, str], ...]:
     """Return what every call carries: the namespace, and the token if there is one."""
     metadata = [("resultd-namespace", url.namespace)]
@@ -188,10 +199,7 @@ class Endpoint:
 
     def _connect(self) -> grpc.Channel:
         _gevent.prepare()
-        chosen = options(self.url)
-        if self.url.secure:
-            return grpc.secure_channel(self.url.target, credentials(self.url), options=chosen)
-        return grpc.insecure_channel(self.url.target, options=chosen)
+        return connect(self.url)
 
     def _count(self, change: int) -> None:
         with self._counting:

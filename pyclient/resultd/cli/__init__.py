@@ -1,4 +1,5 @@
-"""`resultd`, the command: `get`, `wait`, `watch`, `forget`, `group`, `version`, `demo`.
+"""`resultd`, the command: `get`, `wait`, `watch`, `forget`, `group`, `version`, `health`,
+`demo`.
 
 Needs `resultd[cli]`; `resultd[server]` adds `serve`.
 """

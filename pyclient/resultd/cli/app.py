@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from resultd.cli import EXIT_USAGE, about, groups, results, waiting
+from resultd.cli import EXIT_USAGE, about, groups, health, results, waiting
 from resultd.cli.demo import command as demo
 from resultd.cli.options import CommandError
 from resultd.cli.output import escape
@@ -82,4 +82,5 @@ app.command("watch")(waiting.watch)
 app.command("forget")(results.forget)
 app.add_typer(groups.app, name="group")
 app.command("version")(about.version)
+app.command("health")(health.health)
 app.command("demo")(demo.demo)
