@@ -54,6 +54,7 @@ _DEFLATE = "deflate"  # kombu's "application/x-gzip" is zlib's format, HTTP's "d
 _KOMBU_DEFLATE = "application/x-gzip"
 # The class and module of what failed and says no more.
 _UNKNOWN = ("TaskError", "celery.exceptions")
+_NO_CHILDREN = b"null"  # no list at all: what Celery has of a task without a request
 _EXCEPTION_KEYS = frozenset({"exc_type", "exc_message", "exc_module"})
 
 
@@ -88,12 +89,15 @@ class Codec:
             kombu.exceptions.ContentDisallowed: it is not (`result_accept_content`).
             kombu.exceptions.DecodeError: the bytes are not what they claim to be.
         """
-        content_type = payload.content_type.partition(";")[0].strip().lower() or serialization.JSON
+        content_type, accept = payload.content_type, self._backend.accept
+        if content_type == serialization.JSON and not payload.content_encoding:
+            return loads(payload.data, content_type, "utf-8", accept)
+        content_type = content_type.partition(";")[0].strip().lower() or serialization.JSON
         data = _inflated(payload)
         if content_type == serialization.BINARY:
             return data
         charset = "binary" if "python" in content_type or "msgpack" in content_type else "utf-8"
-        return loads(data, content_type, charset, accept=self._backend.accept)
+        return loads(data, content_type, charset, accept)
 
     # Reports
 
@@ -199,7 +203,8 @@ class Codec:
 
     def _write_children(self, message: task_pb2.TaskMeta, children: Any, final: bool) -> None:
         if children is None:
-            message.extra[CHILDREN].CopyFrom(_json(None))
+            message.extra[CHILDREN].content_type = serialization.JSON
+            message.extra[CHILDREN].data = _NO_CHILDREN
             return
         if not final:
             # The field is never cleared, and what a run called that is tried again (itself,
@@ -302,12 +307,14 @@ class Codec:
             meta["group_id"] = group_id
         if message.parent_id:
             meta["parent_id"] = message.parent_id
-        for key in ("name", "worker", "queue"):
-            meta[key] = getattr(message, key) or None
+        meta["name"] = message.name or None
+        meta["worker"] = message.worker or None
+        meta["queue"] = message.queue or None
         meta["retries"] = message.retries
-        for key in ("args", "kwargs"):
-            if message.HasField(key):  # type: ignore[arg-type]  # the two fields named above
-                meta[key] = self.decode(getattr(message, key))
+        if message.HasField("args"):
+            meta["args"] = self.decode(message.args)
+        if message.HasField("kwargs"):
+            meta["kwargs"] = self.decode(message.kwargs)
         if STAMPS in message.extra:
             meta.update(self.decode(message.extra[STAMPS]))
         meta["task_id"] = message.task_id
@@ -374,7 +381,8 @@ def ttl_fields(seconds: float | None) -> dict[str, Any]:
 
 def _children(message: task_pb2.TaskMeta) -> list[Any] | None:
     if CHILDREN in message.extra:
-        found = json.loads(message.extra[CHILDREN].data)
+        data = message.extra[CHILDREN].data
+        found = None if data == _NO_CHILDREN else json.loads(data)
         ids = [child[0][0] for child in found or ()]
         if not message.terminal or ids[:CHILDREN_MAX] == [child.id for child in message.children]:
             return found if found is None else [_tupled(child) for child in found]
