@@ -55,6 +55,10 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # A peer that is gone without a word: its streams would wait for it for ever.
     ("grpc.keepalive_time_ms", int(limits.KEEPALIVE_S * 1000)),
     ("grpc.keepalive_timeout_ms", int(limits.KEEPALIVE_TIMEOUT_S * 1000)),
+    # Peers that connect and do nothing, or nearly nothing.
+    ("grpc.max_connection_idle_ms", int(limits.CONNECTION_IDLE_S * 1000)),
+    ("grpc.max_connection_age_ms", int(limits.CONNECTION_AGE_S * 1000)),
+    ("grpc.max_connection_age_grace_ms", int(limits.CONNECTION_GRACE_S * 1000)),
 )
 
 log = structlog.get_logger("resultd.server")
@@ -134,7 +138,11 @@ class App:
             self._peers = Peers(self.engine.hub, directory, number, total)
             await self._peers.start()
         self._server = grpc.aio.server(
-            options=[("grpc.so_reuseport", int(self._place is not None)), *OPTIONS]
+            options=[
+                ("grpc.so_reuseport", int(self._place is not None)),
+                ("grpc.max_allowed_incoming_connections", listening.connections_max()),
+                *OPTIONS,
+            ]
         )
         self._add_services()
         address = await self._listen()

@@ -68,6 +68,11 @@ STREAMS_PER_CONNECTION = 1_000
 HANDSHAKE_TIMEOUT_S = 5.0
 KEEPALIVE_S = 60.0
 KEEPALIVE_TIMEOUT_S = 20.0
+CONNECTIONS_MAX = 10_000  # of a process, at 20 to 60 kB each; one too many is closed at once
+DESCRIPTORS_KEPT = 128  # for the store, peers, the admin port: connections leave them alone
+CONNECTION_IDLE_S = 300.0  # without a call; a client that comes back connects again
+CONNECTION_AGE_S = 3_600.0  # so that nothing on it, however slow, lasts for ever
+CONNECTION_GRACE_S = 900.0  # for calls under way then: longer than a stream becomes
 FAREWELL_S = 0.5
 
 ADMIN_CONNECTIONS_MAX = 32  # a scraper and a few probes; whoever is one too many is closed
