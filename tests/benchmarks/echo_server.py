@@ -15,6 +15,7 @@ import grpc
 import uvloop
 
 _STREAMS_MAX = 100_000
+_GRACE_S = 1.0
 _waiting: dict[bytes, asyncio.Future[bytes]] = {}
 
 
@@ -54,7 +55,7 @@ async def _serve() -> None:
     sys.stdout.write(f"echo ready on 127.0.0.1:{port}\n")
     sys.stdout.flush()
     await stopped.wait()
-    await server.stop(None)
+    await server.stop(_GRACE_S)
 
 
 if __name__ == "__main__":

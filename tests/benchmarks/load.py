@@ -40,6 +40,9 @@ async def build(
     if start >= wanted.records:
         return data
     async with resultd(data) as server, grpc.aio.insecure_channel(server.address) as channel:
+        # As long as the records: of itself it would go after a day, and take its index along.
+        declared = group_service_pb2.CreateGroupRequest(group_id=stores.GROUP, ttl=stores.KEPT)
+        await groups(channel).CreateGroup(declared)
         began_s, first = time.monotonic(), start
         while start < wanted.records:
             stop = min(start + _SHARE, wanted.records)

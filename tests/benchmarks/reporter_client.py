@@ -15,6 +15,7 @@ from tests.benchmarks.celery_app import create_app
 from tests.benchmarks.orders import take_orders
 
 _VALUE = "x" * 298
+_LIMIT_S = 120.0
 
 
 class Reporter:
@@ -62,7 +63,7 @@ class Reporter:
 
 def _in_threads(report: Callable[[], object], each: int, count: int) -> dict[str, float]:
     """Results a second of so many threads, `each` of them; connected and warm before."""
-    both = threading.Barrier(count + 1)
+    both = threading.Barrier(count + 1, timeout=_LIMIT_S)
 
     def work() -> None:
         report()

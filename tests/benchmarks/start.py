@@ -66,8 +66,11 @@ async def _start(data: Path | None, task_id: str) -> tuple[float, float]:
             ready_s = time.perf_counter() - began_s
             with grpc.insecure_channel(server.address) as channel:
                 stub = result_service_pb2_grpc.ResultServiceStub(channel)
-                stub.GetResult(pb.GetResultRequest(task_id=task_id), timeout=_ANSWER_S)
-            return ready_s, time.perf_counter() - began_s
+                answer = stub.GetResult(pb.GetResultRequest(task_id=task_id), timeout=_ANSWER_S)
+            took_s = time.perf_counter() - began_s
+            if data is not None and not answer.meta.value.data:
+                raise RuntimeError(f"{task_id} is not in the store")
+            return ready_s, took_s
 
 
 def _imports(size: Size) -> list[Row]:

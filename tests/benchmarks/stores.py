@@ -74,8 +74,7 @@ class Wanted(NamedTuple):
     def command(self) -> str:
         """What builds it where it is looked for."""
         kind = " --one-group" if self.kind is Kind.GROUP else ""
-        into = " --into $BENCH_DIR" if "BENCH_DIR" in os.environ else ""
-        return f"python -m tests.benchmarks.load --records {self.records}{kind}{into}"
+        return f"python -m tests.benchmarks.load --records {self.records}{kind}"
 
 
 def kept_directory() -> Path:
