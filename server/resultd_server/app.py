@@ -23,6 +23,7 @@ from resultd_server.engine.base import Clock, Engine, Swept
 from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.memory import MemoryEngine
 from resultd_server.engine.peers import Peers
+from resultd_server.entrance import Entrance
 from resultd_server.errors import DomainError
 from resultd_server.interceptors import Interceptor
 from resultd_server.interceptors.errors import answer_errors
@@ -118,6 +119,7 @@ class App:
         self.streams = Streams(age_s=settings.stream_age_s)
         self.admission = Admission()
         self.failed = asyncio.Event()
+        self._entrance = Entrance(settings)
         self.swept = metrics.Sweeps()
         self.calls: Calls | None = None
         self.admin = ""
@@ -127,7 +129,8 @@ class App:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
-        """Opens the store and listens; the address. Raises DomainError, OSError."""
+        """Opens the store and listens; the address. Raises ConfigError, DomainError, OSError."""
+        self._entrance.open()
         if self._place is None:
             listening.check_free(self._settings.listen)
         self.engine.on_failure = self._on_failure
@@ -153,6 +156,8 @@ class App:
         self._tasks = [
             asyncio.create_task(self.streams.watch_stalled(), name="watch-stalled"),
         ]
+        for name, work in self._entrance.work().items():
+            self._tasks.append(asyncio.create_task(work, name=name))
         if self._place is None or self._place.sweeps:
             sweeping = sweeper.run(self.engine, self._on_swept, self._on_not_swept)
             self._tasks.append(asyncio.create_task(sweeping, name="sweeper"))
@@ -202,7 +207,7 @@ class App:
 
     async def _listen(self) -> str:
         try:
-            port = self._server.add_insecure_port(self._settings.listen)
+            port = self._entrance.add_port(self._server)
         except RuntimeError as error:
             await self._server.stop(None)
             await self.engine.close()
@@ -218,7 +223,8 @@ class App:
             self.calls = Calls(_streaming())
             self.streams.wake_seconds = Histogram(metrics.WAKE_SECONDS)
             interceptors = (answer_errors, self.calls.intercept, self.admission.intercept)
-        of_streams = (bound_streams(self.streams, self._streams_max),)
+        door = self._entrance.door
+        of_streams = (bound_streams(self.streams, self._streams_max), door.hold)
         results = ResultService(self.engine, self.streams, info)
         served = {
             result_service_pb2: ("ResultService", results),
@@ -230,7 +236,7 @@ class App:
             service = module.DESCRIPTOR.services_by_name[name]
             names.append(service.full_name)
             self._server.add_generic_rpc_handlers(
-                (registry.handlers(service, servicer, interceptors, of_streams),)
+                (registry.handlers(service, servicer, interceptors, of_streams, door.identify),)
             )
         self._names = names
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -77,8 +77,22 @@ class Settings(BaseSettings):
         ge=1,
         description="How old a stream becomes before its client resumes it, in seconds, ± 20 %.",
     )
+    tls_cert: Path | None = Field(
+        None, description="PEM file with the server's certificate and those above it; reloaded."
+    )
+    tls_key: Path | None = Field(None, description="PEM file with its private key; reloaded.")
+    tls_client_ca: Path | None = Field(
+        None,
+        description="PEM file with who signs clients' certificates: every client needs one. "
+        "Reloaded.",
+    )
+    auth_file: Path | None = Field(
+        None,
+        description="TOML file with tokens, JWT issuer and certificates, and their roles. "
+        "Reloaded; made with `resultd token new`.",
+    )
     insecure: bool = Field(
-        False, description="Listen beyond loopback without TLS and authentication."
+        False, description="Listen beyond loopback although TLS or authentication is missing."
     )
     reflection: bool = Field(True, description="Serve gRPC reflection, for buf curl and grpcurl.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -126,6 +140,11 @@ class Settings(BaseSettings):
         return (init_settings,)
 
     @property
+    def authenticates(self) -> bool:
+        """Whether callers have to show who they are."""
+        return self.auth_file is not None or self.tls_client_ca is not None
+
+    @property
     def loopback(self) -> bool:
         """Whether nobody but this host can connect."""
         host = self.listen.rpartition(":")[0].strip("[]")
@@ -163,12 +182,31 @@ def load(
             "Several workers share a store on disk and a TCP port: use the lmdb engine and "
             "listen on host:port, or leave --workers at 1."
         )
-    if not settings.loopback and not settings.insecure:
+    _check_entrance(settings)
+    return settings
+
+
+def _check_entrance(settings: Settings) -> None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigError("A certificate goes with its key: give both --tls-cert and --tls-key.")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigError(
-            f"{settings.listen} can be reached from elsewhere, without TLS or authentication: "
+            "Clients show certificates to a server that has one: give --tls-cert and --tls-key "
+            "with --tls-client-ca."
+        )
+    lacking = [
+        remedy
+        for there, remedy in (
+            (settings.tls_cert is not None, "encrypt (--tls-cert and --tls-key)"),
+            (settings.authenticates, "ask who calls (--auth-file, or --tls-client-ca)"),
+        )
+        if not there
+    ]
+    if lacking and not settings.loopback and not settings.insecure:
+        raise ConfigError(
+            f"{settings.listen} can be reached from elsewhere: {' and '.join(lacking)}, "
             "listen on 127.0.0.1 or a unix socket, or say --insecure."
         )
-    return settings
 
 
 def _read_file(file: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ async def _serve(
         return 0
     try:
         address = starting.result()
-    except (DomainError, OSError) as error:
+    except (ConfigError, DomainError, OSError) as error:
         _complain(error)
         return EXIT_CONFIG
     log.info(
@@ -146,6 +146,7 @@ _FLAG_TYPES: dict[str, type] = {
     str(int): int,
     str(float): float,
     str(Path | None): Path,
+    str(int | None): int,
 }
 """What a flag takes, by its setting's type; text where the settings parse it."""
 

@@ -123,10 +123,45 @@ def test_loopback_needs_no_word(listen: str) -> None:
     "listen", ["0.0.0.0:7758", "[::]:7758", "10.0.0.1:1", "example.org:1", "127.example.org:1"]
 )
 def test_listening_to_others_must_be_said(listen: str) -> None:
-    """Beyond loopback the server does not listen without --insecure."""
+    """Beyond loopback the server does not listen without --insecure, unless all is guarded."""
     with pytest.raises(ConfigError, match=r"listen on 127\.0\.0\.1 .* or say --insecure"):
         settings(listen=listen)
     assert not settings(listen=listen, insecure=True).loopback
+    assert not settings(listen=listen, auth_file="a", **TLS).loopback
+    assert not settings(listen=listen, tls_client_ca="a", **TLS).loopback
+
+
+TLS: dict[str, Any] = {"tls_cert": "c", "tls_key": "k"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({}, r"encrypt \(--tls-cert and --tls-key\) and ask who calls \(--auth-file, or"),
+        ({"auth_file": "a"}, r"elsewhere: encrypt \(--tls-cert and --tls-key\), listen"),
+        (TLS, r"elsewhere: ask who calls \(--auth-file, or --tls-client-ca\), listen"),
+    ],
+)
+def test_what_lacks_beyond_loopback_is_named(flags: dict[str, Any], message: str) -> None:
+    """Encryption without asking who calls, and tokens in the clear, need --insecure too."""
+    with pytest.raises(ConfigError, match=message):
+        settings(listen="0.0.0.0:7758", **flags)
+    settings(listen="0.0.0.0:7758", insecure=True, **flags)
+    settings(listen="unix:/run/resultd.sock", **flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"tls_cert": "c"}, "give both --tls-cert and --tls-key"),
+        ({"tls_key": "k"}, "give both --tls-cert and --tls-key"),
+        ({"tls_client_ca": "a"}, "with --tls-client-ca"),
+    ],
+)
+def test_files_of_tls_go_together(flags: dict[str, Any], message: str) -> None:
+    """A certificate with its key, and clients' only with the server's."""
+    with pytest.raises(ConfigError, match=message):
+        settings(**flags)
 
 
 def test_lmdb_is_the_default(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ DISTRIBUTIONS = {
     "grpc_reflection": "grpcio-reflection",
     "grpc_status": "grpcio-status",
     "google": "protobuf",
+    "jwt": "PyJWT",
     "kombu": "celery",  # brings it, and its releases go together
     "vine": "celery",
     "prometheus_client": "prometheus-client",

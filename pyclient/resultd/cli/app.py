@@ -15,7 +15,7 @@ from resultd.cli.output import escape
 from resultd.errors import ResultdError
 
 # Which extra brings a command that cannot be loaded.
-_EXTRAS = {"serve": "server"}
+_EXTRAS = {"serve": "server", "token": "server"}
 
 
 class Commands(TyperGroup):
@@ -50,6 +50,8 @@ def _load(entry: EntryPoint) -> Any:
         function = entry.load()
     except ModuleNotFoundError as error:
         return _missing(entry.name, error.name or "")
+    if isinstance(function, typer.Typer):
+        return typer.main.get_command(function)  # several commands under one name
     single = typer.Typer(add_completion=False)
     single.command(entry.name)(function)
     return typer.main.get_command(single)
