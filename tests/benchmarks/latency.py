@@ -51,7 +51,7 @@ class _Times(NamedTuple):
 
 async def run(size: Size) -> list[Row]:
     """p50 and p99 of each round."""
-    samples, rounds, waited = size.of(1_000, 20), size.of(5, 1), size.of(10_000, 200)
+    samples, rounds, waited = size.of(1_000, 21), size.of(4, 1), size.of(10_000, 200)
     missing = why_no_redis()
     seen: _Seen = defaultdict(list)
     numbers = itertools.count()
@@ -65,7 +65,7 @@ async def run(size: Size) -> list[Row]:
                 times = await _among_many(server, samples, waited)
                 _note(seen, "many", times.since_call)
                 for name, ask in sides.items():
-                    for key, value in ask(samples // 2).items():
+                    for key, value in ask(samples // 3).items():
                         seen[f"{name} {key}"].append(value)
     return _rows(seen, waited, missing)
 

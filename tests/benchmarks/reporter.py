@@ -22,7 +22,7 @@ _YARDSTICK = f"Celery's Redis backend, {THREADS} threads, appendfsync always"
 
 async def run(size: Size) -> list[Row]:
     """Rounds of both ways, and of Celery's where there is a Redis."""
-    count, rounds = size.of(10_000, 64), size.of(5, 1)
+    count, rounds = size.of(10_000, 64), size.of(3, 1)
     missing = why_no_redis()
     seen: dict[str, list[float]] = defaultdict(list)
     with contextlib.ExitStack() as stack:

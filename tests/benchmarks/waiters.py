@@ -38,7 +38,7 @@ _Wake = Callable[[str], Awaitable[float]]
 async def run(size: Size) -> list[Row]:
     """Streams, bare streams, ids; in turn."""
     streams, ids = size.of(10_000, 50), size.of(100_000, 500)
-    wakes, rounds = size.of(300, 10), size.of(3, 1)
+    wakes, rounds = size.of(300, 10), size.of(2, 1)
     seen: _Seen = defaultdict(list)
     for _ in range(rounds):
         async with resultd() as server:
