@@ -96,7 +96,7 @@ class Operations:
                 left = deadline.left()
                 said = bool(error.reason) or error.retry_delay is not None  # by a server
                 late = left is not None and (pause >= left if said else left == 0.0)
-                if once or not error.retryable or late:
+                if (once and not error.renewed) or not error.retryable or late:
                     if away is not None and error.code == "DEADLINE_EXCEEDED":
                         raise away from None  # says more than that the time is over
                     raise

@@ -53,22 +53,24 @@ class ResultdError(Exception):
         reason: the server's reason (`ErrorReason` without prefix), "" if it gave none.
         metadata: what the reason is about: field, limit, value.
         retry_delay: seconds the server asks to wait before the next try, or None.
+        renewed: the credential was refused, and there is another one by now.
     """
 
     code: str = ""
     reason: str = ""
     metadata: Mapping[str, str] = {}
     retry_delay: float | None = None
+    renewed: bool = False
 
     @property
     def retryable(self) -> bool:
         """Whether the same call may succeed later. The client has retried already."""
-        return self.code in RETRYABLE_CODES or self.reason in RETRYABLE_REASONS
+        return self.code in RETRYABLE_CODES or self.reason in RETRYABLE_REASONS or self.renewed
 
     @property
     def final(self) -> bool:
         """Whether a stream that ended with this error must not be resumed."""
-        return self.code in FINAL_CODES
+        return self.code in FINAL_CODES and not self.renewed
 
 
 class TimeoutError(ResultdError, builtins.TimeoutError):  # noqa: A001 (Celery's name)

@@ -25,7 +25,9 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found]  # 3.10 only
 
 ENV_PREFIX = "RESULTD_"
-NOT_SETTINGS = frozenset({"RESULTD_URL", "RESULTD_CONFIG"})
+NOT_SETTINGS = frozenset(
+    {"RESULTD_URL", "RESULTD_TOKEN", "RESULTD_TOKEN_FILE", "RESULTD_CONFIG"}
+)
 """Variables of the same prefix that other parts read."""
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+):(?P<port>\d{1,5})")

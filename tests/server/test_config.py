@@ -96,8 +96,9 @@ def test_unknown_settings_are_refused_with_a_suggestion(tmp_path: Path) -> None:
 
 
 def test_variables_of_the_client_are_left_alone() -> None:
-    """RESULTD_URL is the client's, RESULTD_CONFIG names the file: neither is a setting."""
-    settings(environ={"RESULTD_URL": "resultd://h", "RESULTD_CONFIG": "x", "HOME": "/"})
+    """RESULTD_URL and the token are the client's, RESULTD_CONFIG names the file: no settings."""
+    theirs = {"RESULTD_URL": "resultd://h", "RESULTD_TOKEN": "x", "RESULTD_TOKEN_FILE": "x"}
+    settings(environ={**theirs, "RESULTD_CONFIG": "x", "HOME": "/"})
 
 
 @pytest.mark.parametrize("text", [None, "not toml", "a = '\udcff'"])

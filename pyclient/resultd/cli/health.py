@@ -60,7 +60,6 @@ def check(address: _url.Url, service: str, timeout: float) -> str:
             answer = method(
                 wrappers_pb2.StringValue(value=service),
                 timeout=timeout,
-                metadata=_channel.call_metadata(address),
                 wait_for_ready=False,
             )
         except grpc.RpcError as error:
