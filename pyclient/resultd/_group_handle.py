@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import uuid
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -132,7 +132,7 @@ class GroupHandleCore:
 
     def _add_to_total(self, delta: int, request_id: str | None) -> Op[GroupInfo]:
         request = group_service_pb2.AddToTotalRequest(
-            group_id=self.id, delta=delta, request_id=request_id or uuid.uuid4().hex
+            group_id=self.id, delta=delta, request_id=request_id or os.urandom(16).hex()
         )
         response = yield from self.client.operations.call("AddToTotal", request)
         return self._info(response.group)
@@ -149,7 +149,7 @@ class GroupHandleCore:
     def _claim(
         self, action: str, token: str | None, lease: float | None, holder: str
     ) -> Op[ClaimOutcome]:
-        chosen = token or uuid.uuid4().hex
+        chosen = token or os.urandom(16).hex()
         request = group_service_pb2.ClaimGroupRequest(
             group_id=self.id,
             action=group_service_pb2.ClaimAction.Value(f"CLAIM_ACTION_{action}"),

@@ -25,10 +25,8 @@ Exceptions come back as their class only for builtins and for what was registere
 from __future__ import annotations
 
 import datetime
-import decimal
 import json
 import pickle
-import uuid
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -191,6 +189,9 @@ def _to_json(value: object) -> bytes:
 
 def _plain(value: object) -> object:
     """Write what JSON lacks and has one obvious spelling; refuse the rest."""
+    import decimal  # both late: most values are plain, and few programs use these
+    import uuid
+
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, (uuid.UUID, decimal.Decimal)):
