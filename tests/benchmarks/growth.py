@@ -17,7 +17,7 @@ from tests.benchmarks import load as loader
 from tests.benchmarks import stores
 from tests.benchmarks.calls import SERVICE, load, measured, one_by_one
 from tests.benchmarks.iterate import reader
-from tests.benchmarks.processes import Running, resultd
+from tests.benchmarks.processes import DidNotStart, Running, resultd
 from tests.benchmarks.reports import report
 from tests.benchmarks.stores import GROUP, KEPT, Wanted
 from tests.benchmarks.table import Row, Size, at_most, left_out
@@ -46,13 +46,18 @@ async def run(size: Size) -> list[Row]:
     seen: dict[Wanted, _Seen] = defaultdict(lambda: defaultdict(list))
     with stores.directory_for(keep=size is Size.FULL) as directory:
         async with contextlib.AsyncExitStack() as stack:
-            servers = {}
+            servers, missing = {}, {}
             for wanted in (few, *more):
                 data = stores.find(directory, wanted)
-                if data is None and wanted.records <= _BUILT:
-                    data = await loader.build(directory, wanted, print)
-                if data is not None:
-                    servers[wanted] = await stack.enter_async_context(resultd(data))
+                try:
+                    if data is None and wanted.records <= _BUILT:
+                        data = await loader.build(directory, wanted, print)
+                    if data is None:
+                        missing[wanted] = wanted.absent()
+                    else:
+                        servers[wanted] = await stack.enter_async_context(resultd(data))
+                except DidNotStart as error:
+                    missing[wanted] = wanted.unusable(error)
             for server in servers.values():  # what it reads first comes from the disk
                 await reader("grpc", server.address, GROUP)
             for _ in range(rounds):
@@ -62,8 +67,8 @@ async def run(size: Size) -> list[Row]:
     for key, work, unit in _FIGURES:
         for wanted in more:
             name = f"{wanted.records:,} records: {work}"
-            if wanted not in servers:
-                rows.append(left_out(name, f"no such store; `{wanted.command()}` builds it"))
+            if wanted in missing:
+                rows.append(left_out(name, missing[wanted]))
                 continue
             rows.append(Row(name, unit, seen[wanted][key], seen[few][key],
                             f"of {few.records:,} records", at_most(2)))  # fmt: skip

@@ -18,6 +18,10 @@ _READY_S = 30
 _LOOK_S = 0.02
 
 
+class DidNotStart(RuntimeError):
+    """A server ended before it was ready."""
+
+
 @dataclass(frozen=True)
 class Running:
     """A server process."""
@@ -102,11 +106,16 @@ async def echo() -> AsyncIterator[Running]:
 
 @contextlib.asynccontextmanager
 async def started(arguments: list[str]) -> AsyncIterator[Running]:
-    """A Python program that says on its first line, last, where it listens."""
+    """A Python program that says on its first line, last, where it listens.
+
+    Raises DidNotStart: what it wrote to the standard error says why.
+    """
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), _READY_S)
+        if not line:
+            raise DidNotStart(f"it ended with code {process.wait()} before it was ready")
         yield Running(process.pid, line.split()[-1])
     finally:
         process.send_signal(signal.SIGTERM)

@@ -16,7 +16,7 @@ from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import result_service_pb2_grpc
 from tests.benchmarks import load as loader
 from tests.benchmarks import stores
-from tests.benchmarks.processes import resultd
+from tests.benchmarks.processes import DidNotStart, resultd
 from tests.benchmarks.stores import Wanted
 from tests.benchmarks.table import Row, Size, figure_at_most, left_out
 
@@ -45,12 +45,15 @@ async def _starts(size: Size) -> list[Row]:
         if data is None and size is Size.TINY:
             data = await loader.build(directory, large)
         if data is None:
-            return [left_out(work, f"no such store; `{large.command()}` builds it")]
-        for number in range(rounds):
-            for name, where in (("large", data), ("empty", None)):
-                ready_s, answer_s = await _start(where, large.task_id(number))
-                seen[f"{name} ready"].append(ready_s)
-                seen[f"{name} answer"].append(answer_s)
+            return [left_out(work, large.absent())]
+        try:
+            for number in range(rounds):
+                for name, where in (("large", data), ("empty", None)):
+                    ready_s, answer_s = await _start(where, large.task_id(number))
+                    seen[f"{name} ready"].append(ready_s)
+                    seen[f"{name} answer"].append(answer_s)
+        except DidNotStart as error:
+            return [left_out(work, large.unusable(error))]
         gib = sum(file.stat().st_blocks * 512 for file in data.iterdir()) / _GIB
     return [
         Row(f"{work} ({gib:.1f} GiB): exec → {what}", "s", seen[f"large {key}"],

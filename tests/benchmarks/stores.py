@@ -71,10 +71,18 @@ class Wanted(NamedTuple):
         made.ttl.CopyFrom(KEPT)
         return made
 
-    def command(self) -> str:
-        """What builds it where it is looked for."""
+    def absent(self) -> str:
+        """Why there is no figure of it, and what helps."""
+        return f"no such store; {self._command} builds it"
+
+    def unusable(self, error: Exception) -> str:
+        """The same where a server does not take it: another version may have built it."""
+        return f"{error}; without {self.name} under BENCH_DIR {self._command} builds it anew"
+
+    @property
+    def _command(self) -> str:
         kind = " --one-group" if self.kind is Kind.GROUP else ""
-        return f"python -m tests.benchmarks.load --records {self.records}{kind}"
+        return f"`python -m tests.benchmarks.load --records {self.records}{kind}`"
 
 
 def kept_directory() -> Path:
