@@ -145,13 +145,13 @@ class AioEndpoint:
 
     def __init__(self, url: Url) -> None:
         self.url = url
-        self._credential = Credential(url)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._new_state()
 
     def _new_state(self) -> None:
         self._pid = os.getpid()
         self._channel: grpc.aio.Channel | None = None
+        self._credential = Credential(self.url)
         self._methods: dict[str, Any] = {}
         self._streams: set[LoopStream] = set()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -76,13 +76,13 @@ class Endpoint:
         self.url = url
         self.users = 0
         self.watcher = Watcher(self, url.heartbeat)
-        self._credential = Credential(url)
         self._generation = 0
         self._new_state()
         _fork.know(self)
 
     def _new_state(self) -> None:
         self._channel: grpc.Channel | None = None
+        self._credential = Credential(self.url)
         self._methods: dict[str, Any] = {}
         self._streams: set[ThreadStream] = set()
         self._background: threading.Thread | None = None

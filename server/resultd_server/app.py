@@ -31,6 +31,7 @@ from resultd_server.interceptors.limits import Admission, bound_streams
 from resultd_server.interceptors.metrics import Calls
 from resultd_server.service import registry
 from resultd_server.service.groups import GroupService
+from resultd_server.service.quotas import Quotas
 from resultd_server.service.results import ResultService, ServerInfo
 from resultd_server.service.streams import Streams
 from resultd_server.service.workers import WorkerService
@@ -116,7 +117,8 @@ class App:
         self._streams_max = streams_max
         self.engine = make_engine(settings, clock, shared=place is not None)
         self._peers: Peers | None = None
-        self.streams = Streams(age_s=settings.stream_age_s)
+        quotas = Quotas(settings.streams_per_namespace, settings.waited_ids_per_namespace)
+        self.streams = Streams(age_s=settings.stream_age_s, quotas=quotas)
         self.admission = Admission()
         self.failed = asyncio.Event()
         self._entrance = Entrance(settings)

@@ -25,9 +25,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found]  # 3.10 only
 
 ENV_PREFIX = "RESULTD_"
-NOT_SETTINGS = frozenset(
-    {"RESULTD_URL", "RESULTD_TOKEN", "RESULTD_TOKEN_FILE", "RESULTD_CONFIG"}
-)
+NOT_SETTINGS = frozenset({"RESULTD_URL", "RESULTD_TOKEN", "RESULTD_TOKEN_FILE", "RESULTD_CONFIG"})
 """Variables of the same prefix that other parts read."""
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+):(?P<port>\d{1,5})")
@@ -78,6 +76,15 @@ class Settings(BaseSettings):
         600.0,
         ge=1,
         description="How old a stream becomes before its client resumes it, in seconds, ± 20 %.",
+    )
+    streams_per_namespace: int | None = Field(
+        None, ge=1, description="Streams one namespace may have open in a process; as many as fit."
+    )
+    waited_ids_per_namespace: int | None = Field(
+        None,
+        ge=1,
+        description="Ids and groups the streams of one namespace may wait for in a process, all "
+        "together; as many as fit.",
     )
     tls_cert: Path | None = Field(
         None, description="PEM file with the server's certificate and those above it; reloaded."

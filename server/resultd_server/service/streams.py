@@ -20,6 +20,7 @@ from resultd_server import limits
 from resultd_server.core.sources import ChangingSource, Source
 from resultd_server.errors import Overloaded
 from resultd_server.ledger.times import set_ms
+from resultd_server.service.quotas import Quotas
 from resultd_server.service.registry import Call
 from resultd_server.tallies import Histogram
 
@@ -35,8 +36,9 @@ M = TypeVar("M", bound=Message)
 class Streams:
     """The streams under way: counted, drained together, dropped when stalled."""
 
-    def __init__(self, *, age_s: float = limits.STREAM_AGE_S) -> None:
+    def __init__(self, *, age_s: float = limits.STREAM_AGE_S, quotas: Quotas | None = None) -> None:
         self._age_s = age_s
+        self._quotas = quotas or Quotas()
         self._running: set[Stream] = set()
         self.draining = False
         self.stalled = 0
@@ -82,6 +84,7 @@ class Streams:
         stream = Stream(call, source, timeout_s, age_s)
         self._running.add(stream)
         try:
+            self._quotas.enter(source.subscription)
             await stream.run(self)
         except asyncio.CancelledError:
             if not stream.stalled:
@@ -92,6 +95,7 @@ class Streams:
             ) from None
         finally:
             self._running.discard(stream)
+            self._quotas.leave(source.subscription)
             source.close()
 
     async def run_changing(
@@ -102,7 +106,7 @@ class Streams:
         apply: Callable[[M], None],
     ) -> None:
         """The same, while requests change what is waited for."""
-        reader = asyncio.create_task(_read_requests(source, requests, apply))
+        reader = asyncio.create_task(self._read_requests(source, requests, apply))
         stream = asyncio.create_task(self.run(call, source))
         try:
             await asyncio.wait({stream, reader}, return_when=asyncio.FIRST_COMPLETED)
@@ -116,15 +120,15 @@ class Streams:
                 task.cancel()
             await asyncio.gather(reader, stream, return_exceptions=True)
 
-
-async def _read_requests(
-    source: ChangingSource, requests: AsyncIterator[M], apply: Callable[[M], None]
-) -> None:
-    async for request in requests:
-        apply(request)
-        while source.congested:
-            # The client is to read its answers before it asks for more.
-            await source.answered()
+    async def _read_requests(
+        self, source: ChangingSource, requests: AsyncIterator[M], apply: Callable[[M], None]
+    ) -> None:
+        async for request in requests:
+            apply(request)
+            self._quotas.changed(source.subscription)
+            while source.congested:
+                # The client is to read its answers before it asks for more.
+                await source.answered()
 
 
 class Stream:
