@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
 import structlog
@@ -37,9 +36,6 @@ def configure(level: str) -> None:
     )
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("grpc._cython.cygrpc").addFilter(_without_traceback)
-    # gRPC's core has a log of its own: several lines a call that somebody gets wrong, with the
-    # bytes that were sent, as they are. Read when the first server is made.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

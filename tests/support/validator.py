@@ -123,8 +123,10 @@ class TasksValidator(Validator):
             again = "duplicate" if task.task_id in self._told else "unasked"
             self.broken(f"{again}: {task.task_id}")
             return
-        if task.version < known or task.version == self._of_this_call.get(task.task_id):
+        if task.version < known:
             self.broken(f"order: {task.task_id} version {task.version} after {known}")
+        if task.version == self._of_this_call.get(task.task_id):
+            self.broken(f"duplicate: {task.task_id} version {known}")
         if task.terminal:
             self.check_terminal(task)
             self._told.add(task.task_id)
