@@ -16,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import result_service_pb2_grpc, state_pb2, stream_pb2
-from tests.support import reports, workers
+from resultd_server.config import Settings
+from tests.support import reports, serve_command, workers
 from tests.support.refusals import Refusal, taken_apart
 from tests.support.server_process import ServerProcess
 
@@ -233,3 +234,10 @@ def test_a_signal_as_soon_as_it_is_ready_drains(tmp_path: Path) -> None:
     server.send(signal.SIGTERM)
     assert server.wait() == 0
     assert [line["event"] for line in server.log_lines()][-1] == "stopped"
+
+
+def test_flags_are_read_as_the_settings_read_them(tmp_path: Path) -> None:
+    """A size may have a unit on the command line too; what is not given is the default."""
+    read = serve_command.settings(["--data", str(tmp_path), "--max-db-bytes", "10GiB"])
+    assert read.max_db_bytes == 10 * 1024**3
+    assert read.drain_s == Settings.model_fields["drain_s"].default
