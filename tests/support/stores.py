@@ -23,7 +23,7 @@ from resultd_server.errors import DomainError
 from resultd_server.ledger import keys
 from resultd_server.ledger.groups import Declaration, NewMember
 from resultd_server.ledger.progress import AS_COMPLETED, Cursor, Step
-from resultd_server.ledger.records import Report
+from resultd_server.ledger.records import Report, report_of
 
 SECOND_MS = 1_000
 HOUR_MS = 3_600 * SECOND_MS
@@ -88,7 +88,7 @@ def make_report(
         meta.failure.message = value.decode()
     else:
         meta.value.data = value
-    return Report(meta, ttl_ms, scope)
+    return report_of(meta, ttl_ms, scope)
 
 
 class Store:
@@ -110,7 +110,10 @@ class Store:
 
     async def put(self, reports: list[Report]) -> list[pb.StoreResultResponse | DomainError]:
         """Stores several."""
-        return await self.engine.put(self.namespace, reports)
+        return [
+            pb.StoreResultResponse.FromString(outcome) if isinstance(outcome, bytes) else outcome
+            for outcome in await self.engine.put(self.namespace, reports)
+        ]
 
     async def meta(self, task_id: str) -> task_pb2.TaskMeta:
         """The record, or what is said of its absence."""

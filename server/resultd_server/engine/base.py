@@ -29,7 +29,8 @@ from resultd_server.ledger.records import Record, Report
 from resultd_server.tallies import Histogram
 
 Clock = Callable[[], int]
-StoreOutcome = result_service_pb2.StoreResultResponse | DomainError
+StoreOutcome = bytes | DomainError
+"""A serialized StoreResultResponse, or why there is none."""
 
 
 class ClaimRequest(NamedTuple):

@@ -84,13 +84,15 @@ class TransactionalEngine(Engine):
         return known or NOWHERE._replace(name=name)
 
     async def put(self, namespace: str, reports: Sequence[Report]) -> list[StoreOutcome]:
-        def operation(unit: Unit) -> list[StoreOutcome]:
+        def operation(unit: Unit) -> tuple[Namespace, list[StoreOutcome]]:
             where = self._made(unit, namespace)
-            return [_store(unit, where, report) for report in reports]
+            return where, [_store(unit, where, report) for report in reports]
 
-        size_bytes = sum(report.meta.ByteSize() for report in reports)
+        size_bytes = sum([len(report.wire) for report in reports])
         try:
-            return await self._write(operation, size_bytes=size_bytes)
+            where, outcomes = await self._write(operation, size_bytes=size_bytes)
+            self._namespaces[namespace] = where  # it is committed
+            return outcomes
         except RecordCorrupt as error:
             # Nothing was changed. Each by itself, so that the others do not suffer.
             if len(reports) == 1:
