@@ -24,6 +24,7 @@ from resultd_server.ledger import keys
 from resultd_server.ledger.groups import Declaration, NewMember
 from resultd_server.ledger.progress import AS_COMPLETED, Cursor, Step
 from resultd_server.ledger.records import Report, report_of
+from tests.support.frames import event_of
 
 SECOND_MS = 1_000
 HOUR_MS = 3_600 * SECOND_MS
@@ -231,7 +232,7 @@ class Store:
         cursor, found = Cursor(order), []
         while True:
             step = await self.step(group_id, cursor)
-            found += [stream_pb2.Event.FromString(event) for event in step.events]
+            found += [event_of(event) for event in step.events]
             cursor = step.cursor
             if not step.more:
                 return found

@@ -71,8 +71,8 @@ def member(group_no: int, index: int) -> bytes:
 
 def parse_member(key: bytes) -> tuple[int, int]:
     """(group number, index or position) of a MEMBERS or LOG key."""
-    number, index = _GROUP_AND_INDEX.unpack(key)
-    return number, index
+    found: tuple[int, int] = _GROUP_AND_INDEX.unpack(key)
+    return found
 
 
 def members_of_kind(namespace: Namespace, kind: bytes) -> bytes:

@@ -85,9 +85,10 @@ def scan(view: View, group_no: int, from_index: int) -> Iterator[tuple[int, Memb
 def log_rows(view: View, group_no: int, after: int) -> Iterator[tuple[int, int, bytes, bytes]]:
     """The completion log after a position, in order: (position, index, kind, id as bytes)."""
     start, stop = keys.member(group_no, after + 1), keys.group(group_no + 1)
+    parse = keys.parse_member
     for key, raw in view.txn.scan(Db.LOG, start, stop):
         kind, index = _ENTRY.unpack_from(raw)
-        yield keys.parse_member(key)[1], index, kind, raw[_ENTRY.size :]
+        yield parse(key)[1], index, kind, raw[_ENTRY.size :]
 
 
 def log(view: View, group_no: int, after: int) -> Iterator[Entry]:

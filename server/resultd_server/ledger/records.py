@@ -172,15 +172,17 @@ def read(view: View, namespace: Namespace, task_id: str) -> Record:
     return absent(task_id, UNKNOWN if stone is None else stone.existence)
 
 
-def wire_of(view: View, namespace: Namespace, task_id: bytes) -> bytes | None:
-    """The serialized TaskMeta of a record that exists; its row is not taken apart."""
-    raw = view.txn.get(Db.TASKS, namespace.prefix + task_id)
+def wire_of(view: View, key: bytes) -> bytes | None:
+    """The serialized TaskMeta under a record's key; None of one that may be gone.
+
+    Its row is not taken apart: a stream asks for thousands.
+    """
+    raw = view.txn.get(Db.TASKS, key)
     if raw is None:
         return None
-    expire_ms = int.from_bytes(raw[:8], "big")
+    (expire_ms,) = keys.U64.unpack_from(raw)
     if expire_ms and expire_ms <= view.now_ms:
-        found = read(view, namespace, task_id.decode())
-        return found.wire if found.existence == KNOWN else None
+        return None  # unless a group keeps it: `read` knows
     return raw[_HEADER.size :]
 
 
