@@ -56,6 +56,7 @@ async def main() -> int:
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}: known are {', '.join(BENCHMARKS)}")
     sections: dict[str, str] = {}
+    started_s = time.monotonic()
     for name in arguments.names or BENCHMARKS:
         print(f"# {name}", flush=True)
         began_s = time.monotonic()
@@ -64,6 +65,7 @@ async def main() -> int:
             print(row.line(), flush=True)
         print(f"({time.monotonic() - began_s:.0f} s)", flush=True)
         sections[name] = render(name, rows)
+    print(f"all of it: {(time.monotonic() - started_s) / 60:.1f} min")
     if arguments.size is Size.FULL and sections:
         RESULTS.write_text(put(RESULTS.read_text(), sections))
         print(f"written: {RESULTS}")

@@ -2,6 +2,7 @@
 
 The stores are loaded ones (`stores`): the largest is used where it was built, the others are
 built when they are missing. Ids are those of random records, so that every page is as likely.
+The few thousand records that a run stores stay in them.
 """
 
 from __future__ import annotations
