@@ -26,6 +26,7 @@ from resultd_server.engine.peers import Peers
 from resultd_server.entrance import Entrance
 from resultd_server.errors import DomainError
 from resultd_server.interceptors import Interceptor
+from resultd_server.interceptors.access_log import log_calls
 from resultd_server.interceptors.errors import answer_errors
 from resultd_server.interceptors.limits import Admission, bound_streams
 from resultd_server.interceptors.metrics import Calls
@@ -220,11 +221,14 @@ class App:
 
     def _add_services(self) -> None:
         info = ServerInfo(metadata.version("resultd"), FEATURES, self._clock())
-        interceptors: tuple[Interceptor, ...] = (answer_errors, self.admission.intercept)
+        interceptors: list[Interceptor] = [answer_errors]
+        if self._settings.log_level == "debug":
+            interceptors.append(log_calls)
         if self._settings.admin:
             self.calls = Calls(_streaming())
             self.streams.wake_seconds = Histogram(metrics.WAKE_SECONDS)
-            interceptors = (answer_errors, self.calls.intercept, self.admission.intercept)
+            interceptors.append(self.calls.intercept)
+        interceptors.append(self.admission.intercept)
         door = self._entrance.door
         of_streams = (bound_streams(self.streams, self._streams_max), door.hold)
         results = ResultService(self.engine, self.streams, info)
