@@ -338,3 +338,34 @@ def test_files_that_are_not_there_are_said(tmp_path: Path) -> None:
     settings = load({"engine": "memory", "tls_cert": tmp_path / "c", "tls_key": tmp_path / "k"}, {})
     with pytest.raises(ConfigError, match=r"c cannot be read: No such file"):
         Entrance(settings).open()
+
+
+@pytest.mark.parametrize(
+    ("version", "spoken"),
+    [
+        (ssl.TLSVersion.TLSv1_1, None),
+        (ssl.TLSVersion.TLSv1_2, ("TLSv1.2", "h2")),
+        (ssl.TLSVersion.TLSv1_3, ("TLSv1.3", "h2")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+async def test_tls_is_of_this_decade(
+    tmp_path: Path, ca: trustme.CA, version: ssl.TLSVersion, spoken: tuple[str, str] | None
+) -> None:
+    """TLS 1.2 and 1.3 are spoken, over HTTP/2; what is older is refused by the server."""
+    context = ssl.create_default_context()
+    ca.configure_trust(context)
+    context.set_alpn_protocols(["http/1.1", "h2"])
+    context.set_ciphers("ALL:@SECLEVEL=0")  # so that it is not we who refuse
+    context.minimum_version = context.maximum_version = version
+    pair = put(issued(ca), tmp_path)
+    async with running(tls_cert=pair.chain, tls_key=pair.key) as (_, address):
+        host, _, port = address.rpartition(":")
+        try:
+            _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+        except OSError:
+            assert spoken is None
+            return
+        found = writer.get_extra_info("ssl_object")
+        assert (found.version(), found.selected_alpn_protocol()) == spoken
+        writer.close()

@@ -17,7 +17,7 @@ from resultd_server.config import ConfigError
 from resultd_server.errors import CredentialExpired, CredentialInvalid
 from tests.support.jwts import AUDIENCE, ISSUER, Issuer
 
-TOKEN = tokens.new()
+TOKEN = tokens.PREFIX + "t" * 43
 ENTRY = f"""
 [[tokens]]
 name = "a"
