@@ -28,7 +28,7 @@ from resultd_server.errors import DomainError
 from resultd_server.interceptors import Interceptor
 from resultd_server.interceptors.access_log import log_calls
 from resultd_server.interceptors.errors import answer_errors
-from resultd_server.interceptors.limits import Admission, bound_streams
+from resultd_server.interceptors.limits import Admission, CallBound, bound_streams
 from resultd_server.interceptors.metrics import Calls
 from resultd_server.service import registry
 from resultd_server.service.groups import GroupService
@@ -225,10 +225,10 @@ class App:
         if self._settings.log_level == "debug":
             interceptors.append(log_calls)
         if self._settings.admin:
-            self.calls = Calls(_streaming())
+            self.calls = Calls(_methods(streaming=True))
             self.streams.wake_seconds = Histogram(metrics.WAKE_SECONDS)
             interceptors.append(self.calls.intercept)
-        interceptors.append(self.admission.intercept)
+        interceptors += [self.admission.intercept, CallBound(_methods(streaming=False)).intercept]
         door = self._entrance.door
         of_streams = (bound_streams(self.streams, self._streams_max), door.hold)
         results = ResultService(self.engine, self.streams, info)
@@ -302,14 +302,14 @@ class App:
             await self._admin.close()
 
 
-def _streaming() -> set[str]:
-    """The methods that answer with a stream."""
+def _methods(*, streaming: bool) -> set[str]:
+    """The methods that answer with a stream, or those that do not."""
     return {
         method.full_name
         for module in (result_service_pb2, group_service_pb2, worker_service_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
-        if method.server_streaming
+        if method.server_streaming is streaming
     }
 
 
