@@ -55,7 +55,6 @@ async def main() -> int:
     unknown = sorted(set(arguments.names) - set(BENCHMARKS))
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}: known are {', '.join(BENCHMARKS)}")
-    sections: dict[str, str] = {}
     started_s = time.monotonic()
     for name in arguments.names or BENCHMARKS:
         print(f"# {name}", flush=True)
@@ -64,11 +63,10 @@ async def main() -> int:
         for row in rows:
             print(row.line(), flush=True)
         print(f"({time.monotonic() - began_s:.0f} s)", flush=True)
-        sections[name] = render(name, rows)
+        if arguments.size is Size.FULL:  # at once: the next one may be broken off
+            RESULTS.write_text(put(RESULTS.read_text(), {name: render(name, rows)}))
+            print(f"written: {RESULTS}")
     print(f"all of it: {(time.monotonic() - started_s) / 60:.1f} min")
-    if arguments.size is Size.FULL and sections:
-        RESULTS.write_text(put(RESULTS.read_text(), sections))
-        print(f"written: {RESULTS}")
     return 0
 
 

@@ -42,7 +42,7 @@ async def run(size: Size) -> list[Row]:
             for workers, server in ((1, alone), (2, two)):
                 generators = [
                     stack.enter_context(partner("tests.benchmarks.generator", server.address))
-                    for _ in range(_GENERATORS)
+                    for _ in range(size.of(_GENERATORS, 1))
                 ]
                 sides[workers] = server, generators
             asking = stack.enter_context(ThreadPoolExecutor(_GENERATORS))
