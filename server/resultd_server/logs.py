@@ -20,8 +20,10 @@ _SECRETS = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',]+"), rf"\1 {HIDDEN}"),
     (re.compile(r"(?i)\b((?:token|password|secret|cookie)=)[^&\s\"',]+"), rf"\1{HIDDEN}"),
     (re.compile(r"(://[^\s/@:]*:)[^\s/@]+@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"\brsd_[\w-]{8,}"), HIDDEN),
 )
-"""A header's credentials, a parameter of an address, the password before an address' host."""
+"""A header's credentials, a parameter of an address, the password before an address' host, and
+tokens of ours wherever they stand."""
 
 # What moves a terminal's cursor, ends a line, or turns the direction of writing.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")

@@ -14,6 +14,7 @@ import trustme
 import resultd
 import resultd.aio
 from resultd import errors
+from tests.support import workers
 from tests.support.access import AuthFile, put
 from tests.support.server_process import ServerProcess
 
@@ -113,6 +114,7 @@ def test_a_client_that_trusts_another_authority_is_not_let_to_talk(
     assert secured.token not in str(caught.value)
 
 
+@pytest.mark.skipif(workers.WORKERS > 1, reason="several workers listen on TCP only")
 def test_a_socket_of_this_host_asks_for_tokens_too(tmp_path: Path) -> None:
     """`resultd+unix://` with a token; without one nothing is told."""
     auth = AuthFile(tmp_path)

@@ -125,6 +125,7 @@ def test_credentials_are_hidden_wherever_they_stand(
     said_of_it = f"sent Bearer {secret}"
     log.info(said_of_it, url=f"resultds://h/?token={secret}&timeout=5")
     log.info("b", broker=f"amqp://guest:{secret}@host", header=f"authorization: Basic {secret}")
+    log.info("c", why=f"nobody knows rsd_{secret}, or not now")
     try:
         local = secret  # noqa: F841  what a traceback with locals would show
         raise ValueError(f"token={secret}")
