@@ -21,7 +21,7 @@ import grpc
 from resultd.v1 import result_service_pb2 as pb
 from tests.campaigns._record import Campaign, Size, Tally
 from tests.support.attacks import ATTACKS, attack
-from tests.support.memory import MIB, anonymous_bytes
+from tests.support.memory import ALLOCATOR, MIB, anonymous_bytes
 from tests.support.reports import success
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
@@ -32,9 +32,6 @@ PROBE_S = 20.0
 
 GROWTH = 1.10
 SPARE_DESCRIPTORS = 4
-ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
-"""glibc keeps what was freed, in as many arenas as there were threads at once: tens of MiB that
-come and go with no leak. One arena that gives back shows what is really held."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +100,17 @@ async def _probe(address: str, tally: Tally, over: asyncio.Event) -> None:
 async def _besiege(server: ServerProcess, plan: Plan, seed: int) -> Tally:
     tally = Tally()
     pid = server.process.pid
+    idle = len(_descriptors(pid))
     over = asyncio.Event()
     probing = asyncio.create_task(_probe(server.address, tally, over))
     # What gRPC and Python allocate once they keep: that is not what a siege costs.
     await _attacks(server.address, plan, seed, max(len(plan.names) * 4, plan.connections // 5))
+    await _until(lambda: len(_descriptors(pid)) <= idle + SPARE_DESCRIPTORS, plan.settle_s)
     before_bytes = await _settled(lambda: anonymous_bytes(pid))
-    before = len(_descriptors(pid))
     tally.counts += await _attacks(server.address, plan, seed + 1, plan.connections)
     over.set()
     await probing
-    await _until(lambda: len(_descriptors(pid)) <= before + SPARE_DESCRIPTORS, plan.settle_s)
+    await _until(lambda: len(_descriptors(pid)) <= idle + SPARE_DESCRIPTORS, plan.settle_s)
     await _until(lambda: anonymous_bytes(pid) <= before_bytes * GROWTH, plan.settle_s)
     after_bytes, after = anonymous_bytes(pid), len(_descriptors(pid))
     tally.figures["memory before, MiB"] = round(before_bytes / MIB, 1)
@@ -123,8 +121,8 @@ async def _besiege(server: ServerProcess, plan: Plan, seed: int) -> Tally:
         tally.faults.append(
             f"memory: {before_bytes / MIB:.1f} MiB before, {after_bytes / MIB:.1f} MiB after"
         )
-    if after > before + SPARE_DESCRIPTORS:
-        tally.faults.append(f"descriptors: {before} before, {after} after")
+    if after > idle + SPARE_DESCRIPTORS:
+        tally.faults.append(f"descriptors: {idle} before, {after} after")
     internal = server.log().count('"event": "failed"')
     if internal:
         tally.faults.append(f"{internal} calls ended in a bug: see the server's log")

@@ -16,8 +16,10 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import typer
@@ -153,12 +155,9 @@ def _refuse_for_ever() -> None:
     _put(admission.Admission, "intercept", one_way)
 
 
-def _no_bounds() -> None:
-    app.OPTIONS = tuple(
-        option
-        for option in app.OPTIONS
-        if "connection" not in option[0] and "timeout" not in option[0]
-    )
+def _stop_the_clock() -> None:
+    began_ns = time.time_ns()
+    _put(app, "time", SimpleNamespace(time_ns=lambda: began_ns))
 
 
 PLANTS: dict[str, Callable[[], None]] = {
@@ -173,12 +172,13 @@ PLANTS: dict[str, Callable[[], None]] = {
     "leak": _leak,
     "kept-subscriptions": _keep_cancelled_streams,
     "overloaded-for-ever": _refuse_for_ever,
-    "no-bounds": _no_bounds,
+    "stopped-clock": _stop_the_clock,
 }
 
 
 def _observe(served: app.App, file: Path) -> None:
     engine = served.engine
+    gc.collect()  # what is only waiting to be found is not held
     seen: dict[str, float] = {
         "tasks": len(asyncio.all_tasks()),
         "streams": served.streams.streams,
