@@ -14,6 +14,8 @@ import grpc
 import pytest
 import trustme
 from cryptography import x509
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server.access import reload
@@ -369,3 +371,26 @@ async def test_tls_is_of_this_decade(
         found = writer.get_extra_info("ssl_object")
         assert (found.version(), found.selected_alpn_protocol()) == spoken
         writer.close()
+
+
+@pytest.mark.parametrize("switched_on", [True, False])
+async def test_health_asks_nobody_and_reflection_follows_its_switch(
+    tmp_path: Path, switched_on: bool
+) -> None:
+    """Probes have no credential; what the protocol is, is told where that is switched on."""
+    async with asking(AuthFile(tmp_path), reflection=switched_on) as served:
+        health: Any = health_pb2_grpc.HealthStub(served.channel)
+        answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub  # its types know sync channels only
+        reflection = stub(served.channel)
+        asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
+        call = reflection.ServerReflectionInfo(asked, timeout=10)
+        if switched_on:
+            listed = await call.read()
+            assert listed.list_services_response.service
+            call.cancel()
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED

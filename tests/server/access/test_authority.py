@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import trustme
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from resultd_server.access import authority, tokens
@@ -18,6 +20,7 @@ from resultd_server.errors import CredentialExpired, CredentialInvalid
 from tests.support.jwts import AUDIENCE, ISSUER, Issuer
 
 TOKEN = tokens.PREFIX + "t" * 43
+HOUR = datetime.timedelta(hours=1)
 ENTRY = f"""
 [[tokens]]
 name = "a"
@@ -198,6 +201,26 @@ def test_a_certificate_is_known_by_the_kind_of_its_name(tmp_path: Path) -> None:
     assert principal.expires_s == ends.timestamp()
     assert known.certificate(pem) is principal
     for other in ("dns:w@example.org", "cn:w.example.org", "dns:W.example.org"):
+        with pytest.raises(CredentialInvalid):
+            authority_of(tmp_path, entry.format(other)).certificate(pem)
+
+
+def test_a_certificate_may_be_named_by_a_uri(tmp_path: Path) -> None:
+    """As those of a service mesh are, all of it and exactly."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    nobody = x509.Name([])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    uri = x509.UniformResourceIdentifier("spiffe://prod/worker")
+    pem = (
+        x509.CertificateBuilder(nobody, nobody, key.public_key(), 1, now, now + HOUR)
+        .add_extension(x509.SubjectAlternativeName([uri]), critical=True)
+        .sign(key, hashes.SHA256())
+        .public_bytes(Encoding.PEM)
+    )
+    entry = "[[certificates]]\nname='w'\nidentity='uri:{}'\nroles={{mine='worker'}}"
+    known = authority_of(tmp_path, entry.format("spiffe://prod/worker"))
+    assert known.certificate(pem).role_in("mine") == Role.WORKER
+    for other in ("spiffe://prod/work", "spiffe://prod/worker/2"):
         with pytest.raises(CredentialInvalid):
             authority_of(tmp_path, entry.format(other)).certificate(pem)
 
