@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from resultd import _failures, states
+from resultd import _failures, _tracing, states
 from resultd.errors import ResultdError, SerializationError, TaskError
 from resultd.serialization import Registry
 from resultd.v1 import result_service_pb2, state_pb2, task_pb2
@@ -132,6 +132,7 @@ class Report:
             labels=self.labels or {},
             children=[child(item) for item in self.children or ()],
         )
+        _tracing.stamp(meta)
         self._write_state(meta)
         self._write_outcome(meta, registry, serializer)
         if self.args is not None:
@@ -268,6 +269,8 @@ def meta_dict(meta: task_pb2.TaskMeta, registry: Registry) -> dict[str, Any]:
         "attempt": meta.attempt,
         "version": meta.version,
         "labels": dict(meta.labels) if meta.labels else {},
+        "traceparent": meta.traceparent or None,
+        "tracestate": meta.tracestate or None,
         "index": meta.index if meta.HasField("index") else None,
         "name": meta.name or None,
         "worker": meta.worker or None,

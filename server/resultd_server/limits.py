@@ -17,6 +17,7 @@ CHILDREN_MAX = 10_000
 LABELS_MAX = 64
 LABELS_BYTES_MAX = 4 * KIB
 EXTRA_MAX = 64
+TRACESTATE_CHARS_MAX = 512  # what W3C asks everybody to carry
 CAUSES_MAX = 16
 
 RECORD_BYTES_MAX = 3 * MIB  # so that every record fits a frame, and a frame 4 MiB

@@ -20,7 +20,7 @@ from kombu.compression import compress, decompress
 from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
 from kombu.serialization import loads
 
-from resultd import _records, serialization
+from resultd import _records, _tracing, serialization
 from resultd.errors import SerializationError
 from resultd.v1 import result_service_pb2, state_pb2, task_pb2, value_pb2
 
@@ -118,6 +118,7 @@ class Codec:
             result=result, state=state, traceback=traceback, request=request, format_date=False
         )
         message = task_pb2.TaskMeta(task_id=task_id)
+        _tracing.stamp(message)
         message.state, message.custom_state = _records.state_fields(state)
         self._write_outcome(message, result, state, traceback)
         self._write_request(message, meta, request)

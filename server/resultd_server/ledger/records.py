@@ -42,7 +42,9 @@ UNKNOWN = state_pb2.EXISTENCE_UNKNOWN
 EXPIRED = state_pb2.EXISTENCE_EXPIRED
 FORGOTTEN = state_pb2.EXISTENCE_FORGOTTEN
 
-_REPLACED = ("state", "custom_state", "value", "failure", "progress", "worker")
+_REPLACED = (
+    "state", "custom_state", "value", "failure", "progress", "worker", "traceparent", "tracestate",
+)  # fmt: skip
 _OUTPUT = ("terminal", "created_time", "updated_time", "expire_time", "version", "existence")
 _FILLED_WHOLE = (
     "args",
@@ -314,7 +316,7 @@ def _standing(report: Report) -> Standing:
 def merge(old: task_pb2.TaskMeta, report: task_pb2.TaskMeta) -> task_pb2.TaskMeta:
     """The record after an accepted report. Changes and returns `old`.
 
-    State, value, failure, progress and worker are replaced; everything else is filled
+    State, value, failure, progress, worker and trace are replaced; everything else is filled
     where the report has it, and never cleared.
     """
     given = {field.name for field, _ in report.ListFields()}

@@ -16,7 +16,7 @@ from resultd_server.ledger import wire
 from resultd_server.ledger.progress import Cursor
 from resultd_server.ledger.records import Report
 from resultd_server.ledger.times import set_ms
-from resultd_server.service import validate
+from resultd_server.service import traces, validate
 from resultd_server.service.registry import Call
 from resultd_server.service.streams import Streams
 
@@ -42,6 +42,8 @@ class ResultService:
         self._info = info
 
     async def store_result(self, request: pb.StoreResultRequest, call: Call) -> bytes:
+        if not request.meta.traceparent:
+            traces.adopt(request.meta, call.context)
         report = validate.report(request)
         outcome = (await self._engine.put(call.namespace, [report]))[0]
         if isinstance(outcome, DomainError):

@@ -23,6 +23,7 @@ from resultd_server.errors import FieldInvalid, LimitExceeded, ValueTooLarge
 from resultd_server.ledger.records import Report, Said, report_of
 from resultd_server.ledger.times import to_ms
 from resultd_server.ledger.transitions import RANK
+from resultd_server.service import traces
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CUT = "\n… cut by resultd: {} bytes in all\n"
@@ -149,6 +150,8 @@ def report(request: result_service_pb2.StoreResultRequest) -> Report:
         for field, value in said.items():
             if field in _CHECKED:
                 _CHECKS[field](f"meta.{field.name}", value)
+        if _TRACESTATE in said and _TRACEPARENT not in said:
+            raise FieldInvalid("meta.tracestate", "has no traceparent", "send both, or none")
     if _INDEX in said and _GROUP_ID not in said:
         raise FieldInvalid("meta.index", "has no group", "name meta.group_id too")
     claim_scope = request.claim_scope
@@ -235,6 +238,7 @@ _TASK_ID, _STATE, _CUSTOM_STATE, _VALUE, _FAILURE, _GROUP_ID, _INDEX = (
     _FIELDS[name]
     for name in ("task_id", "state", "custom_state", "value", "failure", "group_id", "index")
 )
+_TRACEPARENT, _TRACESTATE = _FIELDS[traces.PARENT], _FIELDS[traces.STATE]
 
 # What is checked of the fields a report has; state and contents by themselves.
 _CHECKS: dict[FieldDescriptor, Callable[[str, Any], object]] = {
@@ -247,6 +251,8 @@ _CHECKS: dict[FieldDescriptor, Callable[[str, Any], object]] = {
         (labels, ("labels",)),
         (extra, ("extra",)),
         (payload, ("args", "kwargs")),
+        (traces.parent, ("traceparent",)),
+        (traces.state, ("tracestate",)),
         (timestamp, ("received_time", "started_time", "done_time")),
     )
     for name in names
