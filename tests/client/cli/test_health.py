@@ -36,14 +36,14 @@ async def test_a_server_that_drains_is_exit_code_1(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        (f"resultd://127.0.0.1:{free_port()}", "no server answers at resultd://127.0.0.1:"),
+        ("resultd://127.0.0.1:PORT", "no server answers at resultd://127.0.0.1:"),
         ("http://127.0.0.1", "begins with resultd://"),
         ("resultds://127.0.0.1?ca=not-there.pem", "not-there.pem"),
     ],
 )
 def test_nobody_there_is_exit_code_2(cli: Cli, url: str, said: str) -> None:
     """No server, no address, no certificate: a sentence, and not the code of a server's no."""
-    ran = cli("health", "--timeout", "5", url=url)
+    ran = cli("health", "--timeout", "5", url=url.replace("PORT", str(free_port())))
     assert ran.code == 2
     assert said in ran.err
 
