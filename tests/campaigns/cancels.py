@@ -27,7 +27,10 @@ from tests.support.stubs import Stubs
 
 CONNECTIONS = 4
 AT_A_TIME = 64
-GROWTH = 1.10
+GROWTH, NOISE_BYTES = 1.10, 12 * MIB
+"""What memory may do: a tenth, and what an arena keeps for the next storm. 60 bytes a call, of
+200,000; a stream that is left costs 17,000."""
+
 SETTLE_S = 20.0
 SPARE_TASKS = 4  # gRPC has a few of its own, now and then one more
 ENDED = (grpc.aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError)
@@ -99,13 +102,13 @@ async def _for_a_while(call: Any, dice: random.Random) -> None:
 
 async def _campaign(server: ObservedServer, plan: Plan, seed: int) -> Tally:
     tally = Tally()
-    await _storm(server.address, seed, max(500, plan.calls // 10), Tally())
+    await _storm(server.address, seed, max(500, plan.calls // 4), Tally())
     before = await _rested(server)
     await _storm(server.address, seed + 1, plan.calls, tally)
     after = await _rested(server)
     tally.figures["memory before, MiB"] = round(before["bytes"] / MIB, 1)
     tally.figures["memory after, MiB"] = round(after["bytes"] / MIB, 1)
-    if after["bytes"] > before["bytes"] * GROWTH:
+    if after["bytes"] > before["bytes"] * GROWTH + NOISE_BYTES:
         tally.faults.append(f"memory: {before['bytes']:,} bytes before, {after['bytes']:,} after")
     for name in ("streams", "calls", "subscriptions", "keys"):
         if after[name]:
