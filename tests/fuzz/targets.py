@@ -85,12 +85,12 @@ class Rpcs:
         answer = message_factory.GetMessageClass(method.output_type)
         if method.client_streaming:
             bidi: Any = channel.stream_stream(path)
-            return lambda raw: self._run(name, self._talk(bidi(), raw, answer))
+            return lambda raw: self._run(name, lambda: self._talk(bidi(), raw, answer))
         if method.server_streaming:
             stream: Any = channel.unary_stream(path)
-            return lambda raw: self._run(name, self._listen(stream(raw), answer))
+            return lambda raw: self._run(name, lambda: self._listen(stream(raw), answer))
         unary: Any = channel.unary_unary(path)
-        return lambda raw: self._run(name, unary(raw))
+        return lambda raw: self._run(name, lambda: unary(raw))
 
     async def _talk(self, call: Any, raw: bytes, answer: Any) -> None:
         """The bytes as one request, and again: what they add is there then."""
@@ -120,10 +120,10 @@ class Rpcs:
         finally:
             call.cancel()
 
-    def _run(self, name: str, call: Any) -> None:
+    def _run(self, name: str, start: Callable[[], Any]) -> None:
         async def answered() -> None:
             try:
-                await asyncio.wait_for(call, HANG_S)
+                await asyncio.wait_for(start(), HANG_S)  # a call is made inside the loop
             except grpc.aio.AioRpcError as error:
                 if error.code() in BUGS:
                     raise Bug(f"{name}: {error.code().name} {error.details()}") from error
