@@ -83,7 +83,6 @@ ADMIN_FETCH_S = 2.0  # what a worker has to answer its supervisor: a probe waits
 WRITER_STUCK_S = 60.0  # a commit that takes longer will not end: the server is not live
 
 READ_ROWS_MAX = 1_000  # rows of one read transaction: it pins pages while it lives
-CALLS_PENDING_MAX = 20_000  # calls that gRPC has read and nobody has looked at yet
 CALLS_MAX = 4_000  # unary ones under way: half a second's work; more would only wait longer
 CALLS_BYTES_MAX = 64 * MIB  # of their requests, beside one that is alone
 WRITES_QUEUED_MAX = 100_000

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import grpc
 
+from resultd.errors import RETRYABLE_CODES
 from resultd.v1 import result_service_pb2 as pb
 from tests.campaigns._record import Campaign, Size, Tally
 from tests.support.attacks import ATTACKS, attack
@@ -82,19 +83,30 @@ async def _probe(address: str, tally: Tally, over: asyncio.Event) -> None:
             async with grpc.aio.insecure_channel(
                 address, options=[("grpc.use_local_subchannel_pool", 1)]
             ) as channel:
-                stubs = Stubs(channel)
-                name = f"probe-{number}"
-                await stubs.results.StoreResult(success(name), timeout=PROBE_S, wait_for_ready=True)
-                got = await stubs.results.GetResult(
-                    pb.GetResultRequest(task_id=name), timeout=PROBE_S
-                )
-                assert got.meta.terminal
+                await _store_and_read(Stubs(channel), f"probe-{number}", tally)
         except grpc.aio.AioRpcError as error:
             tally.faults.append(f"a client was refused: {error.code().name} {error.details()}")
         tally.counts["calls of a client meanwhile"] += 2
         slowest = tally.figures.get("slowest pair of calls, s", 0.0)
         tally.figures["slowest pair of calls, s"] = round(max(slowest, time.monotonic() - began), 3)
         await asyncio.sleep(PROBE_EVERY_S)
+
+
+async def _store_and_read(stubs: Stubs, name: str, tally: Tally) -> None:
+    """Both calls, tried again as clients do: a server that is busy cancels or refuses some."""
+    until = time.monotonic() + PROBE_S
+    while True:
+        try:
+            await stubs.results.StoreResult(success(name), timeout=PROBE_S, wait_for_ready=True)
+            got = await stubs.results.GetResult(pb.GetResultRequest(task_id=name), timeout=PROBE_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code().name not in RETRYABLE_CODES or time.monotonic() > until:
+                raise
+            tally.counts["of them tried again"] += 1
+            await asyncio.sleep(0.05)
+        else:
+            assert got.meta.terminal
+            return
 
 
 async def _besiege(server: ServerProcess, plan: Plan, seed: int) -> Tally:
