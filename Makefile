@@ -28,7 +28,7 @@ READY_ANY := $(firstword $(wildcard $(READY_DEV)) $(READY_USER))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
-.PHONY: help demo test check lint format types proto proto-check imports bench coverage clean
+.PHONY: help demo test check lint format types proto proto-check imports bench campaigns coverage clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -69,6 +69,9 @@ imports: $(READY_DEV) ## who may import whom
 
 bench: $(READY_DEV) ## the benchmarks beside their yardsticks, 15 min; ARGS="store iterate" for some
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+campaigns: $(READY_DEV) ## what is done very often, and what must hold: ARGS="--size ci|deep NAME …"
+	@$(BIN)/python -m tests.campaigns $(ARGS)
 
 coverage: $(READY_DEV) ## the tests with branch coverage, the servers they start included
 	@$(BIN)/coverage erase

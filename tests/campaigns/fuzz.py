@@ -73,7 +73,7 @@ def run(plan: Plan, seed: int) -> Tally:
 CAMPAIGN = Campaign(
     "fuzz",
     "No bytes end in INTERNAL, in an exception that is not the documented one, or in no answer.",
-    {Size.CI: Plan(40.0), Size.DEEP: Plan(3_600.0), Size.RELEASE: Plan(8 * 3_600.0)},
+    {Size.CI: Plan(25.0), Size.DEEP: Plan(3_600.0), Size.RELEASE: Plan(8 * 3_600.0)},
     run,
 )
 

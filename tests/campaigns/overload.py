@@ -202,7 +202,7 @@ CAMPAIGN = Campaign(
     "At three times what it can do the server stores or refuses with OVERLOADED and RetryInfo, "
     "in bounded memory; it recovers in seconds, and what it acknowledged is there.",
     {
-        Size.CI: Plan(seconds=8.0),
+        Size.CI: Plan(seconds=5.0),
         Size.DEEP: Plan(seconds=60.0),
         Size.RELEASE: Plan(seconds=600.0),
     },

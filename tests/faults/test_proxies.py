@@ -99,11 +99,10 @@ def reported(client: Client, ids: list[str]) -> None:
     client.store_results([(each, each) for each in ids])
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("name", KINDS)
-def test_streams_bear_silence_and_a_backend_that_dies(behind: Setup, name: str, tls: bool) -> None:
+def test_streams_bear_silence_and_a_backend_that_dies(behind: Setup, name: str) -> None:
     """Quiet for longer than the proxy's 5 s, then killed in the middle: all comes, once."""
-    server, through, beside = behind(name, tls=tls)
+    server, through, beside = behind(name, tls=True)
     waits = Waits(through, [f"t{n}" for n in range(30)])
     time.sleep(QUIET_S)
     reported(beside, waits.ids[1:10])
@@ -113,7 +112,7 @@ def test_streams_bear_silence_and_a_backend_that_dies(behind: Setup, name: str, 
     waits.check()
 
 
-@pytest.mark.parametrize("pair", [("nginx", "haproxy"), ("envoy", "nginx"), ("haproxy", "envoy")])
+@pytest.mark.parametrize("pair", [("nginx", "haproxy"), ("haproxy", "envoy")])
 def test_two_proxies_in_a_row(behind: Setup, pair: tuple[str, str]) -> None:
     """The same behind two of them, the server ended in order this time."""
     server, through, beside = behind(*pair, tls=True)
