@@ -167,7 +167,7 @@ def run(plan: Plan, seed: int) -> Tally:
 CAMPAIGN = Campaign(
     "hostile",
     "Whatever comes over HTTP/2, the server stays, clients are told nothing worse meanwhile than "
-    "to try again, and afterwards it serves them, with its memory back to 10 % and its descriptors.",
+    "to try again, and it serves them afterwards, its memory back to 10 % and its descriptors.",
     {
         Size.CI: Plan(connections=5_000),
         Size.DEEP: Plan(connections=200_000, at_a_time=400),
