@@ -8,10 +8,11 @@ first. A child that inherits one anyway opens a channel of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -98,9 +99,11 @@ class LoopStream:
         self._requests = LoopMailbox(loop)
         self._alive = alive
         self._explain = explain
-        self._call = start(request if request is not None else self._outgoing())
+        self._call = start(request)
         alive.add(self)
         self._end: ResultdError = UnavailableError("the stream ended without saying why")
+        # Not an iterator of requests: gRPC leaves the task that would read it behind.
+        self._writer = loop.create_task(self._write()) if request is None else None
         self.reader = loop.create_task(self._read(), name="resultd-stream")
         # Not at the task's end: a task that is cancelled before its first step has none.
         self.reader.add_done_callback(self._ended)
@@ -118,10 +121,12 @@ class LoopStream:
         self._call.cancel()
         self.reader.cancel()
 
-    async def _outgoing(self) -> AsyncIterator[Message]:
-        while True:
-            for request in await self._requests.receive(None):
-                yield request
+    async def _write(self) -> None:
+        # An end that is found here the reader hears of too, and says why.
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                for request in await self._requests.receive(None):
+                    await self._call.write(request)
 
     async def _read(self) -> None:
         try:
@@ -136,6 +141,8 @@ class LoopStream:
 
     def _ended(self, _: asyncio.Task[None]) -> None:
         self._call.cancel()  # abandoned calls of grpc.aio live on
+        if self._writer is not None:
+            self._writer.cancel()
         self._alive.discard(self)
         self.mailbox.put(self._end)
 

@@ -108,7 +108,7 @@ async def _besiege(server: ServerProcess, plan: Plan, seed: int) -> Tally:
     over = asyncio.Event()
     probing = asyncio.create_task(_probe(server.address, tally, over))
     # What gRPC and Python allocate once they keep: that is not what a siege costs.
-    await _attacks(server.address, plan, seed, max(len(plan.names) * 4, plan.connections // 5))
+    await _attacks(server.address, plan, seed, _warm_up(plan))
     await _until(lambda: len(_descriptors(pid)) <= idle + SPARE_DESCRIPTORS, plan.settle_s)
     before_bytes = await _settled(lambda: anonymous_bytes(pid))
     tally.counts += await _attacks(server.address, plan, seed + 1, plan.connections)
@@ -134,6 +134,11 @@ async def _besiege(server: ServerProcess, plan: Plan, seed: int) -> Tally:
     if internal:
         tally.faults.append(f"{internal} calls ended in a bug: see the server's log")
     return tally
+
+
+def _warm_up(plan: Plan) -> int:
+    """As long as memory may still rise to what a siege of this width takes at its worst."""
+    return max(len(plan.names) * 4, min(plan.connections // 2, 20_000))
 
 
 async def _settled(look: Callable[[], int]) -> int:

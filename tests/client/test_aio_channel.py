@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -81,3 +82,22 @@ async def test_a_given_up_connection_ends_its_streams(server: Server) -> None:
     request = result_service_pb2.GetServerInfoRequest()
     assert (await endpoint.handle(Call("GetServerInfo", request, 5))).engine == workers.ENGINE
     await endpoint.close()
+
+
+async def test_streams_that_break_leave_no_task_behind(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Connections are cut under streams again and again: no task is left, nobody complains."""
+    with TcpProxy(server.port) as proxy:
+        url = f"resultd://127.0.0.1:{proxy.port}?timeout=20&heartbeat=1"
+        async with aio.Client(url) as client:
+            for number in range(20):
+                name = f"left-behind-{number}"
+                wait = asyncio.create_task(client.AsyncResult(name).get(timeout=20))
+                await client.server_info()
+                proxy.cut()
+                await client.store_result(name, number)
+                assert await wait == number
+    gc.collect()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
