@@ -20,7 +20,7 @@ import structlog
 from resultd_server import listening
 from resultd_server.app import Place
 from resultd_server.config import Settings
-from resultd_server.engine.lmdb import Lease
+from resultd_server.engine.lease import Lease
 
 READY_S = 60.0
 """What a worker has to become ready."""

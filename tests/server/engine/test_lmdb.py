@@ -18,7 +18,7 @@ import lmdb
 import pytest
 
 from resultd_server import limits
-from resultd_server.engine import lmdb as engine_module
+from resultd_server.engine import environment
 from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.errors import (
     Overloaded,
@@ -265,7 +265,7 @@ async def test_a_full_map_refuses_one_write_and_not_its_neighbours(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the map itself is full, each write of the commit is tried by itself."""
-    monkeypatch.setattr(engine_module, "HEADROOM_BYTES_MIN", 1 * MIB)
+    monkeypatch.setattr(environment, "HEADROOM_BYTES_MIN", 1 * MIB)
     async with opened(clock, tmp_path, max_db_bytes=2 * MIB, sync=False) as store:
         large = make_report("large", value=bytes(limits.RECORD_BYTES_MAX - 1000))
         refused, small, forgotten = await asyncio.gather(
@@ -414,7 +414,7 @@ async def test_a_full_disk_is_not_a_broken_one(
 ) -> None:
     """Where a commit fails because the disk is full, the write is refused and the store lives."""
     async with opened(clock, tmp_path, sync=False) as store:
-        monkeypatch.setattr(engine_module, "DISK_LOW_BYTES", 2**62)
+        monkeypatch.setattr(environment, "DISK_LOW_BYTES", 2**62)
         no_space = lmdb.Error("No space left")
         with broken(store, no_space, on_commit=True) as told, pytest.raises(StoreFull):
             await store.report("t")

@@ -1,0 +1,195 @@
+"""The journal: what each commit wrote, on disk with one flush, before LMDB has it.
+
+Two files are written in turn. An entry is one commit: a header, then its rows; it begins
+on a block of its own, so that no later write touches a block that holds an earlier one.
+Entries are numbered, and carry the number of the *run* (one use of the store by one
+process) that wrote them. LMDB keeps the run and the last entry it has; so bytes of
+another run, or of an earlier use of the file, never pass for an entry to do again.
+
+    header: magic 4 · crc32 of all that follows 4 · length of the rows 4 · entry 8 · run 8
+    row:    database 1 · deleted 1 · length of key 2 · of value 4 · key · value
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from resultd_server import limits
+from resultd_server.engine.overlay import Row
+from resultd_server.errors import StoreFailed
+from resultd_server.ledger.txn import Db
+
+SEGMENT_BYTES = 16 * limits.MIB
+"""A file's greatest size; two of them bound what a start has to do again."""
+
+FIRST_BYTES = 1 * limits.MIB
+"""A file's size at first. It is doubled where it is too small, so that quiet stores stay small."""
+
+BLOCK_BYTES = 4096
+FILES = ("journal.0", "journal.1")
+
+FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC
+"""O_DSYNC: a write returns when it is on disk. One call, where the file's data would have
+to be synced with another; and each call that waits gives Python's lock away and back."""
+
+_MAGIC = b"rsj1"
+_HEADER = struct.Struct(">4sIIQ8s")
+_CHECKED_FROM = 8  # the bytes before it are the magic and the checksum
+_ROW = struct.Struct(">BBHI")
+RUN_BYTES = 8
+
+DATABASES = (
+    Db.META,
+    Db.NAMESPACES,
+    Db.TASKS,
+    Db.TOMBSTONES,
+    Db.EXPIRY,
+    Db.GROUPS,
+    Db.COUNTERS,
+    Db.MEMBERS,
+    Db.MEMBERSHIPS,
+    Db.LOG,
+    Db.CLAIMS,
+    Db.CLAIMABLE,
+    Db.TOTALS,
+    Db.REVOCATIONS,
+    Db.GARBAGE,
+)
+"""Their places are their numbers on disk."""
+
+_NUMBERS = {db: number for number, db in enumerate(DATABASES)}
+
+
+class Journal:
+    """The files of a data directory, open for a new run. One append at a time."""
+
+    def __init__(self, directory: Path, run: bytes, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self.run = run
+        self.entry = 0
+        self._segment_bytes = segment_bytes
+        self._descriptors = [os.open(directory / name, FLAGS, 0o640) for name in FILES]
+        self._filled = [os.fstat(each).st_size for each in self._descriptors]
+        self._segment = 0
+        self._offset = 0
+        _sync_directory(directory)
+
+    def encode(self, rows: Iterator[Row]) -> bytes:
+        """The next entry: whole blocks."""
+        parts = [b""]
+        for db, key, value in rows:
+            head = _ROW.pack(_NUMBERS[db], value is None, len(key), len(value or b""))
+            parts += (head, key, value or b"")
+        length = sum(map(len, parts))
+        header = _HEADER.pack(_MAGIC, 0, length, self.entry + 1, self.run)[_CHECKED_FROM:]
+        parts[0] = header
+        checked = b"".join(parts)
+        padding = bytes(-(len(checked) + _CHECKED_FROM) % BLOCK_BYTES)
+        return b"".join((_MAGIC, zlib.crc32(checked).to_bytes(4, "big"), checked, padding))
+
+    def fits(self, entry: bytes) -> bool:
+        """Whether the entry can be appended to any file at all."""
+        return len(entry) <= self._segment_bytes
+
+    def has_room(self, entry: bytes) -> bool:
+        """Whether it can be appended to this one."""
+        return self._offset + len(entry) <= self._segment_bytes
+
+    def append(self, entry: bytes) -> None:
+        """Writes an entry; it is on disk on return. Raises OSError: `take_back` then."""
+        end = self._offset + len(entry)
+        self._fill(end)
+        self._write(entry, self._offset)
+        self._offset = end
+        self.entry += 1
+
+    def take_back(self) -> None:
+        """Makes sure that an entry that was not written whole is none. Raises OSError."""
+        if self._offset < self._filled[self._segment]:
+            self._write(bytes(BLOCK_BYTES), self._offset)
+
+    def rotate(self) -> None:
+        """Goes on in the other file, from its start: LMDB has all that is in it."""
+        self._segment = 1 - self._segment
+        self._offset = 0
+
+    def close(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def _fill(self, end: int) -> None:
+        """Writes blocks once before they are used.
+
+        Only data is flushed when they are written again; and a disk that is full says so
+        here, before an entry is begun.
+        """
+        filled = self._filled[self._segment]
+        while filled < end:
+            size = min(max(filled, FIRST_BYTES), self._segment_bytes - filled)
+            self._write(bytes(size), filled)
+            filled += size
+            self._filled[self._segment] = filled
+
+    def _write(self, data: bytes, offset: int) -> None:
+        descriptor = self._descriptors[self._segment]
+        written = os.pwrite(descriptor, data, offset)
+        while written < len(data):
+            written += os.pwrite(descriptor, data[written:], offset + written)
+
+
+def read(directory: Path, run: bytes, after: int) -> list[list[Row]]:
+    """The rows of each entry of a run after one, in order.
+
+    The last commit may have been cut short, and is then none. Raises StoreFailed where
+    an earlier one is missing.
+    """
+    found: dict[int, bytes] = {}
+    for name in FILES:
+        if (directory / name).exists():
+            found.update(_entries((directory / name).read_bytes(), run, after))
+    if found and max(found) != after + len(found):
+        missing = next(entry for entry in range(after + 1, max(found)) if entry not in found)
+        raise StoreFailed(
+            f"The journal in {directory} is damaged: entry {missing} cannot be read, though later "
+            f"ones can. Restore the store from a backup; or remove {' and '.join(FILES)} to go on "
+            "without what was stored last."
+        )
+    return [list(_rows(found[entry])) for entry in sorted(found)]
+
+
+def _entries(segment: bytes, run: bytes, after: int) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    while offset + _HEADER.size <= len(segment):
+        magic, checksum, length, entry, of_run = _HEADER.unpack_from(segment, offset)
+        end = offset + _HEADER.size + length
+        if (
+            (magic, of_run) == (_MAGIC, run)
+            and end <= len(segment)
+            and zlib.crc32(memoryview(segment)[offset + _CHECKED_FROM : end]) == checksum
+        ):
+            if entry > after:
+                yield entry, segment[offset + _HEADER.size : end]
+            offset = end + -end % BLOCK_BYTES
+        else:
+            offset += BLOCK_BYTES
+
+
+def _rows(payload: bytes) -> Iterator[Row]:
+    offset = 0
+    while offset < len(payload):
+        number, deleted, key_bytes, value_bytes = _ROW.unpack_from(payload, offset)
+        value_at = offset + _ROW.size + key_bytes
+        offset = value_at + value_bytes
+        key = payload[value_at - key_bytes : value_at]
+        yield DATABASES[number], key, None if deleted else payload[value_at:offset]
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
