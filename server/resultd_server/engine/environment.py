@@ -117,6 +117,11 @@ class Txn:
     def put(self, db: Db, key: bytes, value: bytes) -> None:
         self._txn.put(key, seal(key, value), db=self._dbs[db])
 
+    def put_all(self, db: Db, rows: list[tuple[bytes, bytes]]) -> None:
+        """Sets many values, best in the order of their keys."""
+        with self._txn.cursor(db=self._dbs[db]) as cursor:
+            cursor.putmulti([(key, seal(key, value)) for key, value in rows])
+
     def delete(self, db: Db, key: bytes) -> bool:
         return bool(self._txn.delete(key, db=self._dbs[db]))
 

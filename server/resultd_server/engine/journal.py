@@ -7,7 +7,10 @@ process) that wrote them. LMDB keeps the run and the last entry it has; so bytes
 another run, or of an earlier use of the file, never pass for an entry to do again.
 
     header: magic 4 · crc32 of all that follows 4 · length of the rows 4 · entry 8 · run 8
-    row:    database 1 · deleted 1 · length of key 2 · of value 4 · key · value
+    rows:   for each database: its number 4 · how many 4 · lengths of keys, of values 4 each
+            (of a deleted row's: 2³² - 1) · the keys · the values
+
+Numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -15,11 +18,11 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from resultd_server import limits
-from resultd_server.engine.overlay import Row
+from resultd_server.engine.overlay import Layer
 from resultd_server.errors import StoreFailed
 from resultd_server.ledger.txn import Db
 
@@ -37,9 +40,10 @@ FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC
 to be synced with another; and each call that waits gives Python's lock away and back."""
 
 _MAGIC = b"rsj1"
-_HEADER = struct.Struct(">4sIIQ8s")
+_HEADER = struct.Struct("<4sIIQ8s")
 _CHECKED_FROM = 8  # the bytes before it are the magic and the checksum
-_ROW = struct.Struct(">BBHI")
+_SECTION = struct.Struct("<II")
+_DELETED = 2**32 - 1
 RUN_BYTES = 8
 
 DATABASES = (
@@ -77,18 +81,16 @@ class Journal:
         self._offset = 0
         _sync_directory(directory)
 
-    def encode(self, rows: Iterator[Row]) -> bytes:
+    def encode(self, layer: Layer) -> bytes:
         """The next entry: whole blocks."""
         parts = [b""]
-        for db, key, value in rows:
-            head = _ROW.pack(_NUMBERS[db], value is None, len(key), len(value or b""))
-            parts += (head, key, value or b"")
+        for db, rows in layer.dbs.items():
+            parts += _section(db, rows.values)
         length = sum(map(len, parts))
-        header = _HEADER.pack(_MAGIC, 0, length, self.entry + 1, self.run)[_CHECKED_FROM:]
-        parts[0] = header
+        parts[0] = _HEADER.pack(_MAGIC, 0, length, self.entry + 1, self.run)[_CHECKED_FROM:]
         checked = b"".join(parts)
         padding = bytes(-(len(checked) + _CHECKED_FROM) % BLOCK_BYTES)
-        return b"".join((_MAGIC, zlib.crc32(checked).to_bytes(4, "big"), checked, padding))
+        return b"".join((_MAGIC, zlib.crc32(checked).to_bytes(4, "little"), checked, padding))
 
     def fits(self, entry: bytes) -> bool:
         """Whether the entry can be appended to any file at all."""
@@ -140,8 +142,8 @@ class Journal:
             written += os.pwrite(descriptor, data[written:], offset + written)
 
 
-def read(directory: Path, run: bytes, after: int) -> list[list[Row]]:
-    """The rows of each entry of a run after one, in order.
+def read(directory: Path, run: bytes, after: int) -> tuple[int, Layer]:
+    """What a run's entries after one come to; and which is the last.
 
     The last commit may have been cut short, and is then none. Raises StoreFailed where
     an earlier one is missing.
@@ -157,7 +159,10 @@ def read(directory: Path, run: bytes, after: int) -> list[list[Row]]:
             f"ones can. Restore the store from a backup; or remove {' and '.join(FILES)} to go on "
             "without what was stored last."
         )
-    return [list(_rows(found[entry])) for entry in sorted(found)]
+    layer = Layer()
+    for entry in sorted(found):
+        _decode(found[entry], layer)
+    return after + len(found), layer
 
 
 def _entries(segment: bytes, run: bytes, after: int) -> Iterator[tuple[int, bytes]]:
@@ -177,14 +182,38 @@ def _entries(segment: bytes, run: bytes, after: int) -> Iterator[tuple[int, byte
             offset += BLOCK_BYTES
 
 
-def _rows(payload: bytes) -> Iterator[Row]:
+def _section(db: Db, rows: dict[bytes, bytes | None]) -> Iterable[bytes]:
+    """A database's rows: made of few calls over many rows, since all writes pass here."""
+    values = [value for value in rows.values() if value is not None]
+    lengths = (
+        map(len, values)
+        if len(values) == len(rows)
+        else (_DELETED if value is None else len(value) for value in rows.values())
+    )
+    yield _SECTION.pack(_NUMBERS[db], len(rows))
+    yield struct.pack(f"<{2 * len(rows)}I", *map(len, rows), *lengths)
+    yield from rows
+    yield from values
+
+
+def _decode(payload: bytes, into: Layer) -> None:
     offset = 0
     while offset < len(payload):
-        number, deleted, key_bytes, value_bytes = _ROW.unpack_from(payload, offset)
-        value_at = offset + _ROW.size + key_bytes
-        offset = value_at + value_bytes
-        key = payload[value_at - key_bytes : value_at]
-        yield DATABASES[number], key, None if deleted else payload[value_at:offset]
+        number, count = _SECTION.unpack_from(payload, offset)
+        offset += _SECTION.size
+        lengths = struct.unpack_from(f"<{2 * count}I", payload, offset)
+        offset += 4 * len(lengths)
+        value_at = offset + sum(lengths[:count])
+        rows = into.of(DATABASES[number]).values
+        for key_bytes, value_bytes in zip(lengths[:count], lengths[count:], strict=True):
+            key = payload[offset : offset + key_bytes]
+            offset += key_bytes
+            if value_bytes == _DELETED:
+                rows[key] = None
+            else:
+                rows[key] = payload[value_at : value_at + value_bytes]
+                value_at += value_bytes
+        offset = value_at
 
 
 def _sync_directory(directory: Path) -> None:

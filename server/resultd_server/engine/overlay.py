@@ -7,89 +7,81 @@ A layer is one dict and one sorted list of keys per database. A deleted row is a
 from __future__ import annotations
 
 import heapq
+import threading
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from resultd_server.ledger.txn import Db, ReadTxn
 
 Row = tuple[Db, bytes, bytes | None]
 """(database, key, value; None where the row is deleted)."""
 
-_ROW_BYTES = 16
 _SORT_FROM = 16
 
 
-class _Rows:
-    """The rows of one database. Keys are sorted when somebody asks for a range."""
+class Rows:
+    """The rows of one database, by key. None: deleted. No key is ever taken out.
 
-    __slots__ = ("_fresh", "_ordered", "values")
+    So the keys that were set since somebody last asked for a range are the dict's last
+    ones, and setting a row costs no more than a dict does.
+    """
+
+    __slots__ = ("_lock", "_ordered", "values")
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes | None] = {}
         self._ordered: list[bytes] = []
-        self._fresh: list[bytes] = []
-
-    def set(self, key: bytes, value: bytes | None) -> None:
-        if key not in self.values:
-            self._fresh.append(key)
-        self.values[key] = value
+        self._lock = threading.Lock()
 
     def between(self, start: bytes, stop: bytes) -> list[bytes]:
         """The keys with start <= key < stop, in order."""
+        if len(self.values) != len(self._ordered):
+            with self._lock:  # a reader and a writer may both look
+                self._sort()
         ordered = self._ordered
-        if self._fresh:
-            if len(self._fresh) * _SORT_FROM > len(ordered):
-                ordered += self._fresh
-                ordered.sort()
-            else:
-                for key in self._fresh:
-                    insort(ordered, key)
-            self._fresh.clear()
         first = bisect_left(ordered, start)
         if first == len(ordered) or ordered[first] >= stop:
             return []
         return ordered[first : bisect_left(ordered, stop, first)]
 
+    def _sort(self) -> None:
+        ordered = self._ordered
+        new = list(islice(reversed(self.values), len(self.values) - len(ordered)))
+        if len(new) * _SORT_FROM > len(ordered):
+            self._ordered = sorted(ordered + new)
+        else:
+            for key in new:
+                insort(ordered, key)
+
 
 class Layer:
-    """Rows of all databases. `size_bytes`: of keys and values, each time they were set."""
+    """Rows of all databases. `size_bytes`: what they took in the journal."""
 
-    __slots__ = ("dbs", "rows", "size_bytes")
+    __slots__ = ("dbs", "size_bytes")
 
     def __init__(self) -> None:
-        self.dbs: dict[Db, _Rows] = {}
-        self.rows = 0
+        self.dbs: dict[Db, Rows] = {}
         self.size_bytes = 0
 
     def __bool__(self) -> bool:
         return bool(self.dbs)
 
-    def set(self, db: Db, key: bytes, value: bytes | None) -> None:
-        """Sets or deletes a row."""
+    def __len__(self) -> int:
+        return sum(len(rows.values) for rows in self.dbs.values())
+
+    def of(self, db: Db) -> Rows:
+        """The rows of a database, to set some."""
         rows = self.dbs.get(db)
         if rows is None:
-            rows = self.dbs[db] = _Rows()
-        rows.set(key, value)
-        self.rows += 1
-        self.size_bytes += len(key) + _ROW_BYTES + (len(value) if value else 0)
+            rows = self.dbs[db] = Rows()
+        return rows
 
     def update(self, newer: Layer) -> None:
         """Lays a newer layer's rows over these."""
         for db, rows in newer.dbs.items():
-            mine = self.dbs.get(db)
-            if mine is None:
-                self.dbs[db] = rows  # handed over: nobody writes to `newer` any more
-            else:
-                for key, value in rows.values.items():
-                    mine.set(key, value)
-        self.rows += newer.rows
+            self.of(db).values.update(rows.values)
         self.size_bytes += newer.size_bytes
-
-    def items(self) -> Iterator[Row]:
-        """Every row, in no order."""
-        for db, rows in self.dbs.items():
-            for key, value in rows.values.items():
-                yield db, key, value
 
 
 class OverlayTxn:
@@ -152,10 +144,10 @@ class WriteSet(OverlayTxn):
         super().__init__((self.own, *layers), below)
 
     def put(self, db: Db, key: bytes, value: bytes) -> None:
-        self.own.set(db, key, value)
+        self.own.of(db).values[key] = value
 
     def delete(self, db: Db, key: bytes) -> bool:
         there = self.get(db, key) is not None
         if there:
-            self.own.set(db, key, None)
+            self.own.of(db).values[key] = None
         return there
