@@ -19,11 +19,20 @@ STOP_S = 20.0
 
 
 class ServerProcess:
-    """`python -m resultd_server` on a data directory; what it logs is kept."""
+    """`python -m resultd_server` on a data directory; what it logs is kept.
 
-    def __init__(self, directory: Path, *flags: str, listen: str = "127.0.0.1:0") -> None:
+    `module`: what to run in its place.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *flags: str,
+        listen: str = "127.0.0.1:0",
+        module: str = "resultd_server",
+    ) -> None:
         self._log = directory / "server.log"
-        self._command = [sys.executable, "-m", "resultd_server"]
+        self._command = [sys.executable, "-m", module]
         self._command += ["--data", str(directory / "data"), "--listen", listen]
         self._command += [*workers.FLAGS, *flags]
         self.address = ""

@@ -101,15 +101,18 @@ class Checkpoints:
         if self._due or active.size_bytes >= BEGIN_BYTES or len(active) >= BEGIN_ROWS:
             self._begin()
 
-    async def make_room(self, entry: bytes) -> bool:
-        """Until the journal and the active layer can take an entry; whether they ever can."""
-        while not self._journal.has_room(entry) or len(self.active) >= LAYER_ROWS_MAX:
+    async def make_room(self, entry: bytes, spare_bytes: int) -> bool:
+        """Until the journal and the active layer can take an entry; whether they can."""
+        while not self._journal.has_room(entry, spare_bytes) or len(self.active) >= LAYER_ROWS_MAX:
             if self.stuck or self._failed:
                 return False
-            if self.frozen is None:
+            if self.frozen is not None:
+                await self._settle()
+            elif self.active:
                 self._begin()
             else:
-                await self._settle()
+                self._journal.rotate()  # the disk was full; nothing is left in either file
+                return True
         return True
 
     async def write_all(self) -> bool:

@@ -153,10 +153,10 @@ def count_live_bytes(txn: Transaction, dbs: dict[Db, Any]) -> int:
     return pages * page_bytes
 
 
-def disk_is_full(directory: Path) -> bool:
-    """Whether a write that failed there failed for want of room."""
+def disk_is_full(directory: Path, needed_bytes: int = 0) -> bool:
+    """Whether the disk has no room, or not for so much: why a write failed there, or would."""
     try:
         space = os.statvfs(directory)
     except OSError:
         return False  # a disk that will not even say is a broken one
-    return space.f_bavail * space.f_frsize < DISK_LOW_BYTES
+    return space.f_bavail * space.f_frsize < DISK_LOW_BYTES + needed_bytes

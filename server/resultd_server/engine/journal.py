@@ -32,12 +32,17 @@ SEGMENT_BYTES = 16 * limits.MIB
 FIRST_BYTES = 1 * limits.MIB
 """A file's size at first. It is doubled where it is too small, so that quiet stores stay small."""
 
+SPARE_BYTES = 256 * limits.KIB
+"""What commits that may be refused leave free, for those that make room: 64 of them at least."""
+
 BLOCK_BYTES = 4096
 FILES = ("journal.0", "journal.1")
 
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC
 """O_DSYNC: a write returns when it is on disk. One call, where the file's data would have
 to be synced with another; and each call that waits gives Python's lock away and back."""
+
+_PLENTY = 8
 
 _MAGIC = b"rsj1"
 _HEADER = struct.Struct("<4sIIQ8s")
@@ -77,6 +82,7 @@ class Journal:
         self._segment_bytes = segment_bytes
         self._descriptors = [os.open(directory / name, FLAGS, 0o640) for name in FILES]
         self._filled = [os.fstat(each).st_size for each in self._descriptors]
+        self._capacity_bytes = segment_bytes
         self._segment = 0
         self._offset = 0
         _sync_directory(directory)
@@ -94,31 +100,37 @@ class Journal:
 
     def fits(self, entry: bytes) -> bool:
         """Whether the entry can be appended to any file at all."""
-        return len(entry) <= self._segment_bytes
+        return len(entry) + SPARE_BYTES <= self._segment_bytes
 
-    def has_room(self, entry: bytes) -> bool:
+    def has_room(self, entry: bytes, spare_bytes: int = 0) -> bool:
         """Whether it can be appended to this one."""
-        return self._offset + len(entry) <= self._segment_bytes
+        return self._offset + len(entry) + spare_bytes <= self._capacity_bytes
 
-    def append(self, entry: bytes) -> None:
+    def append(self, entry: bytes, spare_bytes: int = 0) -> None:
         """Writes an entry; it is on disk on return. Raises OSError: `take_back` then."""
         end = self._offset + len(entry)
-        self._fill(end)
+        self._fill(end + spare_bytes)
         self._write(entry, self._offset)
         self._offset = end
         self.entry += 1
 
     def take_back(self) -> None:
-        """Makes sure that an entry that was not written whole is none. Raises OSError."""
-        if self._offset < self._filled[self._segment]:
+        """Makes sure that an entry that was not written whole is none. Raises OSError.
+
+        The disk is full: the file is taken to be as large as it can be, until the next use.
+        """
+        self._capacity_bytes = self._filled[self._segment]
+        if self._offset < self._capacity_bytes:
             self._write(bytes(BLOCK_BYTES), self._offset)
 
     def rotate(self) -> None:
         """Goes on in the other file, from its start: LMDB has all that is in it."""
         self._segment = 1 - self._segment
         self._offset = 0
+        self._capacity_bytes = self._segment_bytes
 
     def close(self) -> None:
+        """Lets the files go."""
         for descriptor in self._descriptors:
             os.close(descriptor)
 
@@ -130,10 +142,16 @@ class Journal:
         """
         filled = self._filled[self._segment]
         while filled < end:
-            size = min(max(filled, FIRST_BYTES), self._segment_bytes - filled)
+            size = max(filled, FIRST_BYTES) if self._has_plenty(filled) else FIRST_BYTES
+            size = min(size, self._segment_bytes - filled)
             self._write(bytes(size), filled)
             filled += size
             self._filled[self._segment] = filled
+
+    def _has_plenty(self, size_bytes: int) -> bool:
+        """Whether the disk has so much that it does not matter who takes it."""
+        space = os.fstatvfs(self._descriptors[self._segment])
+        return space.f_bavail * space.f_frsize > _PLENTY * size_bytes
 
     def _write(self, data: bytes, offset: int) -> None:
         descriptor = self._descriptors[self._segment]

@@ -21,7 +21,7 @@ from resultd_server import limits
 from resultd_server.engine import environment, recovery
 from resultd_server.engine.checkpoint import Checkpoints
 from resultd_server.engine.environment import Txn
-from resultd_server.engine.journal import Journal
+from resultd_server.engine.journal import SPARE_BYTES, Journal
 from resultd_server.engine.lmdb import (
     Commit,
     Done,
@@ -142,7 +142,7 @@ class JournaledEngine(LmdbEngine):
             entry = self._journal.encode(batch.layer)
             batch.layer.size_bytes = len(entry)
             if self._journal.fits(entry):
-                await self._append(entry)
+                await self._append(entry, SPARE_BYTES if _may_grow(operations) else 0)
                 self._checkpoints.add(batch.layer)
             elif len(operations) > 1:
                 # Fewer at a time: they run again, having changed nothing.
@@ -155,17 +155,22 @@ class JournaledEngine(LmdbEngine):
         self._answer(batch.commit)
 
     async def _is_full_for(self, operations: list[Operation]) -> bool:
-        """Whether live data has reached its limit.
+        """Whether what grows is to be refused.
 
-        What the layers will add is an estimate, and refuses nobody: where it matters they
-        are written first.
+        Where live data has reached its limit: what the layers will add is an estimate and
+        refuses nobody, so where it matters they are written first. And where the disk might
+        not take what the layers have: it is acknowledged.
         """
         checkpoints = self._checkpoints
-        if checkpoints.live_bytes + checkpoints.size_bytes() >= self._max_db_bytes and any(
-            operation.grows for operation in operations
-        ):
+        if not _may_grow(operations):
+            return False
+        if checkpoints.live_bytes + checkpoints.size_bytes() >= self._max_db_bytes:
             await checkpoints.write_all()
-        return checkpoints.stuck or checkpoints.live_bytes >= self._max_db_bytes
+        return (
+            checkpoints.stuck
+            or checkpoints.live_bytes >= self._max_db_bytes
+            or environment.disk_is_full(self._directory, 2 * checkpoints.size_bytes())
+        )
 
     def _run_batch(self, operations: list[Operation], is_full: bool) -> _Batch:
         """Runs operations together; where one breaks that, each by itself."""
@@ -212,12 +217,12 @@ class JournaledEngine(LmdbEngine):
             changed |= one.commit.changed
         return _Batch(Commit(done, changed), kept)
 
-    async def _append(self, entry: bytes) -> None:
+    async def _append(self, entry: bytes, spare_bytes: int) -> None:
         """Has an entry on disk. Raises DomainError; it is none then."""
-        if not await self._checkpoints.make_room(entry):
+        if not await self._checkpoints.make_room(entry, spare_bytes):
             raise full() if self._failure is None else failed(self._failure)
         self._checkpoints.entry_open = True
-        refusal = await self._in_thread(functools.partial(self._write_entry, entry))
+        refusal = await self._in_thread(functools.partial(self._write_entry, entry, spare_bytes))
         self._checkpoints.entry_open = False
         if refusal is not None:
             raise refusal
@@ -258,10 +263,10 @@ class JournaledEngine(LmdbEngine):
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 self._loop.call_soon_threadsafe(tell, outcome)
 
-    def _write_entry(self, entry: bytes) -> DomainError | None:
+    def _write_entry(self, entry: bytes, spare_bytes: int) -> DomainError | None:
         """Appends to the journal; why not, if it could not."""
         try:
-            self._journal.append(entry)
+            self._journal.append(entry, spare_bytes)
         except OSError as error:
             worse = error
             if error.errno in _NO_ROOM:
@@ -273,6 +278,10 @@ class JournaledEngine(LmdbEngine):
             self._fail(worse)
             return failed(worse)
         return None
+
+
+def _may_grow(operations: list[Operation]) -> bool:
+    return any(operation.grows for operation in operations)
 
 
 def _is_short(operations: list[Operation]) -> bool:
