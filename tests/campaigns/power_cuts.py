@@ -73,7 +73,7 @@ def cut(filesystem: str, seed: int, module: str = "resultd_server") -> Cut:
         _image(filesystem, Path(directory)) as (mount, unmount),
     ):
         where = mount()
-        flags = ("--data", str(where / "data"), "--log-level", "error")
+        flags = ("--data", str(where / "data"), "--log-level", "error", "--workers", "1")
         server = ServerProcess(Path(directory), *flags, module=module).start()
         asyncio.run(_until_cut(load, server.address, where, after_s))
         server.kill()
@@ -99,9 +99,7 @@ _Mounting = tuple[Callable[[], Path], Callable[[], None]]
 
 
 @contextlib.contextmanager
-def _image(
-    filesystem: str, directory: Path
-) -> Iterator[_Mounting]:
+def _image(filesystem: str, directory: Path) -> Iterator[_Mounting]:
     """A new filesystem in a file; how to mount and unmount it."""
     image, where = directory / "image", directory / "mounted"
     with image.open("wb") as file:
@@ -134,9 +132,7 @@ def main() -> int:
         "filesystems", nargs="*", metavar="FILESYSTEM", help=f"of {', '.join(MAKE)}"
     )
     parser.add_argument("--cuts", type=int, default=20, help="of each; 20 unless told")
-    parser.add_argument(
-        "--seed", type=int, default=None, help="of the first cut"
-    )
+    parser.add_argument("--seed", type=int, default=None, help="of the first cut")
     parser.add_argument("--module", default="resultd_server", help="the server to run")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.filesystems) - set(MAKE))

@@ -86,7 +86,7 @@ async def test_a_full_disk_is_a_mode_that_can_be_left(small: Path, tmp_path: Pat
     """On a full disk writes are STORE_FULL; reads and forgetting go on; with room, all does."""
     ballast = small / "ballast"
     ballast.write_bytes(bytes(8 * MIB))
-    flags = ("--data", str(small / "data"), "--log-level", "error")
+    flags = ("--data", str(small / "data"), "--log-level", "error", "--workers", "1")
     stored: list[str] = []
     with (
         ServerProcess(tmp_path, *flags) as server,
