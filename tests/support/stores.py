@@ -55,9 +55,8 @@ def make_engine(name: str, clock: Clock, directory: Path, **settings: Any) -> En
     """An engine that is not started yet. The disk is not waited for unless asked."""
     if name == "memory":
         return MemoryEngine(clock)
-    if name == "journaled":
-        return JournaledEngine(clock, directory, **{"max_db_bytes": MAP_BYTES, **settings})
-    return LmdbEngine(clock, directory, **{"max_db_bytes": MAP_BYTES, "sync": False, **settings})
+    kind = JournaledEngine if name == "journaled" else LmdbEngine
+    return kind(clock, directory, **{"max_db_bytes": MAP_BYTES, "sync": False, **settings})
 
 
 def task(id_: str, index: int | None = None) -> NewMember:

@@ -74,13 +74,24 @@ _NUMBERS = {db: number for number, db in enumerate(DATABASES)}
 
 
 class Journal:
-    """The files of a data directory, open for a new run. One append at a time."""
+    """The files of a data directory, open for a new run. One append at a time.
 
-    def __init__(self, directory: Path, run: bytes, segment_bytes: int = SEGMENT_BYTES) -> None:
+    `sync`: whether an append waits for the disk; without it nothing survives a power cut.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        run: bytes,
+        segment_bytes: int = SEGMENT_BYTES,
+        *,
+        sync: bool = True,
+    ) -> None:
         self.run = run
         self.entry = 0
         self._segment_bytes = segment_bytes
-        self._descriptors = [os.open(directory / name, FLAGS, 0o640) for name in FILES]
+        flags = FLAGS if sync else FLAGS & ~os.O_DSYNC
+        self._descriptors = [os.open(directory / name, flags, 0o640) for name in FILES]
         self._filled = [os.fstat(each).st_size for each in self._descriptors]
         self._capacity_bytes = segment_bytes
         self._segment = 0

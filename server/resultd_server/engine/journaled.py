@@ -63,7 +63,8 @@ class JournaledEngine(LmdbEngine):
         super()._open_environment()
         try:
             target = recovery.open_target(self._env, self._dbs)
-            self._journal = Journal(self._directory, recovery.begin_run(target))
+            run = recovery.begin_run(target)
+            self._journal = Journal(self._directory, run, sync=self._sync)
             with self._env.begin() as txn:
                 live_bytes = environment.count_live_bytes(txn, self._dbs)
         except (environment.Error, OSError) as error:

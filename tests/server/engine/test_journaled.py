@@ -275,9 +275,9 @@ async def test_a_full_store_takes_no_more_and_recovers(clock: Clock, tmp_path: P
             await store.report(f"later{number}", value=block)
 
 
-def small_journal(directory: Path, run: bytes) -> journal.Journal:
+def small_journal(directory: Path, run: bytes, *, sync: bool) -> journal.Journal:
     """A journal of two files of 1 MiB."""
-    return journal.Journal(directory, run, MIB)
+    return journal.Journal(directory, run, MIB, sync=sync)
 
 
 async def test_what_is_too_large_for_the_journal_is_stored_all_the_same(
