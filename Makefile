@@ -4,6 +4,7 @@
 # VENV     where its environment lies (.venv); another PYTHON wants another VENV
 # ARGS     handed to pytest, the demo or the benchmarks: make test ARGS="-k waiters"
 # FAST     make test FAST=1 leaves out the tests marked slow
+# BENCH_DIR  where make bench keeps its loaded stores (a directory of the user's cache)
 # JOBS     how many processes the tests run in (3): most of the time they wait
 
 PYTHON ?= python3
@@ -66,7 +67,7 @@ proto-check: $(READY_DEV) ## protos: lint, format, nothing broken since the base
 imports: $(READY_DEV) ## who may import whom
 	$(BIN)/lint-imports --no-cache
 
-bench: $(READY_DEV) ## the benchmarks; prints their figures
+bench: $(READY_DEV) ## the benchmarks beside their yardsticks, 15 min; ARGS="store iterate" for some
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 coverage: $(READY_DEV) ## the tests with branch coverage, the servers they start included

@@ -19,6 +19,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from resultd import _channel, _status, _stubs
+from resultd._credential import Credential, Metadata
 from resultd._effects import (
     Call,
     Effect,
@@ -89,12 +90,14 @@ class LoopStream:
         alive: set[LoopStream],
         loop: asyncio.AbstractEventLoop,
         generation: int,
+        explain: Callable[[grpc.RpcError], ResultdError],
     ) -> None:
         self.generation = generation
         self.mailbox = LoopMailbox(loop)
         self._room = asyncio.Semaphore(AHEAD)
         self._requests = LoopMailbox(loop)
         self._alive = alive
+        self._explain = explain
         self._call = start(request if request is not None else self._outgoing())
         alive.add(self)
         self._end: ResultdError = UnavailableError("the stream ended without saying why")
@@ -129,7 +132,7 @@ class LoopStream:
                     return
                 self.mailbox.put(frame)
         except grpc.aio.AioRpcError as error:
-            self._end = _status.from_rpc_error(error)
+            self._end = self._explain(error)
 
     def _ended(self, _: asyncio.Task[None]) -> None:
         self._call.cancel()  # abandoned calls of grpc.aio live on
@@ -142,13 +145,13 @@ class AioEndpoint:
 
     def __init__(self, url: Url) -> None:
         self.url = url
-        self._metadata = _channel.call_metadata(url)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._new_state()
 
     def _new_state(self) -> None:
         self._pid = os.getpid()
         self._channel: grpc.aio.Channel | None = None
+        self._credential = Credential(self.url)
         self._methods: dict[str, Any] = {}
         self._streams: set[LoopStream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -233,28 +236,37 @@ class AioEndpoint:
 
     async def _call(self, effect: Call) -> Any:
         method = self._method(effect.method)
+        metadata = self._credential.metadata
         generation = self._generation
         try:
             return await method(
                 effect.request,
                 timeout=effect.timeout,
-                metadata=self._metadata,
+                metadata=metadata,
                 wait_for_ready=effect.patient,
             )
         except grpc.aio.AioRpcError as error:
-            found = _status.from_rpc_error(error)
+            found = self._explain(error, metadata)
             if found.code == "DEADLINE_EXCEEDED" and effect.timeout >= self.url.attempt_timeout:
                 self._reconnect(generation)  # as silent as a stream can be
             raise found from None
 
+    def _explain(self, error: grpc.RpcError, metadata: Metadata) -> ResultdError:
+        found = _status.from_rpc_error(error)
+        if found.code == "UNAUTHENTICATED":
+            found.renewed = self._credential.renew(metadata)
+        return found
+
     def _open(self, effect: Open) -> LoopStream:
         method = self._method(effect.method)
+        metadata = self._credential.metadata
         return LoopStream(
-            lambda request: method(request, metadata=self._metadata, wait_for_ready=effect.patient),
+            lambda request: method(request, metadata=metadata, wait_for_ready=effect.patient),
             effect.request,
             self._streams,
             self._running(),
             self._generation,
+            lambda error: self._explain(error, metadata),
         )
 
     def _reconnect(self, generation: int) -> None:
@@ -277,6 +289,7 @@ class AioEndpoint:
         return self._methods[name]
 
     def _connect(self) -> grpc.aio.Channel:
+        self._credential.load()
         chosen = _channel.options(self.url)
         if self.url.secure:
             secret = _channel.credentials(self.url)

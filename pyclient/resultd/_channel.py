@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 
 from resultd import _fork, _gevent, _status, _stubs
+from resultd._credential import Credential, Metadata
 from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Reconnect, Report, Sleep, run
 from resultd._reporter import ThreadReporter
 from resultd._stream import QueueMailbox, ThreadStream
@@ -53,12 +54,15 @@ def options(url: Url) -> list[tuple[str, int | str]]:
     return chosen
 
 
-def call_metadata(url: Url) -> tuple[tuple[str, str], ...]:
-    """Return what every call carries: the namespace, and the token if there is one."""
-    metadata = [("resultd-namespace", url.namespace)]
-    if url.token:
-        metadata.append(("authorization", f"Bearer {url.token}"))
-    return tuple(metadata)
+def connect(url: Url) -> grpc.Channel:
+    """Return a new channel, to be closed.
+
+    Raises:
+        OSError: a certificate cannot be read.
+    """
+    if url.secure:
+        return grpc.secure_channel(url.target, credentials(url), options=options(url))
+    return grpc.insecure_channel(url.target, options=options(url))
 
 
 def _bytes_of(path: str) -> bytes | None:
@@ -72,13 +76,13 @@ class Endpoint:
         self.url = url
         self.users = 0
         self.watcher = Watcher(self, url.heartbeat)
-        self._metadata = call_metadata(url)
         self._generation = 0
         self._new_state()
         _fork.know(self)
 
     def _new_state(self) -> None:
         self._channel: grpc.Channel | None = None
+        self._credential = Credential(self.url)
         self._methods: dict[str, Any] = {}
         self._streams: set[ThreadStream] = set()
         self._background: threading.Thread | None = None
@@ -130,16 +134,17 @@ class Endpoint:
         with _fork.gate:
             method = self._method(effect.method)
             self._count(1)  # before a fork can look
+        metadata = self._credential.metadata
         try:
             if effect.patient:
-                return self._await_call(method, effect)
-            return method(effect.request, timeout=effect.timeout, metadata=self._metadata)
+                return self._await_call(method, effect, metadata)
+            return method(effect.request, timeout=effect.timeout, metadata=metadata)
         except grpc.FutureCancelledError as error:  # the channel was closed
             raise _closed_under_us() from error
         except grpc.RpcError as error:
             if generation != self._generation:
                 raise _closed_under_us() from error
-            found = _status.from_rpc_error(error)
+            found = self._explain(error, metadata)
             if found.code == "DEADLINE_EXCEEDED" and effect.timeout >= self.url.attempt_timeout:
                 self._reconnect(generation)  # as silent as a stream can be
             raise found from None
@@ -150,11 +155,17 @@ class Endpoint:
         finally:
             self._count(-1)
 
-    def _await_call(self, method: Any, effect: Call) -> Any:
+    def _explain(self, error: grpc.RpcError, metadata: Metadata) -> ResultdError:
+        found = _status.from_rpc_error(error)
+        if found.code == "UNAUTHENTICATED":
+            found.renewed = self._credential.renew(metadata)
+        return found
+
+    def _await_call(self, method: Any, effect: Call, metadata: Metadata) -> Any:
         # As a future: gRPC's blocking call looks for Ctrl-C every 200 ms only, and this one may
         # take its whole time.
         call = method.future(
-            effect.request, timeout=effect.timeout, metadata=self._metadata, wait_for_ready=True
+            effect.request, timeout=effect.timeout, metadata=metadata, wait_for_ready=True
         )
         try:
             return call.result()
@@ -164,13 +175,13 @@ class Endpoint:
     def _open(self, effect: Open) -> ThreadStream:
         with _fork.gate:
             method = self._method(effect.method)
+            metadata = self._credential.metadata
             return ThreadStream(
-                lambda request: method(
-                    request, metadata=self._metadata, wait_for_ready=effect.patient
-                ),
+                lambda request: method(request, metadata=metadata, wait_for_ready=effect.patient),
                 effect.request,
                 self._streams,
                 self._generation,
+                lambda error: self._explain(error, metadata),
             )
 
     def _reconnect(self, generation: int) -> None:
@@ -188,10 +199,8 @@ class Endpoint:
 
     def _connect(self) -> grpc.Channel:
         _gevent.prepare()
-        chosen = options(self.url)
-        if self.url.secure:
-            return grpc.secure_channel(self.url.target, credentials(self.url), options=chosen)
-        return grpc.insecure_channel(self.url.target, options=chosen)
+        self._credential.load()
+        return connect(self.url)
 
     def _count(self, change: int) -> None:
         with self._counting:

@@ -10,7 +10,7 @@ stream and leaving a wait are plain calls that never block), and never loop with
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +19,9 @@ from google.protobuf.message import Message
 from resultd.v1 import result_service_pb2
 
 T = TypeVar("T")
+
+# Effects are not changed once they are made, and told apart by what they are: frozen ones, with
+# equality and a hash, would take longer to define at every import, and to make at every call.
 
 
 class Mailbox(Protocol):
@@ -44,7 +47,7 @@ class Stream(Protocol):
         """End the call, at once and for good. Never blocks."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Call:
     """Make a unary call; gives the response, or raises a `ResultdError`.
 
@@ -57,7 +60,7 @@ class Call:
     patient: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Report:
     """Store a report, in a call with whatever else is to be stored now; gives its answer."""
 
@@ -66,7 +69,7 @@ class Report:
     patient: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Open:
     """Open a streaming call; `request` is None for one that also sends a stream.
 
@@ -78,7 +81,7 @@ class Open:
     patient: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Receive:
     """Wait up to `timeout` seconds (None: for ever) for items; gives [] when none came."""
 
@@ -86,7 +89,7 @@ class Receive:
     timeout: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Reconnect:
     """Give up the connection a stream fell silent on, unless that was done already.
 
@@ -97,14 +100,14 @@ class Reconnect:
     generation: int
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Sleep:
     """Do nothing for some seconds."""
 
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Emit:
     """Hand a value to the user who iterates over this operation."""
 
@@ -215,6 +218,28 @@ def each(op: Op[None], use: Callable[[Any], None]) -> Op[None]:
             try:
                 step = _sender(op, (yield effect))
             except BaseException as error:  # noqa: BLE001 (handed on)
+                step = _thrower(op, error)
+    finally:
+        op.close()
+
+
+def spread(op: Op[None], change: Callable[[Any], Iterable[Any]]) -> Op[None]:
+    """Emit, for each value an operation emits, all values of `change(value)`."""
+    step: Callable[[], Effect] = op.__next__
+    try:
+        while True:
+            try:
+                effect = step()
+            except StopIteration:
+                return
+            if isinstance(effect, Emit):
+                for value in change(effect.value):
+                    yield Emit(value)
+                step = op.__next__
+                continue
+            try:
+                step = _sender(op, (yield effect))
+            except BaseException as error:  # noqa: BLE001 (handed on: the operation cleans up)
                 step = _thrower(op, error)
     finally:
         op.close()

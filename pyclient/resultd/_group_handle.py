@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import uuid
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from resultd import _iterate, _records
-from resultd._effects import Op, each
+from resultd._effects import Op, each, spread
 from resultd._operations import IDS_PER_CALL
-from resultd._set import mapped
 from resultd.errors import SerializationError
 from resultd.v1 import (
     group_pb2,
@@ -133,7 +132,7 @@ class GroupHandleCore:
 
     def _add_to_total(self, delta: int, request_id: str | None) -> Op[GroupInfo]:
         request = group_service_pb2.AddToTotalRequest(
-            group_id=self.id, delta=delta, request_id=request_id or uuid.uuid4().hex
+            group_id=self.id, delta=delta, request_id=request_id or os.urandom(16).hex()
         )
         response = yield from self.client.operations.call("AddToTotal", request)
         return self._info(response.group)
@@ -150,7 +149,7 @@ class GroupHandleCore:
     def _claim(
         self, action: str, token: str | None, lease: float | None, holder: str
     ) -> Op[ClaimOutcome]:
-        chosen = token or uuid.uuid4().hex
+        chosen = token or os.urandom(16).hex()
         request = group_service_pb2.ClaimGroupRequest(
             group_id=self.id,
             action=group_service_pb2.ClaimAction.Value(f"CLAIM_ACTION_{action}"),
@@ -165,25 +164,31 @@ class GroupHandleCore:
     def _members(self) -> Op[None]:
         yield from self.client.operations.group_members(self.id)
 
-    def _as_completed(self, timeout: float | None, order: Order, require_known: bool) -> Op[None]:
+    def _frames(self, timeout: float | None, order: Order, require_known: bool) -> Op[None]:
         if order not in _ORDERS:
             raise ValueError(f"order is 'completed' or 'member', not {order!r}")
         request = result_service_pb2.IterateRequest(
             group_id=self.id, order=_ORDERS[order], require_known=require_known
         )
-        yield from _iterate.members(self.client, request, timeout)
+        yield from _iterate.frames(self.client, request, timeout)
+
+    def _as_completed(self, timeout: float | None, order: Order, require_known: bool) -> Op[None]:
+        op = self._frames(timeout, order, require_known)
+        yield from spread(op, lambda fresh: _iterate.members(self.client, fresh))
 
     def _iterate(
         self, timeout: float | None, propagate: bool, order: Order, require_known: bool
     ) -> Op[None]:
-        op = self._as_completed(timeout, order, require_known)
-        yield from mapped(op, lambda member: member.value(propagate))
+        op = self._frames(timeout, order, require_known)
+        yield from spread(op, lambda fresh: _iterate.values(self.client, fresh, propagate))
 
     def _get(self, timeout: float | None, propagate: bool, require_known: bool) -> Op[list[Any]]:
-        values: list[Any] = []
-        op = self._iterate(timeout, propagate, "member", require_known)
-        yield from each(op, values.append)
-        return values
+        found: list[Any] = []
+        op = self._frames(timeout, "member", require_known)
+        yield from each(
+            op, lambda fresh: found.extend(_iterate.values(self.client, fresh, propagate))
+        )
+        return found
 
     def _info(self, group: group_pb2.GroupMeta) -> GroupInfo:
         counts = group.counts

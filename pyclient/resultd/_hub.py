@@ -62,8 +62,9 @@ class Hub:
 
     def __init__(self, heartbeat: float = 20.0) -> None:
         self._heartbeat = heartbeat
-        # Both directions of "who waits for what"; dicts keep the order of arrival.
-        self._waiters: dict[str, dict[Waiter, None]] = {}
+        # Both directions of "who waits for what", in the order of arrival. Ids that were added
+        # together share one tuple: thousands with a container each would be megabytes.
+        self._waiters: dict[str, tuple[Waiter, ...]] = {}
         self._ids: dict[Waiter, set[str]] = {}
         # What the server is to be told on the open stream, not yet sent.
         self._adding: dict[str, None] = {}
@@ -109,11 +110,14 @@ class Hub:
                 f"{IDS_MAX}: put them into a group and use client.group(id).iterate()"
             )
         self._ids.setdefault(waiter, set()).update(fresh)
+        alone = (waiter,)
         for task_id in fresh:
-            if task_id not in self._waiters:
-                self._waiters[task_id] = {}
+            others = self._waiters.get(task_id)
+            if others is None:
+                self._waiters[task_id] = alone
                 self._tell(task_id, self._adding)
-            self._waiters[task_id][waiter] = None
+            elif waiter not in others:
+                self._waiters[task_id] = (*others, waiter)
 
     def discard(self, waiter: Waiter) -> None:
         """Stop waiting on behalf of a waiter. Idempotent."""
@@ -121,8 +125,10 @@ class Hub:
             waiting = self._waiters.get(task_id)
             if waiting is None:
                 continue
-            waiting.pop(waiter, None)
-            if not waiting:
+            left = tuple(other for other in waiting if other is not waiter)
+            if left:
+                self._waiters[task_id] = left
+            else:
                 del self._waiters[task_id]
                 self._tell(task_id, self._removing)
 
@@ -227,11 +233,11 @@ class Hub:
             if meta.terminal:
                 # The server has ended its wait for this id, so do we: told once, for good.
                 self._adding.pop(meta.task_id, None)
-                for waiter in self._waiters.pop(meta.task_id, {}):
+                for waiter in self._waiters.pop(meta.task_id, ()):
                     self._forget(waiter, meta.task_id)
                     by_waiter.setdefault(waiter, []).append(meta)
             else:
-                for waiter in self._waiters.get(meta.task_id, {}):
+                for waiter in self._waiters.get(meta.task_id, ()):
                     if waiter.transitions:
                         by_waiter.setdefault(waiter, []).append(meta)
         return list(by_waiter.items())

@@ -7,8 +7,9 @@ out, one bit for each index delivered: 125 kB for a million members.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resultd import _backoff, _records, states
 from resultd._deadline import Deadline
@@ -77,16 +78,22 @@ class Bitmap:
         return new
 
 
+class Fresh(NamedTuple):
+    """What a frame brought that was not delivered before, and the group's numbers as of it."""
+
+    events: list[stream_pb2.Event]
+    counts: group_pb2.GroupCounts
+
+
 class Progress:
     """What a stream over a group has brought so far: the part without I/O."""
 
-    def __init__(self, client: ClientCore) -> None:
-        self._client = client
+    def __init__(self) -> None:
         self._seen = Bitmap()
         self.after = b""
         self.breaks = 0
 
-    def members(self, frame: result_service_pb2.IterateResponse) -> list[MemberResult]:
+    def fresh(self, frame: result_service_pb2.IterateResponse) -> Fresh:
         """Take a frame; gives the members in it that were not delivered before."""
         if frame.control.kind == stream_pb2.CONTROL_KIND_RESET:
             self.after = b""
@@ -95,42 +102,66 @@ class Progress:
             self.after = frame.after
         if frame.events or frame.control.kind == stream_pb2.CONTROL_KIND_SYNCED:
             self.breaks = 0
-        return [self._member(event, frame.counts) for event in fresh]
+        return Fresh(fresh, frame.counts)
 
-    def _member(self, event: stream_pb2.Event, counts: group_pb2.GroupCounts) -> MemberResult:
+
+def members(client: ClientCore, fresh: Fresh) -> Iterator[MemberResult]:
+    """Read members one by one, with all that is known of them."""
+    for event in fresh.events:
         if event.HasField("group"):
-            return self._group(event, counts)
-        meta = self._client.meta_of(event.task)
-        task_id, state, result = meta["task_id"], meta["status"], meta["result"]
-        gone = event.task.existence in (
-            state_pb2.EXISTENCE_FORGOTTEN,
-            state_pb2.EXISTENCE_EXPIRED,
-        )
-        if gone:
-            why = meta["existence"].lower()
-            result = ResultGoneError(f"the result of {task_id} counted and is {why} now")
-        return MemberResult(
-            event.index, task_id, event.position, state, result, meta, None, gone, counts
-        )
-
-    def _group(self, event: stream_pb2.Event, counts: group_pb2.GroupCounts) -> MemberResult:
-        group = event.group
-        result: Exception | None = None
-        state = _records.state_name(group.outcome)
-        if event.gone:
-            result = ResultGoneError(f"the group {group.group_id} was deleted or has expired")
-        elif state == states.FAILURE:
-            result = TaskError("GroupFailed", f"a member of the group {group.group_id} failed")
-        return MemberResult(
-            event.index, group.group_id, event.position, state, result, None, group,
-            event.gone, counts,
-        )  # fmt: skip
+            yield _group(event, fresh.counts)
+        else:
+            yield _task(client, event, fresh.counts)
 
 
-def members(
+def values(client: ClientCore, fresh: Fresh, propagate: bool) -> Iterator[Any]:
+    """Read the values of members, as `MemberResult.value` gives them, and nothing else."""
+    for event in fresh.events:
+        task = event.task
+        if task.existence == state_pb2.EXISTENCE_KNOWN and not event.HasField("group"):
+            state = _records.state_name(task.state, task.custom_state)
+            result = _records.result(task, state, client.serializers)
+            if propagate and state in _FAILED and isinstance(result, Exception):
+                raise result
+            yield result
+        else:
+            yield from (m.value(propagate) for m in members(client, Fresh([event], fresh.counts)))
+
+
+def _task(
+    client: ClientCore, event: stream_pb2.Event, counts: group_pb2.GroupCounts
+) -> MemberResult:
+    meta = client.meta_of(event.task)
+    task_id, state, result = meta["task_id"], meta["status"], meta["result"]
+    gone = event.task.existence in (state_pb2.EXISTENCE_FORGOTTEN, state_pb2.EXISTENCE_EXPIRED)
+    if gone:
+        why = meta["existence"].lower()
+        result = ResultGoneError(f"the result of {task_id} counted and is {why} now")
+    return MemberResult(
+        event.index, task_id, event.position, state, result, meta, None, gone, counts
+    )
+
+
+def _group(event: stream_pb2.Event, counts: group_pb2.GroupCounts) -> MemberResult:
+    group = event.group
+    result: Exception | None = None
+    state = _records.state_name(group.outcome)
+    if event.gone:
+        result = ResultGoneError(f"the group {group.group_id} was deleted or has expired")
+    elif state == states.FAILURE:
+        result = TaskError("GroupFailed", f"a member of the group {group.group_id} failed")
+    return MemberResult(
+        event.index, group.group_id, event.position, state, result, None, group,
+        event.gone, counts,
+    )  # fmt: skip
+
+
+def frames(
     client: ClientCore, request: result_service_pb2.IterateRequest, timeout: float | None
 ) -> Op[None]:
-    """Emit every member once, until the group is complete.
+    """Emit what each frame brings, every member once, until the group is complete.
+
+    The first that is emitted is empty: the server has been asked, and its answer not awaited.
 
     Raises:
         TimeoutError: the time ran out before that.
@@ -138,7 +169,7 @@ def members(
         ResultGoneError: the group was deleted, or expired.
     """
     deadline = Deadline(timeout)
-    progress = Progress(client)
+    progress = Progress()
     heartbeat = client.url.heartbeat
     request.heartbeat.FromNanoseconds(int(heartbeat * 1e9))
     pause: float | None = 0.0
@@ -150,6 +181,7 @@ def members(
         request.after = progress.after
         stream: Stream = yield Open("Iterate", request)
         try:
+            yield Emit(Fresh([], group_pb2.GroupCounts()))
             pause = yield from _read(stream, progress, deadline, heartbeat)
         except ResultdError as error:
             if error.final or isinstance(error, (WaitTimeout, ResultGoneError)):
@@ -176,8 +208,7 @@ def _read(
         for frame in items:
             if isinstance(frame, ResultdError):
                 raise frame
-            for member in progress.members(frame):
-                yield Emit(member)
+            yield Emit(progress.fresh(frame))
             # Only now: a slow user keeps the server from sending more.
             stream.taken()
             end = frame.control

@@ -36,6 +36,8 @@ T = TypeVar("T")
 _Positioned = tuple[int, result_service_pb2.StoreResultRequest]
 
 IDS_PER_CALL = 10_000
+# More to a call are read no faster, and who keeps one record of an answer keeps all of it.
+READS_PER_CALL = 1_000
 # Seconds between tries, at most, where there is no server.
 PATIENCE = 1.0
 REPORTS_PER_CALL = 1_000
@@ -96,7 +98,7 @@ class Operations:
                 left = deadline.left()
                 said = bool(error.reason) or error.retry_delay is not None  # by a server
                 late = left is not None and (pause >= left if said else left == 0.0)
-                if once or not error.retryable or late:
+                if (once and not error.renewed) or not error.retryable or late:
                     if away is not None and error.code == "DEADLINE_EXCEEDED":
                         raise away from None  # says more than that the time is over
                     raise
@@ -147,16 +149,17 @@ class Operations:
     def read(
         self, task_ids: Sequence[str], limit: float | None = None
     ) -> Op[list[task_pb2.TaskMeta]]:
-        """Read records, in as few calls as they fit into."""
+        """Read records, a page at a time; `limit` is for all of them."""
         if len(task_ids) == 1:
             one = result_service_pb2.GetResultRequest(task_id=task_ids[0])
             return [(yield from self.call("GetResult", one, limit=limit)).meta]
         metas: list[task_pb2.TaskMeta] = []
-        for page in chunks(task_ids):
+        deadline = Deadline(limit)
+        for page in chunks(task_ids, READS_PER_CALL):
             left: Sequence[str] = page
             while left:
                 request = result_service_pb2.BatchGetResultsRequest(task_ids=left)
-                response = yield from self.call("BatchGetResults", request, limit=limit)
+                response = yield from self.call("BatchGetResults", request, limit=deadline.left())
                 metas.extend(response.metas)
                 if len(response.deferred_task_ids) >= len(left):
                     raise InternalError("the server put off every id it was asked for")

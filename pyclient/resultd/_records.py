@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from resultd import _failures, states
+from resultd import _failures, _tracing, states
 from resultd.errors import ResultdError, SerializationError, TaskError
 from resultd.serialization import Registry
 from resultd.v1 import result_service_pb2, state_pb2, task_pb2
@@ -46,7 +46,12 @@ _STATE_NUMBERS: dict[str, state_pb2.State.ValueType] = {
 }
 del _STATE_NUMBERS["CUSTOM"]  # not a state of its own: custom states have their names
 _STATE_NAMES: dict[int, str] = {number: name for name, number in _STATE_NUMBERS.items()}
+_EXISTENCES: dict[int, str] = {
+    number: name.removeprefix("EXISTENCE_") if number else ""
+    for name, number in state_pb2.Existence.items()
+}
 _FAILURE_STATES = frozenset({states.FAILURE, states.RETRY, states.REVOKED})
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 _INT64_MAX = 2**63 - 1
 
 
@@ -127,6 +132,7 @@ class Report:
             labels=self.labels or {},
             children=[child(item) for item in self.children or ()],
         )
+        _tracing.stamp(meta)
         self._write_state(meta)
         self._write_outcome(meta, registry, serializer)
         if self.args is not None:
@@ -239,8 +245,7 @@ def moment(message: Any, field: str) -> datetime.datetime | None:
     if not message.HasField(field):
         return None
     stamp = getattr(message, field)
-    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
-    return epoch + datetime.timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
+    return _EPOCH + datetime.timedelta(0, stamp.seconds, stamp.nanos // 1000)
 
 
 def meta_dict(meta: task_pb2.TaskMeta, registry: Registry) -> dict[str, Any]:
@@ -254,23 +259,28 @@ def meta_dict(meta: task_pb2.TaskMeta, registry: Registry) -> dict[str, Any]:
     found: dict[str, Any] = {
         "task_id": meta.task_id,
         "status": state,
-        "result": _result(meta, state, registry),
+        "result": result(meta, state, registry),
         "traceback": (failure.traceback or None) if failure else None,
         "children": [(child.id, child.kind) for child in meta.children],
         "date_done": moment(meta, "done_time"),
         "terminal": meta.terminal,
-        "existence": enum_name(state_pb2.Existence, meta.existence),
+        "existence": _EXISTENCES.get(meta.existence, ""),
         "progress": None,
         "attempt": meta.attempt,
         "version": meta.version,
-        "labels": dict(meta.labels),
+        "labels": dict(meta.labels) if meta.labels else {},
+        "traceparent": meta.traceparent or None,
+        "tracestate": meta.tracestate or None,
         "index": meta.index if meta.HasField("index") else None,
+        "name": meta.name or None,
+        "worker": meta.worker or None,
+        "queue": meta.queue or None,
+        "parent_id": meta.parent_id or None,
+        "root_id": meta.root_id or None,
+        "group_id": meta.group_id or None,
+        "args": _decoded(meta.args, registry) if meta.HasField("args") else None,
+        "kwargs": _decoded(meta.kwargs, registry) if meta.HasField("kwargs") else None,
     }
-    for key in ("name", "worker", "queue", "parent_id", "root_id", "group_id"):
-        found[key] = getattr(meta, key) or None
-    for key in ("args", "kwargs"):
-        payload = getattr(meta, key)
-        found[key] = _decoded(payload, registry) if payload.ByteSize() else None
     found["retries"] = meta.retries if found["existence"] == "KNOWN" else None
     if meta.HasField("progress"):
         shown = meta.progress
@@ -278,7 +288,8 @@ def meta_dict(meta: task_pb2.TaskMeta, registry: Registry) -> dict[str, Any]:
     return found
 
 
-def _result(meta: task_pb2.TaskMeta, state: str, registry: Registry) -> Any:
+def result(meta: task_pb2.TaskMeta, state: str, registry: Registry) -> Any:
+    """Read a record's value or, as exceptions, what went wrong: with it, or with reading it."""
     if state == states.REVOKED:
         return _failures.revoked_from(meta.failure if meta.HasField("failure") else None, registry)
     if meta.HasField("failure"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from resultd import _blocking, states
 from resultd._deadline import Deadline
-from resultd._effects import Emit, Op, each
+from resultd._effects import Emit, Op, each, spread
 from resultd._pending import Pending
 from resultd._promise import Promise
 from resultd._result import Meta, ResultBase, ResultCore, forget_all, wait_all
@@ -248,19 +248,19 @@ class SetCore(ResultBase):
     ) -> Op[None]:
         """Emit (id, meta) as tasks complete; of a nested set its id and its results."""
         pending = self._pending(on_message, on_interval, interval)
-        yield from mapped(
-            self._as_completed(pending, timeout),
-            lambda item: (
-                getattr(item[1], "id", None),
-                item[1].results if isinstance(item[1], SetCore) else pending.metas[id(item[1])],
-            ),
-        )
+
+        def outcome(item: tuple[int, Any]) -> Iterator[tuple[Any, Any]]:
+            (_, child) = item
+            nested = isinstance(child, SetCore)
+            yield getattr(child, "id", None), child.results if nested else pending.metas[id(child)]
+
+        yield from spread(self._as_completed(pending, timeout), outcome)
 
     def _iterate(self, timeout: float | None, propagate: bool, interval: float) -> Op[None]:
         """Emit values as tasks complete."""
         pending = self._pending(None, None, interval)
         op = self._as_completed(pending, timeout)
-        yield from mapped(op, lambda item: self._value(item[1], propagate, pending))
+        yield from spread(op, lambda item: [self._value(item[1], propagate, pending)])
 
     def _as_completed(self, pending: Pending, timeout: float | None) -> Op[None]:
         """Emit (index, child) as children complete; a nested set when all of it has."""
@@ -369,28 +369,6 @@ def leaves(results: Iterable[Any]) -> list[ResultCore]:
         else:
             found.append(result)
     return found
-
-
-def mapped(op: Op[None], change: Callable[[Any], Any]) -> Op[None]:
-    """Emit `change(value)` for each value an operation emits."""
-    outcome: Any = None
-    error: BaseException | None = None
-    try:
-        while True:
-            try:
-                effect = op.send(outcome) if error is None else op.throw(error)
-            except StopIteration:
-                return
-            outcome = error = None
-            if isinstance(effect, Emit):
-                yield Emit(change(effect.value))
-                continue
-            try:
-                outcome = yield effect
-            except BaseException as thrown:  # noqa: BLE001 (handed on: the operation cleans up)
-                error = thrown
-    finally:
-        op.close()
 
 
 def _name(result: Any) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from resultd import _status
 from resultd.errors import ResultdError, UnavailableError
 
 AHEAD = 2  # frames of at most 1 MiB (usually): enough to read one while one is worked on
@@ -54,6 +53,7 @@ class ThreadStream:
         request: Message | None,
         alive: set[ThreadStream],
         generation: int,
+        explain: Callable[[grpc.RpcError], ResultdError],
     ) -> None:
         self.generation = generation
         self.mailbox = QueueMailbox()
@@ -62,6 +62,7 @@ class ThreadStream:
         self._sender: threading.Thread | None = None
         self._cancelled = False
         self._alive = alive
+        self._explain = explain
         self._call = start(request if request is not None else self._outgoing())
         self._reader = threading.Thread(target=self._read, name="resultd-stream", daemon=True)
         alive.add(self)
@@ -109,7 +110,7 @@ class ThreadStream:
         except StopIteration:
             pass
         except grpc.RpcError as error:
-            end = _status.from_rpc_error(error)
+            end = self._explain(error)
         finally:
             self._requests.put(None)
             self._alive.discard(self)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 DEFAULT_URL = "resultd://127.0.0.1:7758"
 DEFAULT_PORT = 7758  # R-S-L-T on a telephone keypad
 DEFAULT_NAMESPACE = "default"
 ENVIRONMENT_VARIABLE = "RESULTD_URL"
+TOKEN_VARIABLE = "RESULTD_TOKEN"
+TOKEN_FILE_VARIABLE = "RESULTD_TOKEN_FILE"
 
 _NAMESPACE = re.compile(r"[a-z0-9._-]{1,64}")
 _SCHEMES = ("resultd", "resultds", "resultd+unix")
@@ -21,6 +24,8 @@ _QUERY_KEYS: dict[str, tuple[str, ...]] = {
     "attempt_timeout": _SCHEMES,
     "heartbeat": _SCHEMES,
     "token": _SCHEMES,
+    "token_file": _SCHEMES,
+    "insecure": ("resultd",),
     "namespace": ("resultd+unix",),
     "ca": ("resultds",),
     "cert": ("resultds",),
@@ -41,6 +46,7 @@ class Url:
     attempt_timeout: float = 10.0
     heartbeat: float = 20.0
     token: str = ""
+    token_file: str = ""
     ca: str = ""
     cert: str = ""
     key: str = ""
@@ -78,9 +84,37 @@ def parse(text: str | None = None) -> Url:
     if parts.fragment:
         raise ValueError("a resultd address has no '#' part")
     query = _query(parts.query, parts.scheme)
+    insecure = _yes("insecure", query.pop("insecure", "no"))
     if parts.scheme == "resultd+unix":
-        return _unix(parts.netloc, parts.path, query)
-    return _tcp(parts.scheme, *_host_and_port(parts.netloc), parts.path, query)
+        return _with_token(_unix(parts.netloc, parts.path, query))
+    host, port = _host_and_port(parts.netloc)
+    url = _with_token(_tcp(parts.scheme, host, port, parts.path, query))
+    if (url.token or url.token_file) and not (url.secure or insecure or _loopback(host)):
+        raise ValueError(
+            f"a token would travel unencrypted to {host}: write resultds://, or insecure=yes "
+            "where nobody can listen"
+        )
+    return url
+
+
+def _with_token(url: Url) -> Url:
+    """Take the token from the environment if the address names none."""
+    if not (url.token or url.token_file):
+        token = os.environ.get(TOKEN_VARIABLE, "").strip()
+        file = "" if token else os.environ.get(TOKEN_FILE_VARIABLE, "")
+        url = replace(url, token=token, token_file=file)
+    if url.token and not (url.token.isascii() and url.token.isprintable() and " " not in url.token):
+        raise ValueError("a token is one word of ASCII")
+    return url
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name
 
 
 def _host_and_port(netloc: str) -> tuple[str, int]:
@@ -159,7 +193,15 @@ def _options(query: dict[str, str]) -> dict[str, object]:
             options[key] = _seconds(key, query[key], least, most)
     if bool(query.get("cert")) != bool(query.get("key")):
         raise ValueError("cert and key of a resultds:// address go together")
+    if query.get("token") and query.get("token_file"):
+        raise ValueError("a resultd address names a token or a token_file, not both")
     return options
+
+
+def _yes(key: str, text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError(f"{key} is yes or no, not {text!r}")
+    return text == "yes"
 
 
 def _seconds(key: str, text: str, least: float, most: float) -> float:

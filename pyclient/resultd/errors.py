@@ -53,22 +53,24 @@ class ResultdError(Exception):
         reason: the server's reason (`ErrorReason` without prefix), "" if it gave none.
         metadata: what the reason is about: field, limit, value.
         retry_delay: seconds the server asks to wait before the next try, or None.
+        renewed: the credential was refused, and there is another one by now.
     """
 
     code: str = ""
     reason: str = ""
     metadata: Mapping[str, str] = {}
     retry_delay: float | None = None
+    renewed: bool = False
 
     @property
     def retryable(self) -> bool:
         """Whether the same call may succeed later. The client has retried already."""
-        return self.code in RETRYABLE_CODES or self.reason in RETRYABLE_REASONS
+        return self.code in RETRYABLE_CODES or self.reason in RETRYABLE_REASONS or self.renewed
 
     @property
     def final(self) -> bool:
         """Whether a stream that ended with this error must not be resumed."""
-        return self.code in FINAL_CODES
+        return self.code in FINAL_CODES and not self.renewed
 
 
 class TimeoutError(ResultdError, builtins.TimeoutError):  # noqa: A001 (Celery's name)
@@ -124,11 +126,11 @@ class StoreFullError(ResourceExhaustedError):
 
 
 class AuthenticationError(ResultdError):
-    """The token is missing or not valid."""
+    """The credential is missing, not known (any more), or has expired."""
 
 
 class PermissionDeniedError(ResultdError):
-    """The token does not allow this, or not in this namespace."""
+    """The credential does not allow this, or not in this namespace."""
 
 
 class DataLossError(ResultdError):
@@ -255,6 +257,11 @@ BY_REASON: Mapping[str, type[ResultdError]] = {
     "STORE_FULL": StoreFullError,
     "QUOTA": ResourceExhaustedError,
     "RECORD_CORRUPT": DataLossError,
+    "CREDENTIAL_MISSING": AuthenticationError,
+    "CREDENTIAL_INVALID": AuthenticationError,
+    "CREDENTIAL_EXPIRED": AuthenticationError,
+    "NAMESPACE_DENIED": PermissionDeniedError,
+    "ROLE_INSUFFICIENT": PermissionDeniedError,
 }
 
 BY_CODE: Mapping[str, type[ResultdError]] = {

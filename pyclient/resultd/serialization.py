@@ -25,10 +25,8 @@ Exceptions come back as their class only for builtins and for what was registere
 from __future__ import annotations
 
 import datetime
-import decimal
 import json
 import pickle
-import uuid
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +43,9 @@ PICKLE = "application/x-python-pickle"
 
 # A compressed value may not grow beyond this when read: 20 times the largest record.
 DECOMPRESSED_BYTES_MAX = 64 * 1024 * 1024
+
+# json.loads() guesses the encoding first, which takes as long as reading a small value.
+_decode_json = json.JSONDecoder().decode
 
 _ExceptionT = TypeVar("_ExceptionT", bound=type[Exception])
 
@@ -188,6 +189,9 @@ def _to_json(value: object) -> bytes:
 
 def _plain(value: object) -> object:
     """Write what JSON lacks and has one obvious spelling; refuse the rest."""
+    import decimal  # both late: most values are plain, and few programs use these
+    import uuid
+
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, (uuid.UUID, decimal.Decimal)):
@@ -196,7 +200,12 @@ def _plain(value: object) -> object:
 
 
 def _from_json(data: bytes) -> Any:
-    return json.loads(data) if data else None
+    if not data:
+        return None
+    try:
+        return _decode_json(data.decode())
+    except ValueError:
+        return json.loads(data)  # other encodings, and what is to be said of the rest
 
 
 def _to_binary(value: object) -> bytes:

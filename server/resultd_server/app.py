@@ -15,7 +15,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from resultd.v1 import group_service_pb2, result_service_pb2, worker_service_pb2
-from resultd_server import limits, listening
+from resultd_server import limits, listening, metrics
+from resultd_server.admin import AdminServer, Answer, verdict
 from resultd_server.config import Settings
 from resultd_server.core import sweeper
 from resultd_server.engine.base import Clock, Engine, Swept
@@ -23,14 +24,20 @@ from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.memory import MemoryEngine
 from resultd_server.engine.peers import Peers
+from resultd_server.entrance import Entrance
 from resultd_server.errors import DomainError
+from resultd_server.interceptors import Interceptor
+from resultd_server.interceptors.access_log import log_calls
 from resultd_server.interceptors.errors import answer_errors
-from resultd_server.interceptors.limits import Admission, bound_streams
+from resultd_server.interceptors.limits import Admission, CallBound, bound_streams
+from resultd_server.interceptors.metrics import Calls
 from resultd_server.service import registry
 from resultd_server.service.groups import GroupService
+from resultd_server.service.quotas import Quotas
 from resultd_server.service.results import ResultService, ServerInfo
 from resultd_server.service.streams import Streams
 from resultd_server.service.workers import WorkerService
+from resultd_server.tallies import Histogram
 
 FEATURES = ("wait_for", "iterate", "watch", "groups", "claims", "revocations")
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -52,6 +59,10 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # A peer that is gone without a word: its streams would wait for it for ever.
     ("grpc.keepalive_time_ms", int(limits.KEEPALIVE_S * 1000)),
     ("grpc.keepalive_timeout_ms", int(limits.KEEPALIVE_TIMEOUT_S * 1000)),
+    # Peers that connect and do nothing, or nearly nothing.
+    ("grpc.max_connection_idle_ms", int(limits.CONNECTION_IDLE_S * 1000)),
+    ("grpc.max_connection_age_ms", int(limits.CONNECTION_AGE_S * 1000)),
+    ("grpc.max_connection_age_grace_ms", int(limits.CONNECTION_GRACE_S * 1000)),
 )
 
 log = structlog.get_logger("resultd.server")
@@ -80,6 +91,11 @@ class Place(NamedTuple):
     directory: Path
 
     @property
+    def admin(self) -> str:
+        """Where this process answers its supervisor's questions."""
+        return f"{listening.UNIX}{self.directory / f'admin-{self.number}.sock'}"
+
+    @property
     def sweeps(self) -> bool:
         """Whether this is the one that deletes what has expired."""
         return self.number == 0
@@ -105,14 +121,22 @@ class App:
         self._streams_max = streams_max
         self.engine = make_engine(settings, clock, shared=place is not None)
         self._peers: Peers | None = None
-        self.streams = Streams(age_s=settings.stream_age_s)
+        quotas = Quotas(settings.streams_per_namespace, settings.waited_ids_per_namespace)
+        self.streams = Streams(age_s=settings.stream_age_s, quotas=quotas)
         self.admission = Admission()
         self.failed = asyncio.Event()
+        self._entrance = Entrance(settings)
+        self.swept = metrics.Sweeps()
+        self.calls: Calls | None = None
+        self.admin = ""
+        self._admin: AdminServer | None = None
+        self._serving = False
         self._health = health.aio.HealthServicer()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
-        """Opens the store and listens; the address. Raises DomainError, OSError."""
+        """Opens the store and listens; the address. Raises ConfigError, DomainError, OSError."""
+        self._entrance.open()
         if self._place is None:
             listening.check_free(self._settings.listen)
         self.engine.on_failure = self._on_failure
@@ -123,25 +147,73 @@ class App:
             self._peers = Peers(self.engine.hub, directory, number, total)
             await self._peers.start()
         self._server = grpc.aio.server(
-            options=[("grpc.so_reuseport", int(self._place is not None)), *OPTIONS]
+            options=[
+                ("grpc.so_reuseport", int(self._place is not None)),
+                ("grpc.max_allowed_incoming_connections", listening.connections_max()),
+                *OPTIONS,
+            ]
         )
         self._add_services()
         address = await self._listen()
+        if self._settings.admin:
+            await self._start_admin()
         await self._server.start()
         await self._set_health(SERVING)
         self._tasks = [
             asyncio.create_task(self.streams.watch_stalled(), name="watch-stalled"),
         ]
+        for name, work in self._entrance.work().items():
+            self._tasks.append(asyncio.create_task(work, name=name))
         if self._place is None or self._place.sweeps:
             sweeping = sweeper.run(self.engine, self._on_swept, self._on_not_swept)
             self._tasks.append(asyncio.create_task(sweeping, name="sweeper"))
         for task in self._tasks:
             task.add_done_callback(_tell_if_broken)
+        self._serving = True
         return address
+
+    async def _start_admin(self) -> None:
+        self._admin = AdminServer(
+            {"/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
+        )
+        wanted = self._settings.admin if self._place is None else self._place.admin
+        try:
+            self.admin = await self._admin.start(wanted)
+        except OSError:
+            await self._server.stop(None)
+            await self.engine.close()
+            raise
+
+    async def _metrics(self) -> Answer:
+        assert self.calls is not None  # made with the admin port
+        number = 0 if self._place is None else self._place.number
+        page = metrics.exposition(
+            metrics.Observed(
+                self.engine, self.streams, self.calls, self.swept,
+                metadata.version("resultd"), number, ready=not self._why_not_ready(),
+            )
+        )  # fmt: skip
+        return Answer(page, content_type=metrics.CONTENT_TYPE)
+
+    async def _livez(self) -> Answer:
+        # That anything is answered shows that the event loop runs.
+        writing_s = self.engine.stats().writing_s
+        stuck = writing_s > limits.WRITER_STUCK_S
+        return verdict(f"one commit has taken {writing_s:.0f} s so far" if stuck else "")
+
+    async def _readyz(self) -> Answer:
+        return verdict(self._why_not_ready())
+
+    def _why_not_ready(self) -> str:
+        if self.failed.is_set():
+            return "the store failed"
+        if self.admission.closed:
+            return "draining"
+        return "" if self._serving else "starting"
 
     async def _listen(self) -> str:
         try:
-            port = self._server.add_insecure_port(self._settings.listen)
+            port = self._entrance.add_port(self._server)
         except RuntimeError as error:
             await self._server.stop(None)
             await self.engine.close()
@@ -152,8 +224,16 @@ class App:
 
     def _add_services(self) -> None:
         info = ServerInfo(metadata.version("resultd"), FEATURES, self._clock())
-        interceptors = (answer_errors, self.admission.intercept)
-        of_streams = (bound_streams(self.streams, self._streams_max),)
+        interceptors: list[Interceptor] = [answer_errors]
+        if self._settings.log_level == "debug":
+            interceptors.append(log_calls)
+        if self._settings.admin:
+            self.calls = Calls(_methods(streaming=True))
+            self.streams.wake_seconds = Histogram(metrics.WAKE_SECONDS)
+            interceptors.append(self.calls.intercept)
+        interceptors += [self.admission.intercept, CallBound(_methods(streaming=False)).intercept]
+        door = self._entrance.door
+        of_streams = (bound_streams(self.streams, self._streams_max), door.hold)
         results = ResultService(self.engine, self.streams, info)
         served = {
             result_service_pb2: ("ResultService", results),
@@ -165,7 +245,7 @@ class App:
             service = module.DESCRIPTOR.services_by_name[name]
             names.append(service.full_name)
             self._server.add_generic_rpc_handlers(
-                (registry.handlers(service, servicer, interceptors, of_streams),)
+                (registry.handlers(service, servicer, interceptors, of_streams, door.identify),)
             )
         self._names = names
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -173,6 +253,9 @@ class App:
             reflection.enable_server_reflection(
                 (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
             )
+
+        if self.calls is not None:
+            self._server.add_generic_rpc_handlers((self.calls.unknown(),))
 
     async def _set_health(self, status: int) -> None:
         for name in ("", *self._names):
@@ -183,11 +266,13 @@ class App:
         self.failed.set()
 
     def _on_swept(self, swept: Swept) -> None:
+        self.swept.count(swept)
         if swept.expired_incomplete:
             log.warning("groups expired incomplete", count=swept.expired_incomplete)
         log.debug("swept", steps=swept.steps, expired=swept.expired)
 
     def _on_not_swept(self, refusal: DomainError) -> None:
+        self.swept.refused += 1
         log.warning("not swept", reason=refusal.reason_name, why=refusal.sentence)
 
     async def drain(self) -> None:
@@ -216,6 +301,19 @@ class App:
         await self.engine.close()  # what is under way is changed, and heard of
         if self._peers is not None:
             await self._peers.close()
+        if self._admin is not None:
+            await self._admin.close()
+
+
+def _methods(*, streaming: bool) -> set[str]:
+    """The methods that answer with a stream, or those that do not."""
+    return {
+        method.full_name
+        for module in (result_service_pb2, group_service_pb2, worker_service_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if method.server_streaming is streaming
+    }
 
 
 def _tell_if_broken(task: asyncio.Task[None]) -> None:

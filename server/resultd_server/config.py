@@ -25,7 +25,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found]  # 3.10 only
 
 ENV_PREFIX = "RESULTD_"
-NOT_SETTINGS = frozenset({"RESULTD_URL", "RESULTD_CONFIG"})
+NOT_SETTINGS = frozenset({"RESULTD_URL", "RESULTD_TOKEN", "RESULTD_TOKEN_FILE", "RESULTD_CONFIG"})
 """Variables of the same prefix that other parts read."""
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+):(?P<port>\d{1,5})")
@@ -50,6 +50,11 @@ class Settings(BaseSettings):
         description="host:port, or unix:PATH. Port 0 takes a free one, "
         "named in the line that says the server is ready.",
     )
+    admin: str = Field(
+        "",
+        description="host:port for /metrics, /livez and /readyz over HTTP, for instance "
+        "127.0.0.1:7759; empty: none. It tells no names, ids or values.",
+    )
     engine: Literal["lmdb", "memory"] = Field(
         "lmdb", description="lmdb keeps everything on disk; memory loses it when it stops."
     )
@@ -72,8 +77,31 @@ class Settings(BaseSettings):
         ge=1,
         description="How old a stream becomes before its client resumes it, in seconds, ± 20 %.",
     )
+    streams_per_namespace: int | None = Field(
+        None, ge=1, description="Streams one namespace may have open in a process; as many as fit."
+    )
+    waited_ids_per_namespace: int | None = Field(
+        None,
+        ge=1,
+        description="Ids and groups the streams of one namespace may wait for in a process, all "
+        "together; as many as fit.",
+    )
+    tls_cert: Path | None = Field(
+        None, description="PEM file with the server's certificate and those above it; reloaded."
+    )
+    tls_key: Path | None = Field(None, description="PEM file with its private key; reloaded.")
+    tls_client_ca: Path | None = Field(
+        None,
+        description="PEM file with who signs clients' certificates: every client needs one. "
+        "Reloaded.",
+    )
+    auth_file: Path | None = Field(
+        None,
+        description="TOML file with tokens, JWT issuer and certificates, and their roles. "
+        "Reloaded; made with `resultd token new`.",
+    )
     insecure: bool = Field(
-        False, description="Listen beyond loopback without TLS and authentication."
+        False, description="Listen beyond loopback although TLS or authentication is missing."
     )
     reflection: bool = Field(True, description="Serve gRPC reflection, for buf curl and grpcurl.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -100,6 +128,14 @@ class Settings(BaseSettings):
             raise ValueError("is not host:port or unix:PATH, for instance 127.0.0.1:7758")
         return value
 
+    @field_validator("admin")
+    @classmethod
+    def _admin_address(cls, value: str) -> str:
+        match = _ADDRESS.fullmatch(value)
+        if value and (match is None or int(match["port"]) > 65_535):
+            raise ValueError("is not host:port, for instance 127.0.0.1:7759")
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -111,6 +147,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what `load` passes: it has put the sources in order itself."""
         return (init_settings,)
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether callers have to show who they are."""
+        return self.auth_file is not None or self.tls_client_ca is not None
 
     @property
     def loopback(self) -> bool:
@@ -150,12 +191,31 @@ def load(
             "Several workers share a store on disk and a TCP port: use the lmdb engine and "
             "listen on host:port, or leave --workers at 1."
         )
-    if not settings.loopback and not settings.insecure:
+    _check_entrance(settings)
+    return settings
+
+
+def _check_entrance(settings: Settings) -> None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigError("A certificate goes with its key: give both --tls-cert and --tls-key.")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigError(
-            f"{settings.listen} can be reached from elsewhere, without TLS or authentication: "
+            "Clients show certificates to a server that has one: give --tls-cert and --tls-key "
+            "with --tls-client-ca."
+        )
+    lacking = [
+        remedy
+        for there, remedy in (
+            (settings.tls_cert is not None, "encrypt (--tls-cert and --tls-key)"),
+            (settings.authenticates, "ask who calls (--auth-file, or --tls-client-ca)"),
+        )
+        if not there
+    ]
+    if lacking and not settings.loopback and not settings.insecure:
+        raise ConfigError(
+            f"{settings.listen} can be reached from elsewhere: {' and '.join(lacking)}, "
             "listen on 127.0.0.1 or a unix socket, or say --insecure."
         )
-    return settings
 
 
 def _read_file(file: Path) -> dict[str, Any]:

@@ -135,3 +135,66 @@ class RecordCorrupt(DomainError):
     """A record does not match its checksum."""
 
     reason = error_pb2.ERROR_REASON_RECORD_CORRUPT
+
+
+class Quota(DomainError):
+    """The namespace has used what it may."""
+
+    reason = error_pb2.ERROR_REASON_QUOTA
+
+
+class CredentialMissing(DomainError):
+    """The call brought no credential."""
+
+    reason = error_pb2.ERROR_REASON_CREDENTIAL_MISSING
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This server wants a credential: send a token as metadata 'authorization: Bearer …', "
+            "or a client certificate it knows."
+        )
+
+
+class CredentialInvalid(DomainError):
+    """Nobody knows the credential. Never says why, and never repeats it."""
+
+    reason = error_pb2.ERROR_REASON_CREDENTIAL_INVALID
+
+    def __init__(self) -> None:
+        super().__init__("The credential is not known, or not any more: get a new one.")
+
+
+class CredentialExpired(DomainError):
+    """The credential was good until its time ran out."""
+
+    reason = error_pb2.ERROR_REASON_CREDENTIAL_EXPIRED
+
+    def __init__(self) -> None:
+        super().__init__("The credential has expired: get a new one.")
+
+
+class NamespaceDenied(DomainError):
+    """The credential does not reach into the namespace, there or not."""
+
+    reason = error_pb2.ERROR_REASON_NAMESPACE_DENIED
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__(
+            f"The credential does not reach into the namespace {namespace!r}: use another "
+            "namespace, or ask for a role in this one.",
+            namespace=namespace,
+        )
+
+
+class RoleInsufficient(DomainError):
+    """The RPC needs a higher role."""
+
+    reason = error_pb2.ERROR_REASON_ROLE_INSUFFICIENT
+
+    def __init__(self, method: str, needed: str, role: str) -> None:
+        super().__init__(
+            f"{method} needs the role {needed}, the credential is {role} here: use another one.",
+            method=method,
+            needed=needed,
+            role=role,
+        )

@@ -17,6 +17,7 @@ CHILDREN_MAX = 10_000
 LABELS_MAX = 64
 LABELS_BYTES_MAX = 4 * KIB
 EXTRA_MAX = 64
+TRACESTATE_CHARS_MAX = 512  # what W3C asks everybody to carry
 CAUSES_MAX = 16
 
 RECORD_BYTES_MAX = 3 * MIB  # so that every record fits a frame, and a frame 4 MiB
@@ -68,9 +69,22 @@ STREAMS_PER_CONNECTION = 1_000
 HANDSHAKE_TIMEOUT_S = 5.0
 KEEPALIVE_S = 60.0
 KEEPALIVE_TIMEOUT_S = 20.0
+CONNECTIONS_MAX = 10_000  # of a process, at 20 to 60 kB each; one too many is closed at once
+DESCRIPTORS_KEPT = 128  # for the store, peers, the admin port: connections leave them alone
+CONNECTION_IDLE_S = 300.0  # without a call; a client that comes back connects again
+CONNECTION_AGE_S = 3_600.0  # so that nothing on it, however slow, lasts for ever
+CONNECTION_GRACE_S = 900.0  # for calls under way then: longer than a stream becomes
 FAREWELL_S = 0.5
 
+ADMIN_CONNECTIONS_MAX = 32  # a scraper and a few probes; whoever is one too many is closed
+ADMIN_REQUEST_BYTES_MAX = 8 * KIB  # of the head; nothing is read beyond it
+ADMIN_EXCHANGE_S = 10.0  # from the connection to the answer taken
+ADMIN_FETCH_S = 2.0  # what a worker has to answer its supervisor: a probe waits meanwhile
+WRITER_STUCK_S = 60.0  # a commit that takes longer will not end: the server is not live
+
 READ_ROWS_MAX = 1_000  # rows of one read transaction: it pins pages while it lives
+CALLS_MAX = 4_000  # unary ones under way: half a second's work; more would only wait longer
+CALLS_BYTES_MAX = 64 * MIB  # of their requests, beside one that is alone
 WRITES_QUEUED_MAX = 100_000
 WRITES_QUEUED_BYTES_MAX = 256 * MIB
 COMMIT_OPERATIONS_MAX = 4_096

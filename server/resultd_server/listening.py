@@ -1,4 +1,4 @@
-"""Whether an address is free, before gRPC takes it.
+"""Whether an address is free, before gRPC takes it, and how many may connect.
 
 gRPC tells nobody why it could not listen but its own log, and takes a unix socket away
 from a server that lives.
@@ -7,9 +7,12 @@ from a server that lives.
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+from resultd_server import limits
 
 UNIX = "unix:"
 
@@ -72,3 +75,16 @@ def _taken(address: str, error: OSError) -> OSError:
     if error.errno == errno.EADDRINUSE:
         remedy = f"stop the server that listens there, or {remedy}"
     return OSError(f"Cannot listen on {address}: {error.strerror or error}: {remedy}.")
+
+
+def connections_max(wanted: int = limits.CONNECTIONS_MAX) -> int:
+    """How many connections the process has descriptors for; asks the system for more first.
+
+    Out of descriptors nobody could connect, and the store could not work either.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + limits.DESCRIPTORS_KEPT
+    if soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(wanted, soft - limits.DESCRIPTORS_KEPT))

@@ -34,6 +34,9 @@ log = structlog.get_logger("resultd.server")
 class Running(Protocol):
     """A server, or several under a supervisor."""
 
+    admin: str
+    """Where the admin port is once it serves; empty if nowhere."""
+
     async def start(self) -> str:
         """Begins to serve; the address. Raises DomainError, OSError."""
 
@@ -84,10 +87,16 @@ async def _serve(
         return 0
     try:
         address = starting.result()
-    except (DomainError, OSError) as error:
+    except (ConfigError, DomainError, OSError) as error:
         _complain(error)
         return EXIT_CONFIG
-    log.info("serving", address=address, engine=settings.engine, data=str(settings.data or ""))
+    log.info(
+        "serving",
+        address=address,
+        admin=running.admin,
+        engine=settings.engine,
+        data=str(settings.data or ""),
+    )
     # For whoever started the server: the address is known and it answers.
     sys.stdout.write(f"resultd ready on {address}\n")
     sys.stdout.flush()
@@ -137,8 +146,12 @@ _FLAG_TYPES: dict[str, type] = {
     str(int): int,
     str(float): float,
     str(Path | None): Path,
+    str(int | None): int,
 }
 """What a flag takes, by its setting's type; text where the settings parse it."""
+
+_WRITTEN = frozenset({"max_db_bytes"})
+"""Numbers that people write with a unit: the settings read them too."""
 
 
 def _command_signature() -> inspect.Signature:
@@ -156,7 +169,7 @@ def _command_signature() -> inspect.Signature:
         option = typer.Option(
             help=f"{field.description} [default: {field.default}]", show_default=False
         )
-        kind = _FLAG_TYPES.get(str(field.annotation), str)
+        kind = str if name in _WRITTEN else _FLAG_TYPES.get(str(field.annotation), str)
         parameters.append(
             inspect.Parameter(
                 name,

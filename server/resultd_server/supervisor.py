@@ -13,11 +13,13 @@ import socket
 import sys
 import tempfile
 import time
+from http import HTTPStatus
 from pathlib import Path
 
 import structlog
 
-from resultd_server import listening
+from resultd_server import listening, metrics
+from resultd_server.admin import AdminServer, Answer, fetch, verdict
 from resultd_server.app import Place
 from resultd_server.config import Settings
 from resultd_server.engine.lease import Lease
@@ -62,10 +64,13 @@ class Supervisor:
         self._ready: dict[int, asyncio.Event] = {
             index: asyncio.Event() for index in range(settings.workers)
         }
+        self._serving: set[int] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self.ended = asyncio.Event()
         self.code = 0
+        self.admin = ""
+        self._admin: AdminServer | None = None
 
     async def start(self) -> str:
         """Starts the workers; the address, once all are ready. Raises DomainError, OSError."""
@@ -89,7 +94,52 @@ class Supervisor:
         if self._unready() or self.ended.is_set():
             await self.stop()
             raise OSError("The workers did not become ready: the lines above say why.")
+        if self._settings.admin:
+            try:
+                await self._start_admin()
+            except OSError:
+                await self.stop()
+                raise
         return address
+
+    async def _start_admin(self) -> None:
+        self._admin = AdminServer(
+            {"/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
+        )
+        self.admin = await self._admin.start(self._settings.admin)
+
+    async def _ask(self, target: str) -> dict[int, Answer | None]:
+        """What every worker says; None for one that does not answer."""
+        answers = await asyncio.gather(*(self._ask_one(index, target) for index in self._ready))
+        return dict(zip(self._ready, answers, strict=True))
+
+    async def _ask_one(self, index: int, target: str) -> Answer | None:
+        where = self._place(index).admin.removeprefix(listening.UNIX)
+        try:
+            return await fetch(Path(where), target)
+        except (OSError, asyncio.TimeoutError):
+            return None
+
+    async def _metrics(self) -> Answer:
+        answers = await self._ask("/metrics")
+        pages = {index: answer and answer.body for index, answer in answers.items()}
+        return Answer(metrics.merged(pages), content_type=metrics.CONTENT_TYPE)
+
+    async def _livez(self) -> Answer:
+        # A worker that died is started again, which is the supervisor's business; one that
+        # runs and does not answer takes its share of the calls with it.
+        answers = await self._ask("/livez")
+        stuck = [index for index in self._serving if not _good(answers[index])]
+        return verdict(f"worker {stuck[0]} does not answer" if stuck else "")
+
+    async def _readyz(self) -> Answer:
+        if self._stops():
+            return verdict("draining")
+        answers = await self._ask("/readyz")
+        return verdict("" if any(map(_good, answers.values())) else "no worker is ready")
+
+    def _place(self, index: int) -> Place:
+        return Place(index, self._settings.workers, Path(self._directory.name))
 
     def _unready(self) -> list[int]:
         return [index for index, ready in self._ready.items() if not ready.is_set()]
@@ -136,17 +186,18 @@ class Supervisor:
         self._running[index] = process
         assert process.stdin is not None
         assert process.stdout is not None
-        place = Place(index, self._settings.workers, Path(self._directory.name))
         try:
             with contextlib.suppress(OSError):  # it is dead already
-                process.stdin.write(order(self._settings, place))
+                process.stdin.write(order(self._settings, self._place(index)))
                 await process.stdin.drain()
             if (await process.stdout.readline()).startswith(b"resultd ready"):
                 self._ready[index].set()
+                self._serving.add(index)
                 log.info("worker ready", index=index, pid=process.pid)
             return await process.wait()
         finally:
             del self._running[index]
+            self._serving.discard(index)
             if process.returncode is None:
                 process.kill()
                 await process.wait()
@@ -170,9 +221,15 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._admin is not None:
+            await self._admin.close()
         self._reserved.close()
         self._lease.close()
         self._directory.cleanup()
+
+
+def _good(answer: Answer | None) -> bool:
+    return answer is not None and answer.status == HTTPStatus.OK
 
 
 def _reserve(address: str) -> socket.socket:

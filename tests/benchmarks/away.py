@@ -13,7 +13,7 @@ from tests.benchmarks.table import Row, Size
 
 async def run(size: Size) -> list[Row]:
     """After short and long absences; the server is killed, so nobody says goodbye."""
-    rounds = size.of(5, 1)
+    rounds = size.of(4, 1)
     rows = []
     for away_s in (1, 6) if size is Size.FULL else (0,):
         stores, waits = [], []

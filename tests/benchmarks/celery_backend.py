@@ -8,28 +8,45 @@ which keeps nothing on the disk, stands beside it.
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from resultd.testing import Server
 from tests.benchmarks.celery_app import BROKER, NOBODY, RESULTS
-from tests.benchmarks.table import Row, Size
+from tests.benchmarks.orders import Partner, partner
+from tests.benchmarks.processes import echo
+from tests.benchmarks.table import Row, Size, Target, at_most, left_out
 from tests.support.celery_worker import CeleryWorker
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, why_no_redis
 
 _MODULE = "tests.benchmarks.celery_client"
+_ECHOES = "tests.benchmarks.echo_client"
 _APP = "tests.benchmarks.celery_app"
 
 OURS = "resultd"
-DURABLE = "Redis, appendfsync always"
-USUAL = "Redis, nothing on disk"
+DURABLE = "Celery on Redis, appendfsync always"
+USUAL = "Celery on Redis, nothing on disk"
+FLOOR = "Celery itself, its results in a dict"
+ECHO = "as many bare unary echoes, blocking stub"
+
+
+class _Answer(NamedTuple):
+    """A row of each yardstick: what is taken from the answers, and what is aimed at."""
+
+    key: str
+    work: str
+    unit: str
+    #: Microseconds, or whatever an answer has, in one unit.
+    divisor: float
+    targets: Mapping[str, Target] = MappingProxyType({})
+    #: The key of a yardstick's answer, where it is another.
+    their_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,50 +55,75 @@ class _Case:
 
     order: str
     argument: int
-    #: (key of the answer, words of the row, unit, microseconds or whatever it is in one unit)
-    rows: tuple[tuple[str, str, str, float], ...]
-    #: It stores: how durable that is matters.
-    stores: bool = False
+    rows: tuple[_Answer, ...]
+    beside: tuple[str, ...] = (USUAL,)
+    #: What the yardsticks are asked, where it is something else.
+    their_order: str = ""
     #: Asked of a process that has done nothing else.
     fresh: bool = False
 
     @property
+    def title(self) -> str:
+        return "" if self.order == "own_group" else "Celery: "
+
+    @property
     def sides(self) -> tuple[str, ...]:
-        return (OURS, DURABLE, USUAL) if self.stores else (OURS, USUAL)
+        return (OURS, *self.beside)
+
+    def order_for(self, side: str) -> tuple[str, int]:
+        order = self.order if side == OURS else self.their_order or self.order
+        return ("calls" if side == ECHO else order), self.argument
+
+
+_STORES = (DURABLE, USUAL)
+"""It stores: how durable that is matters."""
 
 
 def _cases(size: Size) -> list[_Case]:
     few, thousand, many = size.of(200, 4), size.of(1_000, 8), size.of(5_000, 20)
+    fresh = size is Size.FULL  # a process takes a second to begin
     ms, s = ("ms", 1e3), ("s", 1e6)
     return [
         _Case("round_trip", few, (
-            ("p50", "delay().get(), p50", *ms), ("p99", "delay().get(), p99", *ms),
-        ), stores=True),
-        _Case("store", few, (("p50", "store_result()", *ms),), stores=True),
+            _Answer("p50", "delay().get(), p50", *ms), _Answer("p99", "delay().get(), p99", *ms),
+        ), _STORES),
+        _Case("store", few, (_Answer("p50", "store_result()", *ms),), _STORES),
         _Case("chord", thousand, (
-            ("body", f"chord of {thousand:,}: last part's end → body called", *ms),
-            ("took", f"chord of {thousand:,}: the whole", *s),
-        ), stores=True),
-        _Case("get_one", few, (("p50", "get() of a ready result", *ms),)),
+            _Answer("body", f"chord of {thousand:,}: last part's end → body called", *ms,
+                    {DURABLE: at_most(0.5)}),
+            _Answer("took", f"chord of {thousand:,}: the whole", *s),
+        ), _STORES),
+        _Case("get_one", few, (_Answer("p50", "get() of a ready result", *ms),)),
         _Case("get_unseen", many, (
-            ("took", f"{many:,} get()s of ready results, ids from elsewhere", *s),
-        )),
+            _Answer("took", f"{many:,} get()s of ready results, ids from elsewhere", *s,
+                    {ECHO: at_most(1.5)}),
+        ), (USUAL, ECHO)),
         _Case("published", many, (
-            ("took", f"{many:,} get()s of ready results, published here", *s),
-            ("held", f"{many:,} published, pending: subscriptions at the server", "", 1),
-            ("mib", f"{many:,} published, pending: the client's memory", "MiB", 1),
-        ), fresh=True),
+            _Answer("took", f"{many:,} get()s of ready results, published here", *s,
+                    {USUAL: at_most(0.25)}),
+            _Answer("held", f"{many:,} published, pending: subscriptions at the server", "", 1),
+            _Answer("mib", f"{many:,} published, pending: the client's memory", "MiB", 1),
+        ), (USUAL, ECHO), fresh=fresh),
         _Case("waited", many, (
-            ("never", "get(timeout=0.2) of what never comes", *ms),
-            ("held", f"{many:,} waited for in one get(): subscriptions at the server", "", 1),
-            ("mib", f"{many:,} waited for in one get(): the client's memory", "MiB", 1),
-        ), fresh=True),
+            _Answer("never", "get(timeout=0.2) of what never comes", *ms),
+            _Answer("held", f"{many:,} waited for in one get(): subscriptions at the server", "",
+                    1),
+            _Answer("mib", f"{many:,} waited for in one get(): the client's memory", "MiB", 1),
+        ), fresh=fresh),
         _Case("group_get", thousand, (
-            ("took", f"GroupResult.get() of {thousand:,} ready", *ms),
+            _Answer("took", f"GroupResult.get() of {thousand:,} ready", *ms),
         )),
-        _Case("group_get", many, (("took", f"GroupResult.get() of {many:,} ready", *ms),)),
+        _Case("group_get", many, (
+            _Answer("took", f"GroupResult.get() of {many:,} ready", *ms, {USUAL: at_most(0.4)}),
+        ), (USUAL, FLOOR)),
+        _Case("own_group", many, (
+            _Answer("get", f"client.group(id).get() of {many:,} ready, no Celery", *ms,
+                    {USUAL: at_most(0.1)}, "took"),
+            _Answer("iterate", f"client.group(id).iterate() of {many:,} ready, no Celery", *ms,
+                    {USUAL: at_most(0.1)}, "took"),
+        ), (USUAL, FLOOR), their_order="group_get"),
         _Case("group_publish", thousand, (
-            ("took", f"group of {thousand:,}: apply_async()", *ms),
+            _Answer("took", f"group of {thousand:,}: apply_async()", *ms),
         )),
     ]  # fmt: skip
 
@@ -91,23 +133,32 @@ async def run(size: Size) -> list[Row]:
 
     It blocks the loop, so that a signal reaches it and nothing it started stays behind.
     """
-    cases, rounds = _cases(size), size.of(5, 1)
+    missing = why_no_redis()
+    if missing is not None:
+        return [left_out("Celery on either backend", missing)]
+    cases, rounds = _cases(size), size.of(3, 1)
     seen: dict[tuple[int, str, str], list[float]] = defaultdict(list)
-    with _bench() as bench:
-        for number in range(rounds):
-            for place, case in enumerate(cases):
-                turn = number % len(case.sides)
-                for side in (*case.sides[turn:], *case.sides[:turn]):
-                    for key, value in bench.ask(side, case).items():
-                        seen[place, side, key].append(value)
+    async with echo() as bare:
+        with _bench(bare.address) as bench:
+            for number in range(rounds):
+                for place, case in enumerate(cases):
+                    turn = number % len(case.sides)
+                    for side in (*case.sides[turn:], *case.sides[:turn]):
+                        for key, value in bench.ask(side, case).items():
+                            seen[place, side, key].append(value)
     rows = []
     for place, case in enumerate(cases):
-        for key, work, unit, divisor in case.rows:
-            figures = {s: [v / divisor for v in seen[place, s, key]] for s in case.sides}
-            rows += [
-                Row(f"Celery: {work}", unit, figures[OURS], figures[side], f"Celery on {side}")
-                for side in case.sides[1:]
-            ]
+        for answer in case.rows:
+            ours = [value / answer.divisor for value in seen[place, OURS, answer.key]]
+            for side in case.beside:
+                theirs = seen[place, side, answer.their_key or answer.key]
+                if not theirs:  # an echo has no subscriptions
+                    continue
+                yardstick = [value / answer.divisor for value in theirs]
+                target = answer.targets.get(side)
+                rows.append(
+                    Row(case.title + answer.work, answer.unit, ours, yardstick, side, target)
+                )
     return rows
 
 
@@ -120,10 +171,10 @@ class _Bench:
             side: (broker.database(number), url)
             for number, (side, url) in enumerate(backends.items())
         }
-        self._clients: dict[str, _Client] = {}
+        self._clients: dict[str, Partner] = {}
 
-    def start(self, stack: contextlib.ExitStack, directory: Path) -> None:
-        """Starts workers and clients, all at a time."""
+    def start(self, stack: contextlib.ExitStack, directory: Path, echoes: str) -> None:
+        """Starts workers, all at a time, and clients."""
         workers = [
             CeleryWorker(
                 directory,
@@ -134,29 +185,33 @@ class _Bench:
                 name=f"worker-{number}",
             )
             for number, (broker, url) in enumerate(self._urls.values())
+            if not url.startswith("cache")  # nobody but its own process sees what is there
         ]
         for worker in workers:
             stack.callback(worker.kill)
         with ThreadPoolExecutor() as starting:
             list(starting.map(CeleryWorker.start, workers))
         for side, urls in self._urls.items():
-            self._clients[side] = stack.enter_context(_client(*urls))
+            self._clients[side] = stack.enter_context(partner(_MODULE, *urls))
+        self._clients[ECHO] = stack.enter_context(partner(_ECHOES, echoes))
 
     def ask(self, side: str, case: _Case) -> dict[str, float]:
         """One answer."""
-        order = (case.order, case.argument)
+        order = case.order_for(side)
+        if side == ECHO:
+            return self._clients[side].ask(*order)
         try:
             if not case.fresh:
-                return self._clients[side].ask(order)
-            with _client(*self._urls[side]) as fresh:
-                return fresh.ask(order)
+                return self._clients[side].ask(*order)
+            with partner(_MODULE, *self._urls[side]) as fresh:
+                return fresh.ask(*order)
         finally:
             with self._broker.client(list(self._urls).index(side)) as broker:
                 broker.delete(NOBODY)
 
 
 @contextlib.contextmanager
-def _bench() -> Iterator[_Bench]:
+def _bench(echoes: str) -> Iterator[_Bench]:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         broker = stack.enter_context(RedisServer())
@@ -166,43 +221,8 @@ def _bench() -> Iterator[_Bench]:
                 OURS: stack.enter_context(Server()).url,
                 DURABLE: stack.enter_context(RedisServer(appendfsync="always")).url,
                 USUAL: stack.enter_context(RedisServer()).url,
+                FLOOR: "cache+memory://",
             },
         )
-        bench.start(stack, directory)
+        bench.start(stack, directory, echoes)
         yield bench
-
-
-class _Client:
-    """A process that takes orders."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def ask(self, order: tuple[str, int]) -> dict[str, float]:
-        """Gives an order and waits for the answer."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, float] = json.loads(self.line())
-        return answer
-
-    def line(self) -> str:
-        """The next line; raises RuntimeError where the process ended instead."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a client ended with code {self._process.wait()}")
-        return line
-
-
-@contextlib.contextmanager
-def _client(broker: str, backend: str) -> Iterator[_Client]:
-    command = [sys.executable, "-m", _MODULE, broker, backend]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        try:
-            client = _Client(process)
-            client.line()
-            yield client
-        finally:
-            process.kill()

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import json
-import os
+import queue
 import statistics
 import sys
 import threading
@@ -23,11 +22,14 @@ import celery
 from celery import states
 from celery.exceptions import TimeoutError as CeleryTimeout
 
+import resultd
 from resultd.v1 import result_service_pb2 as pb
 from tests.benchmarks.celery_app import NOBODY, create_app
+from tests.benchmarks.orders import Partner, partner, take_orders
 from tests.benchmarks.processes import rss_mib
 
 VALUE = "x" * 298
+_MODULE = "tests.benchmarks.celery_client"
 _BATCH = 500
 _LIMIT_S = 60.0
 
@@ -36,9 +38,13 @@ class Program:
     """What one backend is asked."""
 
     def __init__(self, broker: str, backend: str) -> None:
+        self._urls = broker, backend
+        self._stack = contextlib.ExitStack()  # never left: what it holds ends with this process
+        self._storer: Partner | None = None
         self._app = create_app(broker, backend)
         self._add = self._app.tasks["add"]
         self._on_redis = backend.startswith("redis")
+        self._in_memory = backend.startswith("cache+memory")
         self._fill([str(uuid4())])
         self._result(self._ids(1)[0]).get(timeout=_LIMIT_S)  # connections are no part of it
         self._add.apply_async((0, 0), queue=NOBODY, ignore_result=True)
@@ -61,6 +67,35 @@ class Program:
             lambda: self._app.backend.store_result(str(uuid4()), VALUE, states.SUCCESS), samples
         )
         return {"p50": statistics.median(took)}
+
+    def wake(self, samples: int) -> dict[str, float]:
+        """Call of `store_result` in another process → the value that `get()` here waited for."""
+        ids = [str(uuid4()) for _ in range(samples + samples // 10)]
+        returned: queue.SimpleQueue[float] = queue.SimpleQueue()
+
+        def wait() -> None:
+            for task_id in ids:
+                self._result(task_id).get(timeout=_LIMIT_S)
+                returned.put(time.perf_counter())
+
+        took = []
+        if self._storer is None:
+            self._storer = self._stack.enter_context(partner(_MODULE, *self._urls))
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        for task_id in ids:
+            self._until_subscribed(task_id)
+            called_s = self._storer.ask("store_one", task_id)["called_s"]
+            took.append((returned.get(timeout=_LIMIT_S) - called_s) * 1e6)
+        waiting.join()
+        took = took[-samples:]
+        return {"p50": statistics.median(took), "p99": statistics.quantiles(took, n=100)[98]}
+
+    def store_one(self, task_id: str) -> dict[str, float]:
+        """Stores a result; when that was called, by the clock that all processes share."""
+        called_s = time.perf_counter()
+        self._app.backend.store_result(task_id, VALUE, states.SUCCESS)
+        return {"called_s": called_s}
 
     def get_one(self, samples: int) -> dict[str, float]:
         """`get()` of a ready result nobody here has heard of, other things done in between."""
@@ -123,6 +158,21 @@ class Program:
         group = self._app.GroupResult(str(uuid4()), results)
         return {"took": _took(lambda: group.get(timeout=_LIMIT_S))}
 
+    def own_group(self, count: int) -> dict[str, float]:
+        """The same of our own client, no Celery: `get()`, and `iterate()` as results come."""
+        values: list[object] = []
+        with resultd.Client(self._urls[1]) as client:
+            group = client.group(str(uuid4()))
+            reports = [resultd.Report(str(uuid4()), VALUE, group_id=group.id) for _ in range(count)]
+            client.store_results(reports)
+            group.seal(count)
+            found = {
+                "get": _took(lambda: values.extend(group.get(timeout=_LIMIT_S))),
+                "iterate": _took(lambda: values.extend(group.iterate(timeout=_LIMIT_S))),
+            }
+        assert len(values) == 2 * count
+        return found
+
     def group_publish(self, count: int) -> dict[str, float]:
         """A group's `apply_async()`, to no worker."""
         group = celery.group(self._add.s(number, number) for number in range(count))
@@ -161,7 +211,12 @@ class Program:
         """Stores results in bulk, as they would lie there had workers stored each."""
         for start in range(0, len(ids), _BATCH):
             batch = ids[start : start + _BATCH]
-            (self._fill_redis if self._on_redis else self._fill_resultd)(batch)
+            if self._on_redis:
+                self._fill_redis(batch)
+            elif self._in_memory:
+                self._fill_memory(batch)
+            else:
+                self._fill_resultd(batch)
 
     def _fill_redis(self, ids: Sequence[str]) -> None:
         backend = self._app.backend
@@ -173,11 +228,32 @@ class Program:
                 pipeline.publish(key, data)
             pipeline.execute()
 
+    def _fill_memory(self, ids: Sequence[str]) -> None:
+        for id_ in ids:
+            self._app.backend.store_result(id_, VALUE, states.SUCCESS)
+
     def _fill_resultd(self, ids: Sequence[str]) -> None:
         backend = self._app.backend
         reports = [backend.codec.report(id_, VALUE, states.SUCCESS, None, None) for id_ in ids]
         request = pb.BatchStoreResultsRequest(reports=reports)
         backend.client.run(backend.client.operations.call("BatchStoreResults", request))
+
+    def _until_subscribed(self, task_id: str) -> None:
+        """Until the server knows that the task is waited for."""
+        end = time.monotonic() + _LIMIT_S
+        while not self._is_subscribed(task_id):
+            if time.monotonic() > end:
+                raise TimeoutError(f"nobody waits for {task_id}")
+            time.sleep(0.002)
+        time.sleep(0.002)  # a task runs, meanwhile the stream's message is read
+
+    def _is_subscribed(self, task_id: str) -> bool:
+        backend = self._app.backend
+        if self._on_redis:
+            channel = backend.get_key_for_task(task_id)
+            return bool(backend.client.pubsub_numsub(channel)[0][1])
+        watcher = backend.client.watcher()
+        return watcher.streaming and task_id in watcher._hub._waiters
 
     def _subscriptions(self) -> int:
         """What the server keeps for this client: channels, or ids on its one stream."""
@@ -198,16 +274,5 @@ def _took(work: Callable[[], object]) -> float:
     return (time.perf_counter() - began_s) * 1e6
 
 
-def main() -> None:
-    """Takes orders until there are no more."""
-    program = Program(*sys.argv[1:])
-    print("ready", flush=True)
-    for line in sys.stdin:
-        name, *arguments = json.loads(line)
-        print(json.dumps(getattr(program, name)(*arguments)), flush=True)
-        gc.collect()
-    os._exit(0)  # results of the Redis backend unsubscribe one by one when they are collected
-
-
 if __name__ == "__main__":
-    main()
+    take_orders(Program(*sys.argv[1:]))

@@ -1,93 +1,105 @@
-"""StoreResult, 300 B of value, durable, 64 callers: server CPU a call, and calls a second."""
+"""StoreResult and BatchStoreResults, 300 B of value, durable: server CPU, and results a second."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import itertools
-import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 
-import grpc
-
-from resultd.v1 import result_service_pb2 as pb
-from resultd.v1 import state_pb2, task_pb2, value_pb2
+from tests.benchmarks.calls import SERVICE, Load, load, measured
+from tests.benchmarks.orders import Partner, partner
 from tests.benchmarks.processes import Running, echo, resultd
-from tests.benchmarks.table import Row, Size
+from tests.benchmarks.reports import BATCH, batch, report
+from tests.benchmarks.table import Row, Size, at_least, at_most, figure_at_most, left_out
+from tests.support.redis_server import RedisServer, why_no_redis
 
-CALLERS = 64
-BATCH = 128
-_VALUE = value_pb2.Payload(content_type="application/json", data=b'"' + b"x" * 298 + b'"')
+_BATCH_CALLERS = 8
+_ECHO = "bare grpc.aio echo of the same bytes"
+_PUTS = f"raw LMDB puts, {BATCH} a durable commit"
+_PIPELINE = f"redis-py pipelines of SET EX + PUBLISH, {BATCH} each, appendfsync always"
+_PACKED = "the same commands packed beforehand, answers not parsed"
 
-
-def report(task_id: str, group_id: str = "") -> pb.StoreResultRequest:
-    """A finished task with 300 bytes of value."""
-    meta = task_pb2.TaskMeta(
-        task_id=task_id, state=state_pb2.STATE_SUCCESS, value=_VALUE, group_id=group_id
-    )
-    return pb.StoreResultRequest(meta=meta)
+_Seen = dict[str, list[float]]
 
 
 async def run(size: Size) -> list[Row]:
-    """Singles beside an echo of the same bytes; batches of 128 by themselves."""
-    calls, rounds = size.of(10_000, 256), size.of(5, 1)
-    cpu: dict[str, list[float]] = {"resultd": [], "echo": []}
-    rate: dict[str, list[float]] = {"resultd": [], "echo": []}
-    batch_cpu, batch_rate = [], []
-    async with resultd() as store, echo() as bare:
-        numbers = itertools.count()
-        for _ in range(rounds):
-            for name, running, method in (
-                ("resultd", store, "/resultd.v1.ResultService/StoreResult"),
-                ("echo", bare, "/Echo/Echo"),
-            ):
-                requests = _requests(numbers)
-                cost_us, per_s = await _load(running, method, requests.__next__, calls)
-                cpu[name].append(cost_us)
-                rate[name].append(per_s)
-            batches = _batches(numbers)
-            cost_us, per_s = await _load(
-                store,
-                "/resultd.v1.ResultService/BatchStoreResults",
-                batches.__next__,
-                max(calls // BATCH, 8),
-            )
-            batch_cpu.append(cost_us / BATCH)
-            batch_rate.append(per_s * BATCH)
+    """Singles beside an echo of the same bytes; batches beside LMDB itself and Redis."""
+    calls, batches, rounds = size.of(8_000, 256), size.of(240, 10), size.of(5, 1)
+    seen: _Seen = defaultdict(list)
+    numbers = itertools.count()
+    async with resultd() as server, echo() as bare:
+        with partner("tests.benchmarks.lmdb_puts") as puts, _redis() as redis:
+            for _ in range(rounds):
+                await _singles(server, bare, numbers, calls, seen)
+                await _batches(server, numbers, batches, seen)
+                for key, value in puts.ask("put", batches * BATCH).items():
+                    seen[f"puts {key}"].append(value)
+                if redis is not None:
+                    for how in ("pipelined", "packed"):
+                        answer = redis.ask(how, batches, _BATCH_CALLERS)
+                        seen[how].append(answer["per_s"])
+    return [*_rows(seen), *_redis_rows(seen)]
+
+
+def _rows(seen: _Seen) -> list[Row]:
+    single, many = "StoreResult, 64 callers", f"BatchStoreResults of {BATCH}"
     return [
-        Row("StoreResult, 64 callers: server CPU a call", "µs", cpu["resultd"], cpu["echo"],
-            "bare grpc.aio echo of the same bytes"),
-        Row("StoreResult, 64 callers: calls", "1/s", rate["resultd"], rate["echo"],
-            "bare grpc.aio echo of the same bytes"),
-        Row("BatchStoreResults of 128: server CPU a result", "µs", batch_cpu),
-        Row("BatchStoreResults of 128: results", "1/s", batch_rate),
+        Row(f"{single}: server CPU a call", "µs", seen["cpu"], seen["echo cpu"], _ECHO,
+            at_most(1.3)),
+        Row(f"{single}: calls", "1/s", seen["rate"], seen["echo rate"], _ECHO),
+        Row(f"{single}: CPU of who calls, a call", "µs", seen["caller"], seen["echo caller"],
+            _ECHO),
+        Row(f"{many}: server CPU a result", "µs", seen["batch cpu"], seen["puts cpu_us"], _PUTS,
+            figure_at_most(20)),
+        Row(f"{many}: results", "1/s", seen["batch rate"], seen["puts per_s"], _PUTS),
     ]  # fmt: skip
 
 
-def _requests(numbers: Iterator[int]) -> Iterator[bytes]:
-    for number in numbers:
-        yield report(f"task-{number}").SerializeToString()
+def _redis_rows(seen: _Seen) -> list[Row]:
+    work = f"BatchStoreResults of {BATCH}: results"
+    missing = why_no_redis()
+    if missing is not None:
+        return [left_out(f"{work}, beside {_PIPELINE}", missing)]
+    return [
+        Row(work, "1/s", seen["batch rate"], seen["pipelined"], _PIPELINE, at_least(1)),
+        Row(work, "1/s", seen["batch rate"], seen["packed"], _PACKED),
+    ]
 
 
-def _batches(numbers: Iterator[int]) -> Iterator[bytes]:
-    while True:
-        reports = [report(f"task-{next(numbers)}") for _ in range(BATCH)]
-        yield pb.BatchStoreResultsRequest(reports=reports).SerializeToString()
+async def _singles(
+    server: Running, bare: Running, numbers: Iterator[int], calls: int, seen: _Seen
+) -> None:
+    for prefix, running, method in (
+        ("", server, SERVICE + "StoreResult"),
+        ("echo ", bare, "/Echo/Echo"),
+    ):
+        requests = [report(f"task-{next(numbers)}").SerializeToString() for _ in range(calls)]
+        _note(seen, prefix, await load(running, method, requests), measured(calls))
 
 
-async def _load(
-    running: Running, method: str, next_request: Callable[[], bytes], calls: int
-) -> tuple[float, float]:
-    """(server CPU µs a call, calls a second) of 64 callers on one channel."""
-    async with grpc.aio.insecure_channel(running.address) as channel:
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
-        left = iter(range(calls))
+async def _batches(server: Running, numbers: Iterator[int], batches: int, seen: _Seen) -> None:
+    requests = [
+        batch([f"task-{next(numbers)}" for _ in range(BATCH)]).SerializeToString()
+        for _ in range(batches)
+    ]
+    spent = await load(server, SERVICE + "BatchStoreResults", requests, callers=_BATCH_CALLERS)
+    _note(seen, "batch ", spent, measured(batches) * BATCH)
 
-        async def caller() -> None:
-            for _ in left:
-                await call(next_request())
 
-        await call(next_request())  # the connection is not part of it
-        cpu_s, began_s = running.cpu_s(), time.perf_counter()
-        await asyncio.gather(*(caller() for _ in range(CALLERS)))
-        took_s = time.perf_counter() - began_s
-        return (running.cpu_s() - cpu_s) / calls * 1e6, calls / took_s
+def _note(seen: _Seen, prefix: str, spent: Load, count: int) -> None:
+    seen[f"{prefix}cpu"].append(spent.server_s / count * 1e6)
+    seen[f"{prefix}caller"].append(spent.caller_s / count * 1e6)
+    seen[f"{prefix}rate"].append(count / spent.took_s)
+
+
+@contextlib.contextmanager
+def _redis() -> Iterator[Partner | None]:
+    if why_no_redis() is not None:
+        yield None
+        return
+    with (
+        RedisServer(appendfsync="always") as server,
+        partner("tests.benchmarks.redis_reports", server.url) as reporting,
+    ):
+        yield reporting

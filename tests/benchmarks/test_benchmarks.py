@@ -6,15 +6,11 @@ import pytest
 
 from tests.benchmarks.__main__ import BENCHMARKS
 from tests.benchmarks.table import Size, put, render
-from tests.support.redis_server import why_no_redis
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 async def test_every_benchmark_runs_and_can_be_written(name: str) -> None:
     """Each benchmark still runs against today's server and gives rows for the page."""
-    missing = why_no_redis() if name == "celery" else None
-    if missing is not None:
-        pytest.skip(missing)
     rows = await BENCHMARKS[name](Size.TINY)
     assert rows
     page = put("# Old\n\n## other\n\nkept\n", {name: render(name, rows)})

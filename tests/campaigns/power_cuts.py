@@ -74,7 +74,7 @@ def cut(filesystem: str, seed: int, module: str = "resultd_server") -> Cut:
     ):
         where = mount()
         flags = ("--data", str(where / "data"), "--log-level", "error", "--workers", "1")
-        server = ServerProcess(Path(directory), *flags, module=module).start()
+        server = ServerProcess(Path(directory), *flags, program=(module,)).start()
         asyncio.run(_until_cut(load, server.address, where, after_s))
         server.kill()
         unmount()

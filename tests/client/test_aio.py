@@ -13,6 +13,7 @@ import pytest
 import resultd
 from resultd import aio
 from resultd.testing import Server
+from tests.support import workers
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.timing import check_takes_async
 
@@ -219,8 +220,8 @@ def test_a_client_can_be_used_in_one_loop_after_the_other(server: Server) -> Non
         await endpoint.close()
         return info.engine
 
-    assert asyncio.run(ask()) == "memory"
-    assert asyncio.run(ask()) == "memory"
+    assert asyncio.run(ask()) == workers.ENGINE
+    assert asyncio.run(ask()) == workers.ENGINE
 
 
 async def until(condition: Callable[[], bool]) -> None:

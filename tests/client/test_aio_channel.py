@@ -13,6 +13,7 @@ from resultd._effects import Call, Open, Reconnect
 from resultd.errors import ResultdError, UnavailableError
 from resultd.testing import Server
 from resultd.v1 import result_service_pb2
+from tests.support import workers
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.timing import check_takes_async
 
@@ -65,7 +66,7 @@ async def test_a_silent_connection_is_replaced_after_a_call(server: Server) -> N
             await client.server_info()
             proxy.blackhole()
             proxy.heal()
-            assert (await client.server_info()).engine == "memory"
+            assert (await client.server_info()).engine == workers.ENGINE
             assert proxy.accepted == 2
 
 
@@ -78,5 +79,5 @@ async def test_a_given_up_connection_ends_its_streams(server: Server) -> None:
     await endpoint.handle(Reconnect(stream.generation))
     assert isinstance((await stream.mailbox.receive(5))[-1], UnavailableError)
     request = result_service_pb2.GetServerInfoRequest()
-    assert (await endpoint.handle(Call("GetServerInfo", request, 5))).engine == "memory"
+    assert (await endpoint.handle(Call("GetServerInfo", request, 5))).engine == workers.ENGINE
     await endpoint.close()

@@ -32,15 +32,6 @@ def test_clients_of_one_address_share_an_endpoint(server: Server) -> None:
     _channel.release(fresh)
 
 
-def test_every_call_carries_namespace_and_token() -> None:
-    """As metadata."""
-    url = _url.parse("resultd://h/ns?token=geheim")
-    assert _channel.call_metadata(url) == (
-        ("resultd-namespace", "ns"),
-        ("authorization", "Bearer geheim"),
-    )
-
-
 def test_tls_takes_certificates_from_files(tmp_path: Path) -> None:
     """A missing file is said before anything is sent."""
     (tmp_path / "ca.pem").write_text("not checked before the handshake")

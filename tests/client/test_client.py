@@ -14,6 +14,7 @@ import resultd
 from resultd.client import Client
 from resultd.errors import GroupNotFoundError, InvalidArgumentError, ResultGoneError, TaskError
 from resultd.testing import Server
+from tests.support import workers
 
 NewId = Callable[[], str]
 
@@ -120,7 +121,7 @@ def test_lists_are_paged_and_filtered(client: Client, new_id: NewId) -> None:
 def test_the_server_says_who_it_is(client: Client) -> None:
     """Version, engine, limits."""
     info = client.server_info()
-    assert (info.engine, info.limits["ids_per_call"]) == ("memory", 10_000)
+    assert (info.engine, info.limits["ids_per_call"]) == (workers.ENGINE, 10_000)
     assert info.start_time is not None
 
 

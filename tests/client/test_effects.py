@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from resultd._effects import Effect, Emit, Op, Sleep, each, iterate, iterate_async, run, run_async
+from resultd._effects import (
+    Effect,
+    Emit,
+    Op,
+    Sleep,
+    each,
+    iterate,
+    iterate_async,
+    run,
+    run_async,
+    spread,
+)
 
 
 def doubling(notes: list[str]) -> Op[float]:
@@ -134,3 +145,14 @@ def test_emitted_values_can_be_used_inside_another_operation() -> None:
     with pytest.raises(LookupError):
         run(each(counting(notes), stop), seconds)
     assert notes == ["clean"] * 3
+
+
+def test_emitted_values_become_any_number_on_their_way() -> None:
+    """What else the operation asks for, and what comes of it, passes through."""
+    notes: list[str] = []
+    assert list(iterate(spread(counting(notes), lambda n: [n] * n), seconds)) == [1, 2, 2]
+    assert notes == ["clean"]
+    with pytest.raises(OSError, match="x"):
+        list(iterate(spread(counting(notes), list), refusing(OSError("x"))))
+    caught = spread(counting(notes, 1), lambda value: [value] * 2)
+    assert list(iterate(caught, refusing(KeyError()))) == ["caught", "caught", 0, 0]

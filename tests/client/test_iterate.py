@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from resultd import errors
 from resultd._core import ClientCore
 from resultd._effects import Effect, Open, Receive, Reconnect, iterate
-from resultd._iterate import Bitmap, Progress, members
+from resultd._iterate import Bitmap, Fresh, Progress, frames, members, values
 from resultd.v1 import result_service_pb2, state_pb2, stream_pb2
 
 HEARTBEAT = stream_pb2.CONTROL_KIND_HEARTBEAT
@@ -55,15 +56,58 @@ def test_a_million_indexes_are_a_quarter_megabyte() -> None:
     assert len(bitmap._bytes) <= 250_100
 
 
-def test_after_a_reset_only_what_is_new_is_delivered(client: ClientCore) -> None:
+def test_after_a_reset_only_what_is_new_is_delivered() -> None:
     """The stream starts again; what was delivered is dropped by its index."""
-    progress = Progress(client)
-    assert [m.result for m in progress.members(frame(3, 1, after=b"x"))] == [3, 1]
+    progress = Progress()
+    assert [event.index for event in progress.fresh(frame(3, 1, after=b"x")).events] == [3, 1]
     assert progress.after == b"x"
-    assert progress.members(frame(kind=RESET)) == []
+    assert progress.fresh(frame(kind=RESET)).events == []
     assert progress.after == b""
-    assert [m.index for m in progress.members(frame(3, 2, 1, after=b"y"))] == [2]
+    assert [event.index for event in progress.fresh(frame(3, 2, 1, after=b"y")).events] == [2]
     assert progress.after == b"y"
+
+
+def mixed() -> Any:
+    """Members of every kind, with what `MemberResult.value` gives of them or raises."""
+    made = frame(0)
+    failed = made.events.add(index=1).task
+    failed.task_id, failed.state = "t1", state_pb2.STATE_FAILURE
+    failed.failure.type, failed.failure.module, failed.failure.message = "OSError", "builtins", "no"
+    made.events.add(index=2).task.existence = state_pb2.EXISTENCE_FORGOTTEN
+    made.events.add(index=3).group.outcome = state_pb2.STATE_SUCCESS
+    made.events.add(index=4).group.outcome = state_pb2.STATE_FAILURE
+    made.events.add(index=5, gone=True).group.group_id = "g"
+    revoked = made.events.add(index=6).task
+    revoked.task_id, revoked.state = "t6", state_pb2.STATE_REVOKED
+    retried = made.events.add(index=7).task
+    retried.state, retried.failure.message = state_pb2.STATE_RETRY, "again"
+    broken = made.events.add(index=8).task
+    broken.state, broken.value.data = state_pb2.STATE_SUCCESS, b"no JSON"
+    for event in made.events:
+        if event.HasField("task") and not event.task.existence:
+            event.task.existence = state_pb2.EXISTENCE_KNOWN
+    return made
+
+
+@pytest.mark.parametrize("propagate", [True, False])
+@pytest.mark.parametrize("index", range(9))
+def test_a_value_is_that_of_the_whole_member(
+    client: ClientCore, index: int, propagate: bool
+) -> None:
+    """Read without the rest of the record, it is the same, or the same is raised."""
+    fresh = Fresh([mixed().events[index]], mixed().counts)
+    (member,) = members(client, fresh)
+
+    def outcome(read: Callable[[], Any]) -> tuple[str, object, str]:
+        try:
+            found = read()
+        except Exception as error:  # noqa: BLE001 (whichever it is: both are to raise it)
+            return "raised", type(error), str(error)
+        return "given", type(found), str(found)
+
+    assert outcome(lambda: next(values(client, fresh, propagate))) == outcome(
+        lambda: member.value(propagate)
+    )
 
 
 class Server:
@@ -127,7 +171,18 @@ def stream(server: Server, timeout: float | None = None) -> list[int]:
     """Read a group to its end; gives indexes."""
     client = WithMailbox("resultd://h?heartbeat=1")
     request = result_service_pb2.IterateRequest(group_id="g")
-    return [m.index for m in iterate(members(client, request, timeout), server)]
+    got = iterate(frames(client, request, timeout), server)
+    return [event.index for fresh in got for event in fresh.events]
+
+
+def test_the_server_is_asked_before_its_answer_is_awaited() -> None:
+    """The first that is emitted is empty: other calls may be made meanwhile."""
+    server = Server([frame(0), COMPLETE])
+    client = WithMailbox("resultd://h?heartbeat=1")
+    got = iterate(frames(client, result_service_pb2.IterateRequest(group_id="g"), 5), server)
+    assert next(got).events == []
+    assert len(server.asked) == 1
+    assert [event.index for fresh in got for event in fresh.events] == [0]
 
 
 COMPLETE = frame(kind=END, end_reason=stream_pb2.END_REASON_COMPLETE)

@@ -129,8 +129,23 @@ def test_deferred_ids_are_asked_for_again(operations: Operations) -> None:
         run(operations.read(["a", "b"]), stuck)
 
 
+def test_a_limit_is_for_all_pages_of_a_reading(operations: Operations) -> None:
+    """Each call is given what those before it left."""
+
+    def slow(_: Any) -> result_service_pb2.BatchGetResultsResponse:
+        time.sleep(0.02)
+        return result_service_pb2.BatchGetResultsResponse()
+
+    script = Script(BatchGetResults=[slow] * 3)
+    run(operations.read([str(n) for n in range(2_001)], limit=9.0), script)
+    assert [len(call.request.task_ids) for call in script.calls] == [1_000, 1_000, 1]  # type: ignore[attr-defined]  # the request is of that method
+    assert [call.timeout for call in script.calls] == sorted(
+        {call.timeout for call in script.calls}, reverse=True
+    )
+
+
 def test_many_ids_are_many_calls(operations: Operations) -> None:
-    """10,000 each, for reading, forgetting, revoking."""
+    """10,000 each, for forgetting and revoking."""
     ids = [str(n) for n in range(20_001)]
     pages = [10_000, 10_000, 1]
     script = Script(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from resultd import EagerResult
-from resultd._effects import Emit, Op, each, run
-from resultd._set import SetCore, leaves, mapped
+from resultd._set import SetCore, leaves
 from resultd.results import ResultSet
 
 
@@ -20,15 +19,3 @@ def test_a_set_of_eager_results_needs_no_server() -> None:
     assert SetCore.__eq__(results, 1) is NotImplemented
     results.then(lambda _: None)
     assert results.on_ready.ready
-
-
-def test_emitted_values_are_changed_on_their_way() -> None:
-    """Everything else passes."""
-
-    def numbers() -> Op[None]:
-        yield Emit(1)
-        yield Emit(2)
-
-    got: list[int] = []
-    run(each(mapped(numbers(), lambda n: n * 10), got.append), lambda _: None)
-    assert got == [10, 20]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from resultd import _url
@@ -44,11 +46,18 @@ def test_an_address_says_where_and_how(
         ("resultd://h#f", "'#'"),
         ("resultd+unix://r.sock", "three slashes"),
         ("resultds://h?cert=x", "go together"),
+        ("resultds://h?token=secret&token_file=x", "not both"),
+        ("resultds://h?token=a%20secret", "one word"),
+        ("resultds://h?token=secret%0A", "one word"),
+        ("resultd://h?token=secret", "unencrypted to h: write resultds://, or insecure=yes"),
+        ("resultd://127.example.org?token_file=x", "unencrypted"),
+        ("resultd://h?token=secret&insecure=maybe", "yes or no"),
+        ("resultds://h?token=secret&insecure=yes", "unknown key 'insecure'"),
     ],
 )
 def test_a_wrong_address_is_refused_with_the_remedy(text: str, sentence: str) -> None:
     """Each mistake has a sentence that says what to write, and no secret in it."""
-    with pytest.raises(ValueError, match=sentence.replace("?", r"\?")) as caught:
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
         _url.parse(text)
     assert "secret" not in str(caught.value)
 
@@ -61,11 +70,42 @@ def test_the_environment_names_the_default(monkeypatch: pytest.MonkeyPatch) -> N
     assert _url.parse().target == "dns:///127.0.0.1:7758"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "resultds://h?token=x",
+        "resultd://localhost?token=x",
+        "resultd://127.0.0.2?token=x",
+        "resultd://[::1]?token=x",
+        "resultd+unix:///run/r.sock?token=x",
+        "resultd://h?token=x&insecure=yes",
+    ],
+)
+def test_a_token_goes_where_nobody_can_listen(text: str) -> None:
+    """Encrypted, to this host, through a socket; or where somebody says that it is fine."""
+    assert _url.parse(text).token == "x"
+
+
+def test_the_environment_brings_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RESULTD_TOKEN, else RESULTD_TOKEN_FILE; what the address says comes first."""
+    monkeypatch.setenv("RESULTD_TOKEN_FILE", "/run/token")
+    found = _url.parse("resultds://h")
+    assert (found.token, found.token_file) == ("", "/run/token")
+    monkeypatch.setenv("RESULTD_TOKEN", "geheim\n")
+    found = _url.parse("resultds://h")
+    assert (found.token, found.token_file) == ("geheim", "")
+    assert "geheim" not in f"{found} {found!r}"
+    assert _url.parse("resultds://h?token=x").token == "x"
+    assert _url.parse("resultds://h?token_file=x").token == ""
+    with pytest.raises(ValueError, match="unencrypted"):
+        _url.parse("resultd://h")
+
+
 def test_no_secret_is_ever_shown() -> None:
     """Neither repr nor str of an address or a client contains the token."""
     import resultd
 
-    text = "resultd://h/ns?token=geheim&timeout=3"
+    text = "resultds://h/ns?token=geheim&timeout=3"
     for shown in (repr(_url.parse(text)), str(_url.parse(text)), repr(resultd.Client(text))):
         assert "geheim" not in shown
         assert "token=***" in shown

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import state_pb2
-from resultd_server import app, serve
+from resultd_server import app, limits, serve
 from resultd_server.app import App
 from resultd_server.config import Settings
 from resultd_server.engine.base import Swept
@@ -25,6 +26,7 @@ from resultd_server.engine.memory import MemoryEngine
 from resultd_server.errors import Overloaded, StoreFailed
 from tests.support import reports
 from tests.support.frames import Frames
+from tests.support.http import get_soon
 from tests.support.in_process import Served, serving, until
 from tests.support.refusals import taken_apart
 
@@ -232,3 +234,30 @@ async def test_a_background_task_that_breaks_is_told() -> None:
             await until(lambda: bool(lines))
     assert (lines[0]["event"], lines[0]["task"]) == ("background task ended", "watch-stalled")
     assert lines[0]["log_level"] == "critical"
+
+
+async def test_ready_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draining, or with a failed store, it is not ready and lives on; a stuck writer ends both."""
+    async with serving(admin="127.0.0.1:0") as served:
+        address = served.app.admin
+        assert await get_soon(address, "/readyz") == (200, "ok\n")
+        served.app.failed.set()
+        assert await get_soon(address, "/readyz") == (503, "the store failed\n")
+        served.app.failed.clear()
+        await served.app.drain()
+        assert await get_soon(address, "/readyz") == (503, "draining\n")
+        assert await get_soon(address, "/livez") == (200, "ok\n")
+        stats = served.app.engine.stats()._replace(writing_s=limits.WRITER_STUCK_S + 1)
+        monkeypatch.setattr(served.app.engine, "stats", lambda: stats)
+        status, trouble = await get_soon(address, "/livez")
+        assert (status, trouble) == (503, "one commit has taken 61 s so far\n")
+
+
+async def test_an_admin_port_that_is_taken_frees_the_store(tmp_path: Path) -> None:
+    """Without its admin port the server does not start, and the next one has the directory."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        admin = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(OSError, match="Address already in use"):
+            await App(settings(engine="lmdb", data=tmp_path, admin=admin)).start()
+    async with serving(engine="lmdb", data=tmp_path):
+        assert (tmp_path / "data.mdb").exists()

@@ -74,6 +74,7 @@ def test_sizes_are_written_as_people_write_them(said: str | int, size: int) -> N
         ({"engine": "lmbd"}, "engine: .*'lmdb' or 'memory'.*lmbd"),
         ({"listen": "7758"}, "listen: is not host:port or unix:PATH, for instance 127"),
         ({"listen": "127.0.0.1:99999"}, "listen: is not host:port"),
+        ({"admin": "7759"}, "admin: is not host:port, for instance 127.0.0.1:7759"),
         ({"listen": "unix:"}, "listen: is not host:port or unix:PATH"),
         ({"engine": "lmdb"}, "needs a directory: name it with --data"),
     ],
@@ -95,8 +96,9 @@ def test_unknown_settings_are_refused_with_a_suggestion(tmp_path: Path) -> None:
 
 
 def test_variables_of_the_client_are_left_alone() -> None:
-    """RESULTD_URL is the client's, RESULTD_CONFIG names the file: neither is a setting."""
-    settings(environ={"RESULTD_URL": "resultd://h", "RESULTD_CONFIG": "x", "HOME": "/"})
+    """RESULTD_URL and the token are the client's, RESULTD_CONFIG names the file: no settings."""
+    theirs = {"RESULTD_URL": "resultd://h", "RESULTD_TOKEN": "x", "RESULTD_TOKEN_FILE": "x"}
+    settings(environ={**theirs, "RESULTD_CONFIG": "x", "HOME": "/"})
 
 
 @pytest.mark.parametrize("text", [None, "not toml", "a = '\udcff'"])
@@ -122,10 +124,45 @@ def test_loopback_needs_no_word(listen: str) -> None:
     "listen", ["0.0.0.0:7758", "[::]:7758", "10.0.0.1:1", "example.org:1", "127.example.org:1"]
 )
 def test_listening_to_others_must_be_said(listen: str) -> None:
-    """Beyond loopback the server does not listen without --insecure."""
+    """Beyond loopback the server does not listen without --insecure, unless all is guarded."""
     with pytest.raises(ConfigError, match=r"listen on 127\.0\.0\.1 .* or say --insecure"):
         settings(listen=listen)
     assert not settings(listen=listen, insecure=True).loopback
+    assert not settings(listen=listen, auth_file="a", **TLS).loopback
+    assert not settings(listen=listen, tls_client_ca="a", **TLS).loopback
+
+
+TLS: dict[str, Any] = {"tls_cert": "c", "tls_key": "k"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({}, r"encrypt \(--tls-cert and --tls-key\) and ask who calls \(--auth-file, or"),
+        ({"auth_file": "a"}, r"elsewhere: encrypt \(--tls-cert and --tls-key\), listen"),
+        (TLS, r"elsewhere: ask who calls \(--auth-file, or --tls-client-ca\), listen"),
+    ],
+)
+def test_what_lacks_beyond_loopback_is_named(flags: dict[str, Any], message: str) -> None:
+    """Encryption without asking who calls, and tokens in the clear, need --insecure too."""
+    with pytest.raises(ConfigError, match=message):
+        settings(listen="0.0.0.0:7758", **flags)
+    settings(listen="0.0.0.0:7758", insecure=True, **flags)
+    settings(listen="unix:/run/resultd.sock", **flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"tls_cert": "c"}, "give both --tls-cert and --tls-key"),
+        ({"tls_key": "k"}, "give both --tls-cert and --tls-key"),
+        ({"tls_client_ca": "a"}, "with --tls-client-ca"),
+    ],
+)
+def test_files_of_tls_go_together(flags: dict[str, Any], message: str) -> None:
+    """A certificate with its key, and clients' only with the server's."""
+    with pytest.raises(ConfigError, match=message):
+        settings(**flags)
 
 
 def test_lmdb_is_the_default(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from pathlib import Path
 
 import pytest
 
-from resultd_server import listening
+from resultd_server import limits, listening
 
 
 def test_a_free_address_passes(tmp_path: Path) -> None:
@@ -88,3 +89,22 @@ def test_an_address_that_cannot_be_is_refused(address: str, why: str) -> None:
     with pytest.raises(OSError, match=f"Cannot listen on {address}: ") as caught:
         listening.check_free(address)
     assert why in str(caught.value)
+
+
+def test_connections_leave_the_store_its_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is what was wanted, or what the system grants less what the server needs."""
+    granted: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: granted.append(pair))
+    for soft, hard, wanted, found in (
+        (20_000, 20_000, 10_000, 10_000),
+        (1_024, 4_096, 10_000, 4_096 - limits.DESCRIPTORS_KEPT),
+        (1_024, resource.RLIM_INFINITY, 10_000, 10_000),
+        (100, 100, 10_000, 1),
+    ):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, pair=(soft, hard): pair)
+        assert listening.connections_max(wanted) == found
+    assert granted == [
+        (4_096, 4_096),
+        (10_000 + limits.DESCRIPTORS_KEPT, resource.RLIM_INFINITY),
+        (100, 100),
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 
@@ -48,8 +49,8 @@ def test_an_exception_is_one_line(capsys: Capture) -> None:
     assert "ZeroDivisionError: why" in json.loads(line)["exception"]
 
 
-def test_grpcs_servicers_leave_no_traceback(capsys: Capture) -> None:
-    """What gRPC logs with a traceback is a line; what other libraries log is left as it is."""
+def test_what_libraries_log_is_a_line_of_json_too(capsys: Capture) -> None:
+    """gRPC's traceback is left out, another library's is inside its line; names are kept."""
     logging.getLogger().handlers.clear()  # pytest's own, too
     logs.configure("info")
     for name in ("grpc._cython.cygrpc", "other"):
@@ -57,10 +58,12 @@ def test_grpcs_servicers_leave_no_traceback(capsys: Capture) -> None:
             raise ZeroDivisionError("why")
         except ZeroDivisionError:
             logging.getLogger(name).exception("Unexpected %s", "error")
-    first, *others = capsys.readouterr().err.splitlines()
-    assert first == "grpc._cython.cygrpc: Unexpected error: why"
-    assert others[0] == "other: Unexpected error"
-    assert others[1].startswith("Traceback")
+    first, other = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first["event"] == "Unexpected error: why"
+    assert (first["logger"], first["level"]) == ("grpc._cython.cygrpc", "error")
+    assert "exception" not in first
+    assert (other["event"], other["logger"]) == ("Unexpected error", "other")
+    assert "ZeroDivisionError: why" in other["exception"]
 
 
 def test_a_terminal_gets_lines_for_people(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,3 +74,71 @@ def test_a_terminal_gets_lines_for_people(capsys: Capture, monkeypatch: pytest.M
     said = capsys.readouterr().err
     assert "seen" in said
     assert not said.startswith("{")
+
+
+HOSTILE = "one\ntwo \x1b[2Jthree\r\x9b31m\u202efour\u2028five\x00"
+
+
+def test_nobody_writes_lines_of_their_own(capsys: Capture) -> None:
+    """Whatever a value holds, JSON keeps it in one line of plain ASCII, and whole."""
+    logging.getLogger().handlers.clear()  # pytest's own
+    logs.configure("info")
+    structlog.get_logger("a test of injection").warning("refused", peer=HOSTILE)
+    logging.getLogger("a library").warning("said %s", HOSTILE)
+    said = capsys.readouterr().err
+    ours, theirs = said.splitlines()
+    assert said.isascii()
+    assert json.loads(ours)["peer"] == HOSTILE
+    assert json.loads(theirs)["event"] == f"said {HOSTILE}"
+
+
+def test_nobody_moves_the_cursor_of_a_terminal(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal what would act on it is written out: in values, events and tracebacks."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    logging.getLogger().handlers.clear()  # pytest's own
+    logs.configure("info")
+    log = structlog.get_logger("a test of terminals and injection")
+    log.warning(HOSTILE, peer=HOSTILE)
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        log.exception("failed")
+    logging.getLogger("a library").warning(HOSTILE)
+    said = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().err)  # the renderer's own colours
+    assert set("\x1b\r\x9b\u202e\u2028\x00").isdisjoint(said)
+    assert len([line for line in said.splitlines() if line.startswith("two")]) == 1  # a traceback's
+    assert r"one\ntwo \x1b[2Jthree\r\x9b31m\u202efour\u2028five\x00" in said
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_credentials_are_hidden_wherever_they_stand(
+    terminal: bool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the name of a value, in a header, in an address, in a traceback: never the secret."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    logs.configure("info")
+    secret = "s3cr3t-w0rd"
+    log = structlog.get_logger(f"a test of secrets {terminal}")
+    log.info("a", authorization=f"Bearer {secret}", Token=secret, password=secret)
+    said_of_it = f"sent Bearer {secret}"
+    log.info(said_of_it, url=f"resultds://h/?token={secret}&timeout=5")
+    log.info("b", broker=f"amqp://guest:{secret}@host", header=f"authorization: Basic {secret}")
+    log.info("c", why=f"nobody knows rsd_{secret}, or not now")
+    try:
+        local = secret  # noqa: F841  what a traceback with locals would show
+        raise ValueError(f"token={secret}")
+    except ValueError:
+        log.exception("failed")
+    said = capsys.readouterr().err
+    assert secret not in said
+    assert "timeout=5" in said
+    assert "@host" in said
+
+
+def test_a_value_is_cut_where_it_is_too_long(capsys: Capture) -> None:
+    """One line does not fill a disk."""
+    logs.configure("info")
+    structlog.get_logger("a test of lengths").info("long", peer="x" * 1_000_000)
+    assert len(capsys.readouterr().err) < 2 * logs.VALUE_CHARS_MAX

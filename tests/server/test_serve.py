@@ -16,11 +16,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import result_service_pb2_grpc, state_pb2, stream_pb2
-from tests.support import reports
+from resultd_server.config import Settings
+from tests.support import reports, serve_command, workers
 from tests.support.refusals import Refusal, taken_apart
 from tests.support.server_process import ServerProcess
 
 DRAINING = stream_pb2.END_REASON_DRAINING
+ALONE = pytest.mark.skipif(
+    workers.WORKERS > 1, reason="workers share a store on disk and a TCP port"
+)
 
 
 @pytest.fixture
@@ -170,6 +174,8 @@ def test_a_second_server_on_the_data_refuses(own: ServerProcess, tmp_path: Path)
         (["--listen", "127.0.0.1"], "listen"),
         (["--listen", "127.0.0.1:0"], "--data"),
         (["--listen", "0.0.0.0:0", "--data", "/nowhere"], "--insecure"),
+        (["--auth-file", "/nowhere/auth.toml", "--data", "x"], "/nowhere/auth.toml cannot be read"),
+        (["--tls-cert", "/dev/null", "--tls-key", "/dev/null", "--data", "x"], "no certificate"),
         (["--data", "x", "--stream-age-s", "0"], "stream_age_s"),
         (["--data", "x", "--engine", "paper"], "engine"),
         (["--data", "/dev/null/x", "--listen", "127.0.0.1:0"], "/dev/null"),
@@ -204,6 +210,7 @@ def test_data_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         assert str(directory) in line
 
 
+@ALONE
 def test_a_unix_socket_serves(tmp_path: Path) -> None:
     """unix:PATH is listened on, refused while it is in use, and taken again after a crash."""
     listen = f"unix:{tmp_path}/s"
@@ -220,9 +227,17 @@ def test_a_unix_socket_serves(tmp_path: Path) -> None:
         assert got.meta.state == state_pb2.STATE_SUCCESS
 
 
+@ALONE
 def test_a_signal_as_soon_as_it_is_ready_drains(tmp_path: Path) -> None:
     """SIGTERM at the very moment the address is printed still ends with exit code 0."""
     server = ServerProcess(tmp_path, "--engine", "memory").start()
     server.send(signal.SIGTERM)
     assert server.wait() == 0
     assert [line["event"] for line in server.log_lines()][-1] == "stopped"
+
+
+def test_flags_are_read_as_the_settings_read_them(tmp_path: Path) -> None:
+    """A size may have a unit on the command line too; what is not given is the default."""
+    read = serve_command.settings(["--data", str(tmp_path), "--max-db-bytes", "10GiB"])
+    assert read.max_db_bytes == 10 * 1024**3
+    assert read.drain_s == Settings.model_fields["drain_s"].default

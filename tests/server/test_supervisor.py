@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from resultd.testing import Server, ServerError
 from resultd_server.app import Place
 from resultd_server.config import ConfigError, load
 from resultd_server.supervisor import order, read_order
+from tests.support import http
 
 TWO = ("--workers", "2")
 
@@ -181,3 +183,24 @@ def test_a_store_that_cannot_be_opened_ends_all(tmp_path: Path) -> None:
     )
     assert ended.returncode == 2
     assert "not ours" in ended.stderr
+
+
+def test_a_scrape_is_right_for_all_workers() -> None:
+    """The admin port tells every worker's numbers: together they are what clients did."""
+    with Server(arguments=(*TWO, "--admin", "127.0.0.1:0")) as server:
+        admin = re.findall(r'"admin": "([^"]+:\d+)"', server.log())[-1]
+        for client in clients(server, 8):
+            with client:
+                client.store_result("counted", 1)
+        counted = {"method": "ResultService/StoreResult", "code": "OK"}
+        assert http.value(http.get(admin, "/metrics")[1], "resultd_rpcs_total", **counted) == 8
+        assert http.get(admin, "/readyz") == http.get(admin, "/livez") == (200, "ok\n")
+        victim = workers_of(server)[0]
+        os.kill(victim, signal.SIGSTOP)
+        status, trouble = http.get(admin, "/livez")
+        assert status == 503
+        assert trouble.endswith("does not answer\n")
+        assert http.get(admin, "/readyz") == (200, "ok\n")  # the other one takes calls
+        page = http.get(admin, "/metrics")[1]
+        assert http.value(page, "resultd_worker_up") == 1
+        os.kill(victim, signal.SIGCONT)

@@ -12,6 +12,7 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
+from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import stream_pb2
 
 READ_S = 20.0
@@ -24,6 +25,12 @@ END = stream_pb2.CONTROL_KIND_END
 def seconds(number: float) -> Duration:
     """A Duration."""
     return Duration(seconds=int(number), nanos=round(number % 1 * 1e9))
+
+
+def event_of(encoded: bytes) -> stream_pb2.Event:
+    """An event that was encoded as it stands in a frame."""
+    (event,) = pb.IterateResponse.FromString(encoded).events
+    return event
 
 
 class Frames:

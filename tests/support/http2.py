@@ -7,8 +7,10 @@ import struct
 from collections.abc import Iterable
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = range(8)
+WINDOW_UPDATE, CONTINUATION = 8, 9
 END_STREAM, END_HEADERS = 1, 4
+INITIAL_WINDOW_SIZE = 4
 STREAM = 1
 ANSWER_S = 10.0
 
@@ -28,20 +30,32 @@ def header_block(headers: Iterable[tuple[str, str]]) -> bytes:
     return block
 
 
-def request(
-    path: str, body: bytes, content_type: str | None, method: str = "POST", *, framed: bool = True
-) -> bytes:
-    """A whole request: its body a gRPC message, or as it is."""
+def call_headers(
+    path: str, content_type: str | None = "application/grpc", method: str = "POST"
+) -> list[tuple[str, str]]:
+    """What a call begins with."""
     headers = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "x")]
     headers.append(("te", "trailers"))
     if content_type is not None:
         headers.append(("content-type", content_type))
-    message = b"\0" + struct.pack(">I", len(body)) + body if framed else body
+    return headers
+
+
+def message(body: bytes) -> bytes:
+    """A gRPC message, not compressed."""
+    return b"\0" + struct.pack(">I", len(body)) + body
+
+
+def request(
+    path: str, body: bytes, content_type: str | None, method: str = "POST", *, framed: bool = True
+) -> bytes:
+    """A whole request: its body a gRPC message, or as it is."""
+    headers = call_headers(path, content_type, method)
     return (
         PREFACE
         + frame(SETTINGS, 0, 0)
         + frame(HEADERS, END_HEADERS, STREAM, header_block(headers))
-        + frame(DATA, END_STREAM, STREAM, message)
+        + frame(DATA, END_STREAM, STREAM, message(body) if framed else body)
     )
 
 

@@ -243,6 +243,11 @@ KINDS: dict[str, list[Wrong] | None] = {
     "TaskMeta.expire_time": OUTPUT,
     "TaskMeta.version": OUTPUT,
     "TaskMeta.existence": OUTPUT,
+    "TaskMeta.traceparent": [
+        ("no traceparent", "00-1-2-01", FIELD),
+        ("a trace of zeros", f"00-{'0' * 32}-{'1' * 16}-01", FIELD),
+    ],
+    "TaskMeta.tracestate": [("beside no traceparent", "a=b", FIELD), *_CONTROL],
     "Child.id": ID,
     "Child.kind": ENUM,
     "Payload.content_type": CONTENT,

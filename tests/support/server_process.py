@@ -7,13 +7,16 @@ with ServerProcess(tmp_path) as server:
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.support import workers
+from tests.tooling.repository import ROOT
 
 STOP_S = 20.0
 
@@ -21,7 +24,7 @@ STOP_S = 20.0
 class ServerProcess:
     """`python -m resultd_server` on a data directory; what it logs is kept.
 
-    `module`: what to run in its place.
+    `program`: another module to run, and its first arguments.
     """
 
     def __init__(
@@ -29,10 +32,12 @@ class ServerProcess:
         directory: Path,
         *flags: str,
         listen: str = "127.0.0.1:0",
-        module: str = "resultd_server",
+        program: tuple[str, ...] = ("resultd_server",),
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self._log = directory / "server.log"
-        self._command = [sys.executable, "-m", module]
+        self._environ = {**os.environ, **(environ or {})}
+        self._command = [sys.executable, "-m", *program]
         self._command += ["--data", str(directory / "data"), "--listen", listen]
         self._command += [*workers.FLAGS, *flags]
         self.address = ""
@@ -42,7 +47,12 @@ class ServerProcess:
         """Starts it and waits until it answers."""
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
-                self._command, stdout=subprocess.PIPE, stderr=log, text=True
+                self._command,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=ROOT,
+                env=self._environ,
             )
         assert self._process.stdout is not None
         ready = self._process.stdout.readline()

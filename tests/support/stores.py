@@ -24,7 +24,8 @@ from resultd_server.errors import DomainError
 from resultd_server.ledger import keys
 from resultd_server.ledger.groups import Declaration, NewMember
 from resultd_server.ledger.progress import AS_COMPLETED, Cursor, Step
-from resultd_server.ledger.records import Report
+from resultd_server.ledger.records import Report, report_of
+from tests.support.frames import event_of
 
 SECOND_MS = 1_000
 HOUR_MS = 3_600 * SECOND_MS
@@ -90,7 +91,7 @@ def make_report(
         meta.failure.message = value.decode()
     else:
         meta.value.data = value
-    return Report(meta, ttl_ms, scope)
+    return report_of(meta, ttl_ms, scope)
 
 
 class Store:
@@ -112,7 +113,10 @@ class Store:
 
     async def put(self, reports: list[Report]) -> list[pb.StoreResultResponse | DomainError]:
         """Stores several."""
-        return await self.engine.put(self.namespace, reports)
+        return [
+            pb.StoreResultResponse.FromString(outcome) if isinstance(outcome, bytes) else outcome
+            for outcome in await self.engine.put(self.namespace, reports)
+        ]
 
     async def meta(self, task_id: str) -> task_pb2.TaskMeta:
         """The record, or what is said of its absence."""
@@ -230,7 +234,7 @@ class Store:
         cursor, found = Cursor(order), []
         while True:
             step = await self.step(group_id, cursor)
-            found += [stream_pb2.Event.FromString(event) for event in step.events]
+            found += [event_of(event) for event in step.events]
             cursor = step.cursor
             if not step.more:
                 return found

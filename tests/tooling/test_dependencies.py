@@ -23,8 +23,10 @@ DISTRIBUTIONS = {
     "grpc_reflection": "grpcio-reflection",
     "grpc_status": "grpcio-status",
     "google": "protobuf",
+    "jwt": "PyJWT",
     "kombu": "celery",  # brings it, and its releases go together
     "vine": "celery",
+    "prometheus_client": "prometheus-client",
     "pydantic": "pydantic-settings",  # brings it, and is of no use without
     "pydantic_settings": "pydantic-settings",
 }

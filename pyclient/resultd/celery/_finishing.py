@@ -22,9 +22,17 @@ from celery.exceptions import ChordError
 from kombu.exceptions import OperationalError
 from kombu.serialization import loads, prepare_accept_content
 
-from resultd import _records
-from resultd.errors import FailedPreconditionError, GroupNotFoundError, ResultdError
-from resultd.v1 import group_pb2, group_service_pb2, state_pb2, task_pb2
+from resultd import _iterate, _records
+from resultd.errors import FailedPreconditionError, GroupNotFoundError, ResultdError, make
+from resultd.errors import TimeoutError as WaitTimeout
+from resultd.v1 import (
+    group_pb2,
+    group_service_pb2,
+    result_service_pb2,
+    state_pb2,
+    stream_pb2,
+    task_pb2,
+)
 
 if TYPE_CHECKING:
     from resultd.celery.backend import ResultdBackend
@@ -59,22 +67,22 @@ class Finisher:
         Without `callback` the body that lies with the group is taken.
         """
         claim = Claim(self._backend, group_id)
-        group = claim.acquire()
-        if group is None:
-            return False
-        try:
-            body = maybe_signature(callback or self._continuation(group), app=self._backend.app)
-            if body is None:
-                logger.error("chord %s is complete, and nobody knows its body", group_id)
+        with contextlib.closing(Parts(self._backend, group_id)) as parts:
+            group = claim.acquire()
+            if group is None:
                 return False
-            members = self._members(group_id)
-            published = self._publish(group, members, body, claim)
-        except (ResultdError, BrokerAwayError):
-            # Not known what is stored, or sent: somebody has to try again.
-            claim.release()
-            raise
+            try:
+                body = maybe_signature(callback or self._continuation(group), app=self._backend.app)
+                if body is None:
+                    logger.error("chord %s is complete, and nobody knows its body", group_id)
+                    return False
+                published = self._publish(group, parts, body, claim)
+            except (ResultdError, BrokerAwayError):
+                # Not known what is stored, or sent: somebody has to try again.
+                claim.release()
+                raise
         if published and claim.done():
-            self._forget_ignored(group, members)
+            self._forget_ignored(group, parts)
         return published
 
     def _continuation(self, group: group_pb2.GroupMeta) -> Any:
@@ -85,18 +93,10 @@ class Finisher:
         accept = prepare_accept_content(self._backend.app.conf.accept_content)
         return loads(payload.data, payload.content_type, "utf-8", accept=accept)
 
-    def _members(self, group_id: str) -> list[group_pb2.GroupMember]:
-        """Give the chord's parts in the order of the header."""
-        client = self._backend.client
-        members: list[group_pb2.GroupMember] = list(
-            client.iterate(client.operations.group_members(group_id))
-        )
-        return sorted(members, key=lambda member: (member.index % LANE, member.index))
-
     def _publish(
         self,
         group: group_pb2.GroupMeta,
-        members: list[group_pb2.GroupMember],
+        parts: Parts,
         body: Any,
         claim: Claim,
     ) -> bool:
@@ -105,11 +105,10 @@ class Finisher:
         error: ChordError | None = None
         values: list[Any] = []
         try:
-            records = self._records(group, members, body)
-            if _was_published(body, records, group):
+            if self._was_published(body, group):
                 logger.info("the body of chord %s was published by another before", group_id)
                 return True
-            values = self._values(group, [member.id for member in members], records)
+            values = self._values(group, parts.read(group.counts.epoch))
         except ChordError as found:
             error = found
             logger.error("chord %s: %s", group_id, error)
@@ -154,33 +153,40 @@ class Finisher:
         with self._backend.app.connection_for_write() as connection:  # opens nothing
             return isinstance(error, connection.recoverable_connection_errors)
 
-    def _records(
-        self, group: group_pb2.GroupMeta, members: list[group_pb2.GroupMember], body: Any
-    ) -> dict[str, task_pb2.TaskMeta]:
-        """Read the records of all parts, and that of the body."""
-        ids = [member.id for member in members]
-        if HEADER in group.extra:
-            ids += _ids(self._shape(group))
-        wanted = list(dict.fromkeys([*ids, *filter(None, [_id_of(body)])]))
+    def _was_published(self, body: Any, group: group_pb2.GroupMeta) -> bool:
+        """Whether a worker has had the body since the chord became complete.
+
+        Then an earlier claimant published it and could not say so. A record that is older is
+        of an earlier run of the same chord.
+        """
+        body_id = (getattr(body, "options", None) or {}).get("task_id")
+        if not body_id:
+            return False
         client = self._backend.client
-        return {record.task_id: record for record in client.run(client.operations.read(wanted))}
+        (record,) = client.run(client.operations.read([body_id]))
+        if record.existence != state_pb2.EXISTENCE_KNOWN:
+            return False
+        if not record.terminal and record.state not in _AT_WORK:
+            return False
+        return record.updated_time.ToNanoseconds() > group.completed_time.ToNanoseconds()
 
-    def _shape(self, group: group_pb2.GroupMeta) -> list[Any]:
-        (_, shape) = self._backend.codec.decode(group.extra[HEADER])
-        return list(shape)
-
-    def _values(
-        self,
-        group: group_pb2.GroupMeta,
-        ids: list[str],
-        records: dict[str, task_pb2.TaskMeta],
-    ) -> list[Any]:
-        def value(task_id: str) -> Any:
-            return self._value(records[task_id])
-
+    def _values(self, group: group_pb2.GroupMeta, records: list[task_pb2.TaskMeta]) -> list[Any]:
         if HEADER not in group.extra:
-            return [value(task_id) for task_id in ids]
-        return [_shaped(node, value) for node in self._shape(group)]
+            return self._read(records)
+        (_, shape) = self._backend.codec.decode(group.extra[HEADER])
+        ids = list(_ids(shape))
+        known = {record.task_id: record for record in records}
+        missing = [task_id for task_id in dict.fromkeys(ids) if task_id not in known]
+        if missing:
+            client = self._backend.client
+            found = client.run(client.operations.read(missing))
+            known.update((record.task_id, record) for record in found)
+        values = dict(zip(ids, self._read([known[task_id] for task_id in ids]), strict=True))
+        return [_shaped(node, values) for node in shape]
+
+    def _read(self, records: list[task_pb2.TaskMeta]) -> list[Any]:
+        values = self._backend.codec.values(records)
+        return values if values is not None else [self._value(record) for record in records]
 
     def _value(self, record: task_pb2.TaskMeta) -> Any:
         part = self._backend.codec.part_of(record)
@@ -202,12 +208,12 @@ class Finisher:
             request = Context(options, id=options["task_id"], group=options["group_id"])
             self._backend.on_chord_part_return(request, states.FAILURE, error)
 
-    def _forget_ignored(
-        self, group: group_pb2.GroupMeta, members: list[group_pb2.GroupMember]
-    ) -> None:
+    def _forget_ignored(self, group: group_pb2.GroupMeta, parts: Parts) -> None:
         if not group.counts.ignored:
             return
-        ignored = [member.id for member in members if member.state == state_pb2.STATE_IGNORED]
+        ignored = [
+            record.task_id for record in parts.records if record.state == state_pb2.STATE_IGNORED
+        ]
         client = self._backend.client
         with contextlib.suppress(ResultdError):  # else they expire
             client.run(client.operations.forget(dict.fromkeys(ignored)))
@@ -215,6 +221,42 @@ class Finisher:
 
 class BrokerAwayError(Exception):
     """The body cannot be published now. It may well be later."""
+
+
+class Parts:
+    """The records of a chord's parts. They are on their way from here on: claim it meanwhile."""
+
+    def __init__(self, backend: ResultdBackend, group_id: str) -> None:
+        client = backend.client
+        request = result_service_pb2.IterateRequest(
+            group_id=group_id, order=result_service_pb2.MEMBER_ORDER_MEMBER, require_known=True
+        )
+        #: What `read` returned.
+        self.records: list[task_pb2.TaskMeta] = []
+        self._frames = client.iterate(_iterate.frames(client, request, client.url.timeout))
+        next(self._frames)  # asks
+
+    def read(self, epoch: int) -> list[task_pb2.TaskMeta]:
+        """Return them in the order of the header.
+
+        Raises:
+            ResultdError: not all came, or they are those of another run of the chord.
+        """
+        events: list[stream_pb2.Event] = []
+        try:
+            for fresh in self._frames:
+                if fresh.counts.epoch not in (0, epoch):
+                    raise make("UNAVAILABLE", "the chord was applied again meanwhile")
+                events += fresh.events
+        except WaitTimeout as error:
+            raise make("UNAVAILABLE", "the chord's parts did not come in time") from error
+        events.sort(key=lambda event: (event.index % LANE, event.index))
+        self.records = [event.task for event in events]
+        return self.records
+
+    def close(self) -> None:
+        """Read no more."""
+        self._frames.close()  # type: ignore[attr-defined]  # a generator
 
 
 class Claim:
@@ -278,27 +320,6 @@ class Claim:
         return response
 
 
-def _id_of(body: Any) -> str | None:
-    found: str | None = (getattr(body, "options", None) or {}).get("task_id")
-    return found
-
-
-def _was_published(
-    body: Any, records: dict[str, task_pb2.TaskMeta], group: group_pb2.GroupMeta
-) -> bool:
-    """Whether a worker has had the body since the chord became complete.
-
-    Then an earlier claimant published it and could not say so. A record that is older is of
-    an earlier run of the same chord.
-    """
-    record = records.get(_id_of(body) or "")
-    if record is None or record.existence != state_pb2.EXISTENCE_KNOWN:
-        return False
-    if not record.terminal and record.state not in _AT_WORK:
-        return False
-    return record.updated_time.ToNanoseconds() > group.completed_time.ToNanoseconds()
-
-
 def _chord_error(message: str, cause: object) -> ChordError:
     error = ChordError(message)
     if isinstance(cause, Exception):
@@ -314,6 +335,6 @@ def _ids(shape: list[Any]) -> Iterator[str]:
             yield from _ids(nodes)
 
 
-def _shaped(node: Any, value: Any) -> Any:
+def _shaped(node: Any, values: dict[str, Any]) -> Any:
     (id_, _), nodes = node
-    return value(id_) if nodes is None else [_shaped(each, value) for each in nodes]
+    return values[id_] if nodes is None else [_shaped(each, values) for each in nodes]

@@ -29,6 +29,8 @@ _IN_THE_URL = (
     "attempt_timeout",
     "heartbeat",
     "token",
+    "token_file",
+    "insecure",
     "ca",
     "cert",
     "key",

@@ -183,7 +183,8 @@ class Waits:
         if len(waiting) > 1 or not watcher.streaming or _short(timeout):
             unread = False
             for message in self._read(list(waiting), deadline):
-                versions[message.task_id] = message.version
+                if message.version:
+                    versions[message.task_id] = message.version
                 if message.terminal:
                     del waiting[message.task_id]
                 yield message
@@ -331,6 +332,8 @@ class _Members:
 
 class _Node:
     """One member, and how many results in it are not ready."""
+
+    __slots__ = ("missing", "result")
 
     def __init__(self, result: Any) -> None:
         self.result = result

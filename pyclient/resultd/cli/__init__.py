@@ -1,10 +1,12 @@
-"""`resultd`, the command: `get`, `wait`, `watch`, `forget`, `group`, `version`, `demo`.
+"""`resultd`, the command: `get`, `wait`, `watch`, `forget`, `group`, `version`, `health`,
+`demo`.
 
 Needs `resultd[cli]`; `resultd[server]` adds `serve`.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
 EXIT_USAGE = 2
@@ -14,6 +16,8 @@ _BROUGHT_BY_EXTRA = frozenset({"typer", "rich"})
 
 def main() -> None:
     """Run the command; what a bare install lacks is said in a sentence."""
+    # Before grpc is imported: its core writes to a terminal what a peer sends, as it is.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from resultd.cli.app import app
     except ModuleNotFoundError as error:

@@ -8,14 +8,14 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from resultd.cli import EXIT_USAGE, about, groups, results, waiting
+from resultd.cli import EXIT_USAGE, about, groups, health, results, waiting
 from resultd.cli.demo import command as demo
 from resultd.cli.options import CommandError
 from resultd.cli.output import escape
 from resultd.errors import ResultdError
 
 # Which extra brings a command that cannot be loaded.
-_EXTRAS = {"serve": "server"}
+_EXTRAS = {"serve": "server", "token": "server"}
 
 
 class Commands(TyperGroup):
@@ -50,6 +50,8 @@ def _load(entry: EntryPoint) -> Any:
         function = entry.load()
     except ModuleNotFoundError as error:
         return _missing(entry.name, error.name or "")
+    if isinstance(function, typer.Typer):
+        return typer.main.get_command(function)  # several commands under one name
     single = typer.Typer(add_completion=False)
     single.command(entry.name)(function)
     return typer.main.get_command(single)
@@ -82,4 +84,5 @@ app.command("watch")(waiting.watch)
 app.command("forget")(results.forget)
 app.add_typer(groups.app, name="group")
 app.command("version")(about.version)
+app.command("health")(health.health)
 app.command("demo")(demo.demo)

@@ -65,6 +65,20 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """
     ERROR_REASON_MALFORMED_MESSAGE: _ErrorReason.ValueType  # 15
     """INVALID_ARGUMENT: the request's bytes are not the message they should be."""
+    ERROR_REASON_CREDENTIAL_MISSING: _ErrorReason.ValueType  # 16
+    """UNAUTHENTICATED: the call brought no credential and needs one."""
+    ERROR_REASON_CREDENTIAL_INVALID: _ErrorReason.ValueType  # 17
+    """UNAUTHENTICATED: nobody knows the credential, or knows it no longer; one
+    that was forged, revoked, or issued for somebody else looks the same.
+    """
+    ERROR_REASON_CREDENTIAL_EXPIRED: _ErrorReason.ValueType  # 18
+    """UNAUTHENTICATED: the credential was good until its time ran out."""
+    ERROR_REASON_NAMESPACE_DENIED: _ErrorReason.ValueType  # 19
+    """PERMISSION_DENIED: the credential does not reach into this namespace,
+    whether or not there is one of that name.
+    """
+    ERROR_REASON_ROLE_INSUFFICIENT: _ErrorReason.ValueType  # 20
+    """PERMISSION_DENIED: the RPC needs a higher role in this namespace."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused: `reason` of the `google.rpc.ErrorInfo` (domain
@@ -109,6 +123,20 @@ than 16.
 """
 ERROR_REASON_MALFORMED_MESSAGE: ErrorReason.ValueType  # 15
 """INVALID_ARGUMENT: the request's bytes are not the message they should be."""
+ERROR_REASON_CREDENTIAL_MISSING: ErrorReason.ValueType  # 16
+"""UNAUTHENTICATED: the call brought no credential and needs one."""
+ERROR_REASON_CREDENTIAL_INVALID: ErrorReason.ValueType  # 17
+"""UNAUTHENTICATED: nobody knows the credential, or knows it no longer; one
+that was forged, revoked, or issued for somebody else looks the same.
+"""
+ERROR_REASON_CREDENTIAL_EXPIRED: ErrorReason.ValueType  # 18
+"""UNAUTHENTICATED: the credential was good until its time ran out."""
+ERROR_REASON_NAMESPACE_DENIED: ErrorReason.ValueType  # 19
+"""PERMISSION_DENIED: the credential does not reach into this namespace,
+whether or not there is one of that name.
+"""
+ERROR_REASON_ROLE_INSUFFICIENT: ErrorReason.ValueType  # 20
+"""PERMISSION_DENIED: the RPC needs a higher role in this namespace."""
 global___ErrorReason = ErrorReason
 
 @typing.final

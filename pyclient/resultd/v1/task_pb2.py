@@ -17,7 +17,7 @@ from resultd.v1 import state_pb2 as resultd_dot_v1_dot_state__pb2
 from resultd.v1 import value_pb2 as resultd_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15resultd/v1/task.proto\x12\nresultd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16resultd/v1/state.proto\x1a\x16resultd/v1/value.proto\"\x9f\x08\n\x08TaskMeta\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12 \n\x05state\x18\x02 \x01(\x0e\x32\x11.resultd.v1.State\x12\x14\n\x0c\x63ustom_state\x18\x03 \x01(\t\x12\x10\n\x08terminal\x18\x04 \x01(\x08\x12\"\n\x05value\x18\x05 \x01(\x0b\x32\x13.resultd.v1.Payload\x12$\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x13.resultd.v1.Failure\x12&\n\x08progress\x18\x07 \x01(\x0b\x32\x14.resultd.v1.Progress\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\x12\x0e\n\x06worker\x18\t \x01(\t\x12\x0c\n\x04name\x18\n \x01(\t\x12!\n\x04\x61rgs\x18\x0b \x01(\x0b\x32\x13.resultd.v1.Payload\x12#\n\x06kwargs\x18\x0c \x01(\x0b\x32\x13.resultd.v1.Payload\x12\r\n\x05queue\x18\r \x01(\t\x12\x0f\n\x07retries\x18\x0e \x01(\r\x12\x11\n\tparent_id\x18\x0f \x01(\t\x12\x0f\n\x07root_id\x18\x10 \x01(\t\x12\x10\n\x08group_id\x18\x11 \x01(\t\x12\x12\n\x05index\x18\x12 \x01(\rH\x00\x88\x01\x01\x12#\n\x08\x63hildren\x18\x13 \x03(\x0b\x32\x11.resultd.v1.Child\x12\x30\n\x06labels\x18\x14 \x03(\x0b\x32 .resultd.v1.TaskMeta.LabelsEntry\x12.\n\x05\x65xtra\x18\x15 \x03(\x0b\x32\x1f.resultd.v1.TaskMeta.ExtraEntry\x12\x30\n\x0c\x63reated_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rreceived_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cstarted_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdone_time\x18\x19 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cupdated_time\x18\x1a \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x1b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x1c \x01(\x04\x12(\n\texistence\x18\x1d \x01(\x0e\x32\x15.resultd.v1.Existence\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x41\n\nExtraEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.resultd.v1.Payload:\x02\x38\x01\x42\x08\n\x06_index\"9\n\x05\x43hild\x12\n\n\x02id\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.resultd.v1.MemberKind*V\n\nMemberKind\x12\x1b\n\x17MEMBER_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10MEMBER_KIND_TASK\x10\x01\x12\x15\n\x11MEMBER_KIND_GROUP\x10\x02\x42\x42\n\x0e\x64\x65v.resultd.v1B\tTaskProtoP\x01Z#resultd.dev/go/resultd/v1;resultdv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15resultd/v1/task.proto\x12\nresultd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16resultd/v1/state.proto\x1a\x16resultd/v1/value.proto\"\xc8\x08\n\x08TaskMeta\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12 \n\x05state\x18\x02 \x01(\x0e\x32\x11.resultd.v1.State\x12\x14\n\x0c\x63ustom_state\x18\x03 \x01(\t\x12\x10\n\x08terminal\x18\x04 \x01(\x08\x12\"\n\x05value\x18\x05 \x01(\x0b\x32\x13.resultd.v1.Payload\x12$\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x13.resultd.v1.Failure\x12&\n\x08progress\x18\x07 \x01(\x0b\x32\x14.resultd.v1.Progress\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\x12\x0e\n\x06worker\x18\t \x01(\t\x12\x0c\n\x04name\x18\n \x01(\t\x12!\n\x04\x61rgs\x18\x0b \x01(\x0b\x32\x13.resultd.v1.Payload\x12#\n\x06kwargs\x18\x0c \x01(\x0b\x32\x13.resultd.v1.Payload\x12\r\n\x05queue\x18\r \x01(\t\x12\x0f\n\x07retries\x18\x0e \x01(\r\x12\x11\n\tparent_id\x18\x0f \x01(\t\x12\x0f\n\x07root_id\x18\x10 \x01(\t\x12\x10\n\x08group_id\x18\x11 \x01(\t\x12\x12\n\x05index\x18\x12 \x01(\rH\x00\x88\x01\x01\x12#\n\x08\x63hildren\x18\x13 \x03(\x0b\x32\x11.resultd.v1.Child\x12\x30\n\x06labels\x18\x14 \x03(\x0b\x32 .resultd.v1.TaskMeta.LabelsEntry\x12.\n\x05\x65xtra\x18\x15 \x03(\x0b\x32\x1f.resultd.v1.TaskMeta.ExtraEntry\x12\x30\n\x0c\x63reated_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rreceived_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cstarted_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdone_time\x18\x19 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cupdated_time\x18\x1a \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x1b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x1c \x01(\x04\x12(\n\texistence\x18\x1d \x01(\x0e\x32\x15.resultd.v1.Existence\x12\x13\n\x0btraceparent\x18\x1e \x01(\t\x12\x12\n\ntracestate\x18\x1f \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x41\n\nExtraEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.resultd.v1.Payload:\x02\x38\x01\x42\x08\n\x06_index\"9\n\x05\x43hild\x12\n\n\x02id\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.resultd.v1.MemberKind*V\n\nMemberKind\x12\x1b\n\x17MEMBER_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10MEMBER_KIND_TASK\x10\x01\x12\x15\n\x11MEMBER_KIND_GROUP\x10\x02\x42\x42\n\x0e\x64\x65v.resultd.v1B\tTaskProtoP\x01Z#resultd.dev/go/resultd/v1;resultdv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -29,14 +29,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKMETA_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_TASKMETA_EXTRAENTRY']._loaded_options = None
   _globals['_TASKMETA_EXTRAENTRY']._serialized_options = b'8\001'
-  _globals['_MEMBERKIND']._serialized_start=1235
-  _globals['_MEMBERKIND']._serialized_end=1321
+  _globals['_MEMBERKIND']._serialized_start=1276
+  _globals['_MEMBERKIND']._serialized_end=1362
   _globals['_TASKMETA']._serialized_start=119
-  _globals['_TASKMETA']._serialized_end=1174
-  _globals['_TASKMETA_LABELSENTRY']._serialized_start=1052
-  _globals['_TASKMETA_LABELSENTRY']._serialized_end=1097
-  _globals['_TASKMETA_EXTRAENTRY']._serialized_start=1099
-  _globals['_TASKMETA_EXTRAENTRY']._serialized_end=1164
-  _globals['_CHILD']._serialized_start=1176
-  _globals['_CHILD']._serialized_end=1233
+  _globals['_TASKMETA']._serialized_end=1215
+  _globals['_TASKMETA_LABELSENTRY']._serialized_start=1093
+  _globals['_TASKMETA_LABELSENTRY']._serialized_end=1138
+  _globals['_TASKMETA_EXTRAENTRY']._serialized_start=1140
+  _globals['_TASKMETA_EXTRAENTRY']._serialized_end=1205
+  _globals['_CHILD']._serialized_start=1217
+  _globals['_CHILD']._serialized_end=1274
 # @@protoc_insertion_point(module_scope)

@@ -50,8 +50,8 @@ global___MemberKind = MemberKind
 class TaskMeta(google.protobuf.message.Message):
     """What the store keeps for a task, and what a worker reports about it.
 
-    A report replaces state, value, failure, progress and worker. It fills but
-    never clears everything else. Fields marked *output* are the server's; what a
+    A report replaces state, value, failure, progress, worker and trace. It fills
+    but never clears everything else. Fields marked *output* are the server's; what a
     report says in them is ignored. The whole record is at most 3 MiB.
     """
 
@@ -120,6 +120,8 @@ class TaskMeta(google.protobuf.message.Message):
     EXPIRE_TIME_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     EXISTENCE_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
+    TRACESTATE_FIELD_NUMBER: builtins.int
     task_id: builtins.str
     """Chosen by the producer: 1 to 255 bytes of UTF-8, no control characters."""
     state: resultd.v1.state_pb2.State.ValueType
@@ -150,6 +152,15 @@ class TaskMeta(google.protobuf.message.Message):
     """*Output.* 1, 2, 3 … one for each report accepted."""
     existence: resultd.v1.state_pb2.Existence.ValueType
     """*Output.* Whether there is a record at all."""
+    traceparent: builtins.str
+    """Where in a distributed trace this report was made: W3C Trace Context, version
+    00, 55 characters. StoreResult takes it from the call's metadata of this name
+    where the report has none. Replaced by every report.
+    """
+    tracestate: builtins.str
+    """What tracing systems add to it: W3C Trace Context, up to 512 characters of
+    ASCII. Goes with `traceparent`, and comes from where that comes from.
+    """
     @property
     def value(self) -> resultd.v1.value_pb2.Payload:
         """The result, or what a state of the application's own carries."""
@@ -240,9 +251,11 @@ class TaskMeta(google.protobuf.message.Message):
         expire_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         version: builtins.int = ...,
         existence: resultd.v1.state_pb2.Existence.ValueType = ...,
+        traceparent: builtins.str = ...,
+        tracestate: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_index", b"_index", "args", b"args", "created_time", b"created_time", "done_time", b"done_time", "expire_time", b"expire_time", "failure", b"failure", "index", b"index", "kwargs", b"kwargs", "progress", b"progress", "received_time", b"received_time", "started_time", b"started_time", "updated_time", b"updated_time", "value", b"value"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_index", b"_index", "args", b"args", "attempt", b"attempt", "children", b"children", "created_time", b"created_time", "custom_state", b"custom_state", "done_time", b"done_time", "existence", b"existence", "expire_time", b"expire_time", "extra", b"extra", "failure", b"failure", "group_id", b"group_id", "index", b"index", "kwargs", b"kwargs", "labels", b"labels", "name", b"name", "parent_id", b"parent_id", "progress", b"progress", "queue", b"queue", "received_time", b"received_time", "retries", b"retries", "root_id", b"root_id", "started_time", b"started_time", "state", b"state", "task_id", b"task_id", "terminal", b"terminal", "updated_time", b"updated_time", "value", b"value", "version", b"version", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_index", b"_index", "args", b"args", "attempt", b"attempt", "children", b"children", "created_time", b"created_time", "custom_state", b"custom_state", "done_time", b"done_time", "existence", b"existence", "expire_time", b"expire_time", "extra", b"extra", "failure", b"failure", "group_id", b"group_id", "index", b"index", "kwargs", b"kwargs", "labels", b"labels", "name", b"name", "parent_id", b"parent_id", "progress", b"progress", "queue", b"queue", "received_time", b"received_time", "retries", b"retries", "root_id", b"root_id", "started_time", b"started_time", "state", b"state", "task_id", b"task_id", "terminal", b"terminal", "traceparent", b"traceparent", "tracestate", b"tracestate", "updated_time", b"updated_time", "value", b"value", "version", b"version", "worker", b"worker"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_index", b"_index"]) -> typing.Literal["index"] | None: ...
 
 global___TaskMeta = TaskMeta

@@ -74,7 +74,7 @@ class TaskInterest:
         return self._subscription.noted.get(TASK, {})
 
     async def next_events(self) -> list[bytes]:
-        """Serialized events that count, up to a frame; none if nothing does now."""
+        """Events that count, as they stand in a frame, up to one; none if nothing does now."""
         events: list[bytes] = []
         size_bytes = 0
         while self._due and len(events) < limits.FRAME_EVENTS_MAX:

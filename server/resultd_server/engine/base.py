@@ -26,9 +26,11 @@ from resultd_server.ledger.groups import Declaration, NewMember
 from resultd_server.ledger.listing import Page
 from resultd_server.ledger.progress import Cursor, Step
 from resultd_server.ledger.records import Record, Report
+from resultd_server.tallies import Histogram
 
 Clock = Callable[[], int]
-StoreOutcome = result_service_pb2.StoreResultResponse | DomainError
+StoreOutcome = bytes | DomainError
+"""A serialized StoreResultResponse, or why there is none."""
 
 
 class ClaimRequest(NamedTuple):
@@ -49,6 +51,38 @@ class Swept(NamedTuple):
     expired_incomplete: int
 
 
+class Space(NamedTuple):
+    """What a store on disk takes up."""
+
+    live_bytes: int
+    limit_bytes: int
+    """How many live bytes it may have before it refuses to grow."""
+    file_bytes: int
+    disk_free_bytes: int
+    readers: int
+    readers_limit: int
+    oldest_reader_transactions: int
+    """How many transactions were committed since the oldest reader began: pages they
+    freed cannot be used again before it ends."""
+
+
+class EngineStats(NamedTuple):
+    """What there is to say of an engine now; counts are since it was made."""
+
+    commit_seconds: Histogram
+    commit_operations: Histogram
+    writes_queued: int = 0
+    writes_queued_bytes: int = 0
+    writing_s: float = 0.0
+    """How long the writer has been at what it is at; 0 while it rests."""
+    revocations: int = 0
+    space: Space | None = None
+
+
+COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+COMMIT_OPERATIONS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500)
+
+
 class Engine(abc.ABC):
     """A store. Every method takes the namespace first."""
 
@@ -59,6 +93,8 @@ class Engine(abc.ABC):
         self.clock = clock
         self.hub = Hub()
         self.on_failure: Callable[[BaseException], None] | None = None
+        self._commit_seconds = Histogram(COMMIT_SECONDS)
+        self._commit_operations = Histogram(COMMIT_OPERATIONS)
 
     @abc.abstractmethod
     async def start(self) -> None:
@@ -157,3 +193,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     async def sweep(self, budget: int) -> Swept:
         """Deletes what has expired, in about `budget` steps; more to do if that many."""
+
+    @abc.abstractmethod
+    def stats(self) -> EngineStats:
+        """The engine's numbers now; cheap enough to be asked for every few seconds.
+
+        Never raises: a store that has failed says what it last knew.
+        """

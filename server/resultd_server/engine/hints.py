@@ -29,7 +29,9 @@ class Hub:
         self._waiting: dict[Key, dict[str, Subscription | set[Subscription]]] = {}
         self._subscriptions: set[Subscription] = set()
         #: Where what this process changed is told to others; None if there are none.
-        self.outlet: Callable[[Iterable[Changed]], None] | None = None
+        self.outlet: Callable[[Iterable[Changed], float], None] | None = None
+        #: How often hints were lost, and everybody had to read everything again.
+        self.lost = 0
 
     def subscribe(self, namespace: str) -> Subscription:
         """Interest in keys of one namespace, none yet. Close it."""
@@ -37,24 +39,25 @@ class Hub:
         self._subscriptions.add(subscription)
         return subscription
 
-    def announce(self, changed: Collection[Changed]) -> None:
-        """A commit of this process changed these keys."""
-        self.publish(changed)
+    def announce(self, changed: Collection[Changed], committed_s: float = 0.0) -> None:
+        """A commit of this process changed these keys, at `committed_s` of the monotonic clock."""
+        self.publish(changed, committed_s)
         if self.outlet is not None and changed:
-            self.outlet(changed)
+            self.outlet(changed, committed_s)
 
-    def publish(self, changed: Iterable[Changed]) -> None:
-        """Wakes whoever waits for these keys."""
+    def publish(self, changed: Iterable[Changed], committed_s: float = 0.0) -> None:
+        """Wakes whoever waits for these keys; `committed_s` as in `announce`."""
         for namespace, kind, id_ in changed:
             ids = self._waiting.get((namespace, kind))
             there = ids.get(id_) if ids else None
             if there is None:
                 continue
             for subscription in there if isinstance(there, set) else (there,):
-                subscription.notice((kind, id_))
+                subscription.notice((kind, id_), committed_s)
 
     def lose(self) -> None:
         """Hints may have been lost: everybody reads everything again."""
+        self.lost += 1
         for subscription in self._subscriptions:
             subscription.lose()
 
@@ -95,7 +98,7 @@ class Subscription:
     What is pending is at most the keys it has, so nothing here needs a bound of its own.
     """
 
-    __slots__ = ("_hub", "_lost", "_noticed", "_wake", "namespace", "noted")
+    __slots__ = ("_hub", "_lost", "_noticed", "_wake", "committed_s", "namespace", "noted")
 
     def __init__(self, hub: Hub, namespace: str) -> None:
         self._hub = hub
@@ -104,6 +107,8 @@ class Subscription:
         self._noticed: dict[Key, None] = {}
         self._lost = False
         self._wake: asyncio.Future[bool] | None = None
+        #: When the first change was committed that was noticed since somebody set this to 0.
+        self.committed_s = 0.0
 
     def add(self, kind: str, ids: Iterable[str]) -> None:
         """Begins to wait for keys; those there already stay as they are."""
@@ -121,9 +126,11 @@ class Subscription:
                 self._hub._discard(self.namespace, kind, id_, self)
                 self._noticed.pop((kind, id_), None)
 
-    def notice(self, key: Key) -> None:
-        """A hint arrives."""
+    def notice(self, key: Key, committed_s: float = 0.0) -> None:
+        """A hint arrives, of what was committed then, as far as that is known."""
         self._noticed[key] = None
+        if not self.committed_s:
+            self.committed_s = committed_s
         self.wake()
 
     def lose(self) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import functools
 import queue
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -108,13 +109,15 @@ class JournaledEngine(LmdbEngine):
     async def _commit_pending(self) -> None:
         while self._pending:
             operations = self._take()
+            self._writing_since_s = time.monotonic()
             try:
-                await self._commit_batch(operations)
+                await self._commit_batch(operations, self._writing_since_s)
             except DomainError as refusal:
-                self._answer(refused(operations, refusal))
+                self._answer(refused(operations, refusal), time.monotonic())
             except Exception as error:  # noqa: BLE001  whatever it is, callers are told
                 self._fail(error)
-                self._answer(refused(operations, failed(error)))
+                self._answer(refused(operations, failed(error)), time.monotonic())
+            self._writing_since_s = None
             self._checkpoints.begin_if_due()
             await asyncio.sleep(0)  # calls that came meanwhile share the next commit
         self._handing_over = False
@@ -130,7 +133,7 @@ class JournaledEngine(LmdbEngine):
         self._take_max = limits.COMMIT_OPERATIONS_MAX
         return taken
 
-    async def _commit_batch(self, operations: list[Operation]) -> None:
+    async def _commit_batch(self, operations: list[Operation], began_s: float) -> None:
         """Runs operations, keeps what they change, answers. Raises DomainError for them all."""
         if self._failure is not None:
             raise failed(self._failure)
@@ -153,7 +156,10 @@ class JournaledEngine(LmdbEngine):
             else:
                 await self._write_through(batch.layer)
             self.commits += 1
-        self._answer(batch.commit)
+        done_s = time.monotonic()
+        self._commit_seconds.observe(done_s - began_s)
+        self._commit_operations.observe(len(operations))
+        self._answer(batch.commit, done_s)
 
     async def _is_full_for(self, operations: list[Operation]) -> bool:
         """Whether what grows is to be refused.

@@ -17,6 +17,7 @@ import fcntl
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 
 from resultd_server import limits
 from resultd_server.engine import environment
+from resultd_server.engine.base import EngineStats, Space
 from resultd_server.engine.environment import Txn
 from resultd_server.engine.lease import SHARES, Lease, check_format, open_lock
 from resultd_server.engine.transactional import T, TransactionalEngine
@@ -102,6 +104,7 @@ class LmdbEngine(TransactionalEngine):
         self._written_bytes = _LOOK_AGAIN_BYTES
         self._failure: BaseException | None = None
         self._writer: threading.Thread | None = None
+        self._writing_since_s: float | None = None
         self._lease: Lease | None = None
         self._share: int | None = None
         self._dbs: dict[Db, Any] = {}
@@ -195,9 +198,14 @@ class LmdbEngine(TransactionalEngine):
 
     def _run(self) -> None:
         while (batch := self._batches.get()) is not None:
+            self._writing_since_s = began_s = time.monotonic()
             commits = self._commit(batch)
+            self._writing_since_s = None
+            done_s = time.monotonic()
+            self._commit_seconds.observe(done_s - began_s)
+            self._commit_operations.observe(len(batch))
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                self._loop.call_soon_threadsafe(self._deliver, commits)
+                self._loop.call_soon_threadsafe(self._deliver, commits, done_s)
 
     def _commit(self, operations: list[Operation]) -> list[Commit]:
         """Runs operations in one transaction; where one breaks it, each in its own."""
@@ -252,17 +260,17 @@ class LmdbEngine(TransactionalEngine):
         if self.on_failure is not None:
             self.on_failure(error)
 
-    def _deliver(self, commits: list[Commit]) -> None:
+    def _deliver(self, commits: list[Commit], done_s: float) -> None:
         self._handing_over = False
         if self._pending:
             self._hand_over_soon()
         else:
             self._idle.set()
         for commit in commits:
-            self._answer(commit)
+            self._answer(commit, done_s)
 
-    def _answer(self, commit: Commit) -> None:
-        """Answers the callers of a commit, then gives its hints."""
+    def _answer(self, commit: Commit, done_s: float) -> None:
+        """Answers the callers of a commit that was done then, and gives its hints."""
         for operation, result, error in commit.done:
             self._queued -= 1
             self._queued_bytes -= operation.size_bytes
@@ -272,7 +280,45 @@ class LmdbEngine(TransactionalEngine):
                 operation.future.set_result(result)
             else:
                 operation.future.set_exception(error)
-        self.hub.announce(commit.changed)
+        self.hub.announce(commit.changed, done_s)
+
+    def stats(self) -> EngineStats:
+        since_s = self._writing_since_s  # the writer's, and may be gone with the next look
+        return EngineStats(
+            self._commit_seconds,
+            self._commit_operations,
+            writes_queued=self._queued,
+            writes_queued_bytes=self._queued_bytes,
+            writing_s=0.0 if since_s is None else time.monotonic() - since_s,
+            revocations=self._revocations,
+            space=self._space(),
+        )
+
+    def _space(self) -> Space | None:
+        """None while the store is closed, or cannot be looked at."""
+        if self._writer is None or self._failure is not None:
+            return None
+        try:
+            with self._env.begin() as txn:
+                live_bytes = environment.count_live_bytes(txn, self._dbs)
+            info = self._env.info()
+            # Lines of process, thread and the transaction read, "-" if none is.
+            readers = [row.split()[-1] for row in self._env.readers().splitlines()[1:]]
+            disk = os.statvfs(self._directory)
+            file_bytes = (self._directory / "data.mdb").stat().st_blocks * 512
+        except (environment.Error, OSError):
+            return None
+        reading = [int(transaction) for transaction in readers if transaction.isdigit()]
+        newest = info["last_txnid"]
+        return Space(
+            live_bytes=live_bytes,
+            limit_bytes=self._max_db_bytes,
+            file_bytes=file_bytes,
+            disk_free_bytes=disk.f_bavail * disk.f_frsize,
+            readers=info["num_readers"],
+            readers_limit=info["max_readers"],
+            oldest_reader_transactions=max(newest - min(reading, default=newest), 0),
+        )
 
 
 def refused(operations: list[Operation], error: BaseException) -> Commit:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 
 from sortedcontainers import SortedDict
 
+from resultd_server.engine.base import EngineStats
 from resultd_server.engine.transactional import T, TransactionalEngine
 from resultd_server.ledger import counters
 from resultd_server.ledger.txn import Db
@@ -67,6 +69,7 @@ class MemoryEngine(TransactionalEngine):
     async def _write(
         self, operation: Callable[[Unit], T], *, grows: bool = True, size_bytes: int = 0
     ) -> T:
+        began_s = time.monotonic()
         txn = MemoryTxn(self._maps)
         unit = Unit(txn, self.clock())
         try:
@@ -75,8 +78,15 @@ class MemoryEngine(TransactionalEngine):
         except BaseException:
             txn.roll_back()
             raise
-        self.hub.publish(unit.changed)
+        self._commit_seconds.observe(time.monotonic() - began_s)
+        self._commit_operations.observe(1)
+        self.hub.announce(unit.changed, time.monotonic())
         return result
 
     def _read(self, operation: Callable[[View], T]) -> T:
         return operation(View(MemoryTxn(self._maps), self.clock()))
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            self._commit_seconds, self._commit_operations, revocations=self._revocations
+        )

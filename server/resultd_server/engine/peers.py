@@ -37,6 +37,7 @@ sent in several frames): longer is no frame of ours."""
 CHANGES_PER_FRAME = 10_000
 
 _LENGTH = struct.Struct(">I")
+_WHEN = struct.Struct(">d")
 _LOST = _LENGTH.pack(0)
 
 
@@ -88,12 +89,13 @@ class Peers:
             self._server.close()
             self.path(self._index).unlink(missing_ok=True)
 
-    def send(self, changed: Iterable[Changed]) -> None:
-        """Tells everybody what was changed here."""
+    def send(self, changed: Iterable[Changed], committed_s: float = 0.0) -> None:
+        """Tells everybody what was changed here, and when: the host's clocks agree."""
         rows = ["\0".join(each) for each in changed]
         for at in range(0, len(rows), CHANGES_PER_FRAME):
             # Names and ids hold no control characters: they are refused at the door.
-            body = "\n".join(rows[at : at + CHANGES_PER_FRAME]).encode()
+            body = _WHEN.pack(committed_s)
+            body += "\n".join(rows[at : at + CHANGES_PER_FRAME]).encode()
             frame = _LENGTH.pack(len(body)) + body
             for listener in self._listeners.values():
                 listener.send(frame)
@@ -144,11 +146,12 @@ class Peers:
         if not body:
             self._hub.lose()
             return
+        (committed_s,) = _WHEN.unpack_from(body)
         changed = []
-        for row in body.decode().split("\n"):
+        for row in body[_WHEN.size :].decode().split("\n"):
             namespace, kind, id_ = row.split("\0")
             changed.append((namespace, kind, id_))
-        self._hub.publish(changed)
+        self._hub.publish(changed, committed_s)
 
     async def _read_frame(self, reader: asyncio.StreamReader) -> bytes:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))

@@ -52,6 +52,7 @@ class TransactionalEngine(Engine):
     def __init__(self, clock: Callable[[], int]) -> None:
         super().__init__(clock)
         self._namespaces: dict[str, Namespace] = {}
+        self._revocations = 0
 
     @abc.abstractmethod
     async def _write(
@@ -86,13 +87,15 @@ class TransactionalEngine(Engine):
         return known or NOWHERE._replace(name=name)
 
     async def put(self, namespace: str, reports: Sequence[Report]) -> list[StoreOutcome]:
-        def operation(unit: Unit) -> list[StoreOutcome]:
+        def operation(unit: Unit) -> tuple[Namespace, list[StoreOutcome]]:
             where = self._made(unit, namespace)
-            return [_store(unit, where, report) for report in reports]
+            return where, [_store(unit, where, report) for report in reports]
 
-        size_bytes = sum(report.meta.ByteSize() for report in reports)
+        size_bytes = sum([len(report.wire) for report in reports])
         try:
-            return await self._write(operation, size_bytes=size_bytes)
+            where, outcomes = await self._write(operation, size_bytes=size_bytes)
+            self._namespaces[namespace] = where  # it is committed
+            return outcomes
         except RecordCorrupt as error:
             # Nothing was changed. Each by itself, so that the others do not suffer.
             if len(reports) == 1:
@@ -129,7 +132,9 @@ class TransactionalEngine(Engine):
             where = self._made(unit, namespace)
             return [cancel.revoke(unit, where, wish) for wish in wishes]
 
-        return await self._write(operation, size_bytes=sum(wish.ByteSize() for wish in wishes))
+        states = await self._write(operation, size_bytes=sum(wish.ByteSize() for wish in wishes))
+        self._revocations += len(wishes)
+        return states
 
     async def revoked(self, namespace: str, task_ids: Sequence[str]) -> list[bytes | None]:
         def operation(view: View) -> list[bytes | None]:

@@ -8,7 +8,7 @@ about the inside in the answer.
 from __future__ import annotations
 
 import asyncio
-import uuid
+import time
 
 import grpc
 import structlog
@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 from resultd.v1 import error_pb2
 from resultd_server.errors import DomainError
 from resultd_server.interceptors import Context, Handler, Raw
+from resultd_server.interceptors.access_log import caller
 
 DOMAIN = "resultd"
 RETRY_DELAY_S = 1
@@ -39,6 +40,11 @@ CODES: dict[int, grpc.StatusCode] = {
     error_pb2.ERROR_REASON_STORE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
     error_pb2.ERROR_REASON_QUOTA: grpc.StatusCode.RESOURCE_EXHAUSTED,
     error_pb2.ERROR_REASON_RECORD_CORRUPT: grpc.StatusCode.DATA_LOSS,
+    error_pb2.ERROR_REASON_CREDENTIAL_MISSING: grpc.StatusCode.UNAUTHENTICATED,
+    error_pb2.ERROR_REASON_CREDENTIAL_INVALID: grpc.StatusCode.UNAUTHENTICATED,
+    error_pb2.ERROR_REASON_CREDENTIAL_EXPIRED: grpc.StatusCode.UNAUTHENTICATED,
+    error_pb2.ERROR_REASON_NAMESPACE_DENIED: grpc.StatusCode.PERMISSION_DENIED,
+    error_pb2.ERROR_REASON_ROLE_INSUFFICIENT: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 _RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
@@ -76,6 +82,7 @@ def answer_errors(method: str, handler: Handler) -> Handler:
     """Turns what a handler raises into a status."""
 
     async def answered(raw: Raw, context: Context) -> bytes | None:
+        began_s = time.monotonic()
         try:
             return await handler(raw, context)
         except DomainError as error:
@@ -83,20 +90,21 @@ def answer_errors(method: str, handler: Handler) -> Handler:
             log.warning(
                 "refused",
                 method=method,
-                peer=context.peer(),
                 code=code.name,
                 reason=error.reason_name,
                 why=error.sentence,
+                took_ms=round((time.monotonic() - began_s) * 1000, 3),
+                **caller(context),
             )
             await _abort(context, status_of(error))
         except grpc.aio.BaseError:
             raise  # gRPC's own: the call is over already
         except Exception:  # the outermost frame: a bug must not end the connection
-            request_id = uuid.uuid4().hex
-            log.exception("failed", method=method, peer=context.peer(), request_id=request_id)
+            who = caller(context)
+            log.exception("failed", method=method, **who)
             await context.abort(
                 grpc.StatusCode.INTERNAL,
-                f"The server failed: look for request_id {request_id} in its log.",
+                f"The server failed: look for request_id {who['request_id']} in its log.",
             )
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Protocol
 
 from resultd_server import limits
@@ -74,3 +75,45 @@ def bound_streams(load: Load, maximum: int = limits.STREAMS_MAX) -> Interceptor:
         return wrapped
 
     return intercept
+
+
+class CallBound:
+    """Refuses unary calls beyond what the server answers in good time, by number and bytes.
+
+    `methods`: those it is for. A stream holds its place for hours, and has a bound of its own.
+    """
+
+    def __init__(
+        self,
+        methods: Collection[str],
+        maximum: int = limits.CALLS_MAX,
+        bytes_max: int = limits.CALLS_BYTES_MAX,
+    ) -> None:
+        self._methods = methods
+        self._maximum = maximum
+        self._bytes_max = bytes_max
+        self._calls = 0
+        self._bytes = 0
+
+    def intercept(self, method: str, handler: Handler) -> Handler:
+        """Counts calls in and out."""
+        if method not in self._methods:
+            return handler
+
+        async def wrapped(raw: Raw, context: Context) -> bytes | None:
+            assert isinstance(raw, bytes)  # a unary call has one request
+            size_bytes = len(raw)
+            full = self._calls >= self._maximum or self._bytes + size_bytes > self._bytes_max
+            if full and self._calls:
+                raise Overloaded(
+                    f"{self._calls} calls with {self._bytes} bytes are under way: try later."
+                )
+            self._calls += 1
+            self._bytes += size_bytes
+            try:
+                return await handler(raw, context)
+            finally:
+                self._calls -= 1
+                self._bytes -= size_bytes
+
+        return wrapped

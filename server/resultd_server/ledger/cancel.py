@@ -6,7 +6,7 @@ from resultd.v1 import state_pb2, task_pb2, value_pb2, worker_service_pb2
 from resultd_server.errors import ValueTooLarge
 from resultd_server.ledger import records, revocations
 from resultd_server.ledger.keys import Namespace
-from resultd_server.ledger.records import Report
+from resultd_server.ledger.records import report_of
 from resultd_server.ledger.transitions import TERMINAL
 from resultd_server.ledger.unit import Unit
 
@@ -45,7 +45,7 @@ def revoke(unit: Unit, namespace: Namespace, wish: worker_service_pb2.Revocation
     )
     ttl_ms = records.ttl_ms(unit, namespace, wish.task_id)
     try:
-        records.store(unit, namespace, Report(meta, ttl_ms))
+        records.store(unit, namespace, report_of(meta, ttl_ms))
     except ValueTooLarge:
         return 0  # no room for the word, and nothing was changed: its worker says it
     return state_pb2.STATE_REVOKED

@@ -46,7 +46,12 @@ def tombstone(namespace: Namespace, kind: bytes, id_: str) -> bytes:
 
 def expiry(at_ms: int, kind: bytes, namespace: Namespace, id_: str) -> bytes:
     """EXPIRY: what is due first comes first."""
-    return U64.pack(at_ms) + kind + namespace.prefix + id_.encode()
+    return due(at_ms, kind) + record(namespace, id_)
+
+
+def due(at_ms: int, kind: bytes) -> bytes:
+    """What the EXPIRY keys of one time begin with; the record's key follows."""
+    return U64.pack(at_ms) + kind
 
 
 def parse_expiry(key: bytes) -> tuple[int, bytes, bytes, str]:
@@ -66,8 +71,13 @@ def member(group_no: int, index: int) -> bytes:
 
 def parse_member(key: bytes) -> tuple[int, int]:
     """(group number, index or position) of a MEMBERS or LOG key."""
-    number, index = _GROUP_AND_INDEX.unpack(key)
-    return number, index
+    found: tuple[int, int] = _GROUP_AND_INDEX.unpack(key)
+    return found
+
+
+def members_of_kind(namespace: Namespace, kind: bytes) -> bytes:
+    """What the MEMBERSHIPS keys of all tasks, or all groups, begin with."""
+    return namespace.prefix + kind
 
 
 def memberships(namespace: Namespace, kind: bytes, id_: str) -> bytes:

@@ -85,9 +85,10 @@ def scan(view: View, group_no: int, from_index: int) -> Iterator[tuple[int, Memb
 def log_rows(view: View, group_no: int, after: int) -> Iterator[tuple[int, int, bytes, bytes]]:
     """The completion log after a position, in order: (position, index, kind, id as bytes)."""
     start, stop = keys.member(group_no, after + 1), keys.group(group_no + 1)
+    parse = keys.parse_member
     for key, raw in view.txn.scan(Db.LOG, start, stop):
         kind, index = _ENTRY.unpack_from(raw)
-        yield keys.parse_member(key)[1], index, kind, raw[_ENTRY.size :]
+        yield parse(key)[1], index, kind, raw[_ENTRY.size :]
 
 
 def log(view: View, group_no: int, after: int) -> Iterator[Entry]:
@@ -103,6 +104,8 @@ def log_entry(view: View, group_no: int, position: int) -> Entry | None:
 
 def of(view: View, namespace: Namespace, kind: bytes, id_: str) -> list[Place]:
     """The groups an id is a member of, those still alive."""
+    if view.empty(Db.MEMBERSHIPS, keys.members_of_kind(namespace, kind)):
+        return []
     prefix = keys.memberships(namespace, kind, id_)
     rows = [key for key, _ in view.txn.scan(Db.MEMBERSHIPS, prefix, keys.after_prefix(prefix))]
     places = []
@@ -184,6 +187,7 @@ def in_too_many(view: View, namespace: Namespace, kind: bytes, id_: str) -> bool
 def insert(unit: Unit, group: Counters, index: int, member: Member) -> None:
     """Adds a member at a free index. Does not count it."""
     unit.txn.put(Db.MEMBERS, keys.member(group.number, index), member.pack())
+    unit.fill(Db.MEMBERSHIPS, keys.members_of_kind(group.namespace, member.kind))
     unit.txn.put(
         Db.MEMBERSHIPS,
         keys.membership(group.namespace, member.kind, member.id, group.number, index),

@@ -59,8 +59,9 @@ class Cursor(NamedTuple):
 class Step(NamedTuple):
     """What to send, and where that leads.
 
-    `group` None: there is no such group (`existence` says why). `reset`: the cursor
-    fits no more and the stream starts again; nothing is sent in this step.
+    `events` as they stand in a frame. `group` None: there is no such group (`existence`
+    says why). `reset`: the cursor fits no more and the stream starts again; nothing is sent
+    in this step.
     """
 
     group: Counters | None
@@ -79,19 +80,28 @@ def step(view: View, namespace: Namespace, group_id: str, cursor: Cursor) -> Ste
         return Step(None, existence, [], cursor, more=False)
     if cursor.position and not _fits(view, group, cursor):
         return Step(group, records.KNOWN, [], Cursor(cursor.order), more=False, reset=True)
-    rows = _log_rows if cursor.order == AS_COMPLETED else _member_rows
+    if as_completed := cursor.order == AS_COMPLETED:
+        rows = memberships.log_rows(view, group.number, cursor.position)
+    else:
+        rows = _member_rows(view, group, cursor)
     events: list[bytes] = []
     room_bytes = limits.FRAME_BYTES
     after, stands = cursor.position, cursor.id.encode()
     more = False
-    for then, position, index, kind, id_ in rows(view, group, cursor):
-        event = _event(view, group, position, index, kind, id_)
+    wire_of, task_event, prefix = records.wire_of, wire.task_event, namespace.prefix
+    for position, index, kind, id_ in rows:
+        # A task's record is passed on as it is stored.
+        task = wire_of(view, prefix + id_) if kind == keys.TASK else None
+        if task is not None:
+            event = task_event(task, index, position)
+        else:
+            event = _other_event(view, group, position, index, kind, id_)
         room_bytes -= len(event)
         if events and (len(events) == limits.FRAME_EVENTS_MAX or room_bytes < 0):
             more = True
             break
         events.append(event)
-        after, stands = then, id_
+        after, stands = position if as_completed else index + 1, id_
     cursor = Cursor(cursor.order, group.epoch, after, stands.decode())
     return Step(group, records.KNOWN, events, cursor, more)
 
@@ -119,34 +129,25 @@ def _fits(view: View, group: Counters, cursor: Cursor) -> bool:
     return member is not None and member.id == cursor.id
 
 
-_Row = tuple[int, int, int, bytes, bytes]
-"""(the cursor's position after it, position in the log, index, kind, id as bytes)."""
-
-
-def _log_rows(view: View, group: Counters, cursor: Cursor) -> Iterator[_Row]:
-    for position, index, kind, id_ in memberships.log_rows(view, group.number, cursor.position):
-        yield position, position, index, kind, id_
-
-
-def _member_rows(view: View, group: Counters, cursor: Cursor) -> Iterator[_Row]:
+def _member_rows(
+    view: View, group: Counters, cursor: Cursor
+) -> Iterator[tuple[int, int, bytes, bytes]]:
+    """The same of members in their order as `memberships.log_rows` of the log."""
     expected = cursor.position
     for index, member in memberships.scan(view, group.number, cursor.position):
         # A gap may still be filled, unless the group is complete.
         if not member.position or (index != expected and not group.complete):
             return
         expected = index + 1
-        yield index + 1, member.position, index, member.kind, member.id.encode()
+        yield member.position, index, member.kind, member.id.encode()
 
 
-def _event(
+def _other_event(
     view: View, group: Counters, position: int, index: int, kind: bytes, id_: bytes
 ) -> bytes:
-    """One serialized Event. A task's record is passed on as it is stored."""
+    """The event of a task that is gone, or of a group."""
     if kind == keys.TASK:
-        found = records.wire_of(view, group.namespace, id_)
-        if found is None:
-            found = _gone(view, group.namespace, id_.decode())
-        return wire.task_event(found, index=index, position=position)
+        return wire.task_event(_gone(view, group.namespace, id_.decode()), index, position)
     member = memberships.find(view, group.number, index)
     meta = _brief(view, group.namespace, id_.decode())
     return wire.group_event(

@@ -7,7 +7,11 @@ header answers what the transition rule and the streams ask without parsing.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from google.protobuf.descriptor import FieldDescriptor
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import state_pb2, task_pb2
@@ -18,6 +22,7 @@ from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.times import set_ms, to_ms
 from resultd_server.ledger.transitions import (
     APPLIED,
+    CUSTOM,
     DUPLICATE,
     TERMINAL,
     Standing,
@@ -27,15 +32,19 @@ from resultd_server.ledger.transitions import (
 )
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import TASK, Unit, View
+from resultd_server.ledger.wire import number_field, repeated
 
 _HEADER = struct.Struct(">QQIB")  # expire_ms (0: never), version, attempt, state
+_ROW_BYTES_MAX = _HEADER.size + limits.RECORD_BYTES_MAX
 
 KNOWN = state_pb2.EXISTENCE_KNOWN
 UNKNOWN = state_pb2.EXISTENCE_UNKNOWN
 EXPIRED = state_pb2.EXISTENCE_EXPIRED
 FORGOTTEN = state_pb2.EXISTENCE_FORGOTTEN
 
-_REPLACED = ("state", "custom_state", "value", "failure", "progress", "worker")
+_REPLACED = (
+    "state", "custom_state", "value", "failure", "progress", "worker", "traceparent", "tracestate",
+)  # fmt: skip
 _OUTPUT = ("terminal", "created_time", "updated_time", "expire_time", "version", "existence")
 _FILLED_WHOLE = (
     "args",
@@ -57,12 +66,59 @@ _TIME_OF_STATE: dict[int, str] = {
 }
 
 
+Said = Mapping[FieldDescriptor, Any]
+"""The fields that a message has, with their values."""
+
+_FIELDS = task_pb2.TaskMeta.DESCRIPTOR.fields_by_name
+_TIME_FIELDS = {state: _FIELDS[name] for state, name in _TIME_OF_STATE.items()}
+_OUTPUT_FIELDS = frozenset(_FIELDS[name] for name in _OUTPUT)
+_TASK_ID, _STATE, _ATTEMPT, _GROUP_ID, _INDEX = (
+    _FIELDS[name] for name in ("task_id", "state", "attempt", "group_id", "index")
+)
+
+
 class Report(NamedTuple):
-    """A validated report. `ttl_ms` 0: the record never expires."""
+    """A validated report. `ttl_ms` 0: the record never expires.
+
+    What the rules ask of every report is taken out of the message once, by `report_of`;
+    `wire` is the message serialized. It has no field that the server says.
+    """
 
     meta: task_pb2.TaskMeta
+    wire: bytes
     ttl_ms: int
-    claim_scope: str = ""
+    claim_scope: str
+    task_id: str
+    state: int
+    attempt: int
+    group_id: str
+    group_index: int | None
+    timed: bool
+    """Whether it says itself when the task came to this state."""
+
+
+def report_of(
+    meta: task_pb2.TaskMeta, ttl_ms: int, claim_scope: str = "", said: Said | None = None
+) -> Report:
+    """The report that a message is. `said`: its fields, where they are known already."""
+    if said is None:
+        said = dict(meta.ListFields())
+    if not _OUTPUT_FIELDS.isdisjoint(said):
+        for name in _OUTPUT:
+            meta.ClearField(name)  # type: ignore[arg-type]  # names of fields, checked by tests
+    state = said.get(_STATE, 0)
+    return Report(
+        meta,
+        meta.SerializeToString(),
+        ttl_ms,
+        claim_scope,
+        said.get(_TASK_ID, ""),
+        state,
+        said.get(_ATTEMPT, 0),
+        said.get(_GROUP_ID, ""),
+        said.get(_INDEX),
+        _TIME_FIELDS.get(state) in said,
+    )
 
 
 class Record(NamedTuple):
@@ -118,15 +174,17 @@ def read(view: View, namespace: Namespace, task_id: str) -> Record:
     return absent(task_id, UNKNOWN if stone is None else stone.existence)
 
 
-def wire_of(view: View, namespace: Namespace, task_id: bytes) -> bytes | None:
-    """The serialized TaskMeta of a record that exists; its row is not taken apart."""
-    raw = view.txn.get(Db.TASKS, namespace.prefix + task_id)
+def wire_of(view: View, key: bytes) -> bytes | None:
+    """The serialized TaskMeta under a record's key; None of one that may be gone.
+
+    Its row is not taken apart: a stream asks for thousands.
+    """
+    raw = view.txn.get(Db.TASKS, key)
     if raw is None:
         return None
-    expire_ms = int.from_bytes(raw[:8], "big")
+    (expire_ms,) = keys.U64.unpack_from(raw)
     if expire_ms and expire_ms <= view.now_ms:
-        found = read(view, namespace, task_id.decode())
-        return found.wire if found.existence == KNOWN else None
+        return None  # unless a group keeps it: `read` knows
     return raw[_HEADER.size :]
 
 
@@ -163,14 +221,12 @@ class _Now(NamedTuple):
     exists: bool = True
 
 
-def store(unit: Unit, namespace: Namespace, report: Report) -> pb.StoreResultResponse:
+def store(unit: Unit, namespace: Namespace, report: Report) -> bytes:
     """Applies a report by the transition rule, and counts it in its groups.
 
-    Raises ValueTooLarge, before anything is changed.
+    The serialized StoreResultResponse. Raises ValueTooLarge, before anything is changed.
     """
-    meta = report.meta
-    task_id, group_id = meta.task_id, meta.group_id
-    index = meta.index if meta.HasField("index") else None
+    task_id, group_id = report.task_id, report.group_id
     stored = _find(unit, namespace, task_id)
     if stored is not None and _due(unit, namespace, task_id, stored):
         bury(unit, namespace, task_id, EXPIRED)
@@ -180,74 +236,89 @@ def store(unit: Unit, namespace: Namespace, report: Report) -> pb.StoreResultRes
         if stored is None
         else _store_next(unit, namespace, report, stored)
     )
-    answer = pb.StoreResultResponse(
-        disposition=now.disposition,
-        version=now.version,
-        state=now.state,  # type: ignore[arg-type]  # stored as the enum's number
-        custom_state=now.custom_state,
-    )
+    answer = _answer(now.disposition, now.version, now.state, now.custom_state)
     slot = None
     if group_id:
         slot = memberships.join_by_report(
-            unit, namespace, group_id, index, task_id, create=now.exists
+            unit, namespace, group_id, report.group_index, task_id, create=now.exists
         )
     if now.state in TERMINAL:
         groups = memberships.of(unit, namespace, keys.TASK, task_id)
         if groups:
             if now.exists and (now.disposition == APPLIED or group_id):
                 memberships.settle(unit, groups, now.state)
-            answer.complete_group_ids.extend(memberships.awaiting_action(groups))
+            complete = memberships.awaiting_action(groups)
+            answer += repeated(_COMPLETE_GROUP_IDS, map(str.encode, complete))
     if slot is not None:
-        answer.membership = memberships.answer(slot, now.state in TERMINAL and now.exists)
+        membership = memberships.answer(slot, now.state in TERMINAL and now.exists)
+        answer += number_field(_MEMBERSHIP, membership)
     if report.claim_scope:
-        answer.claimable_group_ids.extend(claims.claimable(unit, namespace, report.claim_scope))
+        claimable = claims.claimable(unit, namespace, report.claim_scope)
+        answer += repeated(_CLAIMABLE_GROUP_IDS, map(str.encode, claimable))
     if revocations.requested(unit, namespace, task_id):
-        answer.cancel_requested = True
+        answer += number_field(_CANCEL_REQUESTED, 1)
     return answer
+
+
+_ANSWER = pb.StoreResultResponse.DESCRIPTOR.fields_by_name
+_MEMBERSHIP = _ANSWER["membership"].number
+_COMPLETE_GROUP_IDS = _ANSWER["complete_group_ids"].number
+_CLAIMABLE_GROUP_IDS = _ANSWER["claimable_group_ids"].number
+_CANCEL_REQUESTED = _ANSWER["cancel_requested"].number
+
+
+@lru_cache(maxsize=1_024)  # most reports are answered alike: first version, SUCCESS
+def _answer(
+    disposition: pb.Disposition.ValueType, version: int, state: int, custom_state: str
+) -> bytes:
+    """The fields of a StoreResultResponse that every report is answered."""
+    return pb.StoreResultResponse(
+        disposition=disposition,
+        version=version,
+        state=state,  # type: ignore[arg-type]  # stored as the enum's number
+        custom_state=custom_state,
+    ).SerializeToString()
 
 
 def _store_first(unit: Unit, namespace: Namespace, report: Report) -> _Now:
     """A report about a task without a record: new, or forgotten, or expired."""
-    meta = report.meta
-    stone = tombstones.find(unit, namespace, keys.TASK, meta.task_id)
+    stone = tombstones.find(unit, namespace, keys.TASK, report.task_id)
     version = 1
     if stone is not None:
         gone = Standing(stone.state, stone.attempt, lambda: stone.digest)
-        said = Standing(meta.state, meta.attempt, lambda: content_digest(meta))
-        if gone.terminal and same_report(gone, said):
+        if gone.terminal and same_report(gone, _standing(report)):
             return _Now(DUPLICATE, stone.version, stone.state, "", exists=False)
         version = stone.version + 1
-    for name in _OUTPUT:
-        meta.ClearField(name)  # type: ignore[arg-type]  # names of fields, checked by tests
-    _write_first(unit, namespace, meta, version, report.ttl_ms)
+    _write_first(unit, namespace, report, version)
     if stone is not None:
-        tombstones.remove(unit, namespace, keys.TASK, meta.task_id)
-    return _Now(APPLIED, version, meta.state, meta.custom_state)
+        tombstones.remove(unit, namespace, keys.TASK, report.task_id)
+    custom_state = report.meta.custom_state if report.state == CUSTOM else ""
+    return _Now(APPLIED, version, report.state, custom_state)
 
 
 def _store_next(unit: Unit, namespace: Namespace, report: Report, stored: _Stored) -> _Now:
     """A report about a task that has a record."""
-    meta = report.meta
-    said = Standing(meta.state, meta.attempt, lambda: content_digest(meta))
-    disposition = decide(stored.standing(), said)
+    disposition = decide(stored.standing(), _standing(report))
     old = stored.meta()
     if disposition != APPLIED:
         return _Now(disposition, stored.version, stored.state, old.custom_state)
-    merged = merge(old, meta)
-    attempt = max(stored.attempt, meta.attempt)
+    merged = merge(old, report.meta)
+    attempt = max(stored.attempt, report.attempt)
     version = stored.version + 1
     _write(unit, namespace, merged, attempt, version, report.ttl_ms, filed_ms=stored.expire_ms)
     return _Now(APPLIED, version, merged.state, merged.custom_state)
 
 
+def _standing(report: Report) -> Standing:
+    return Standing(report.state, report.attempt, lambda: content_digest(report.meta))
+
+
 def merge(old: task_pb2.TaskMeta, report: task_pb2.TaskMeta) -> task_pb2.TaskMeta:
     """The record after an accepted report. Changes and returns `old`.
 
-    State, value, failure, progress and worker are replaced; everything else is filled
+    State, value, failure, progress, worker and trace are replaced; everything else is filled
     where the report has it, and never cleared.
     """
-    for name in _OUTPUT:
-        report.ClearField(name)  # type: ignore[arg-type]  # names of fields, checked by tests
     given = {field.name for field, _ in report.ListFields()}
     for name in (*_REPLACED, *(name for name in _FILLED_WHOLE if name in given)):
         old.ClearField(name)  # type: ignore[arg-type]  # names of fields, checked by tests
@@ -257,59 +328,60 @@ def merge(old: task_pb2.TaskMeta, report: task_pb2.TaskMeta) -> task_pb2.TaskMet
     return old
 
 
-def _write_first(
-    unit: Unit, namespace: Namespace, meta: task_pb2.TaskMeta, version: int, ttl_ms: int
-) -> None:
+class Stamp(NamedTuple):
+    """What the server adds to the new records of a commit that are alike."""
+
+    wire: bytes
+    """Its fields, serialized."""
+    expire_ms: int
+    due: bytes
+    """What their keys in EXPIRY begin with; nothing where they never expire."""
+
+
+def _write_first(unit: Unit, namespace: Namespace, report: Report, version: int) -> None:
     """Puts a new record: the report's own bytes, and the server's fields after them.
 
     A protobuf message is the concatenation of its fields. What the server adds is the same
     for all reports of a commit that are alike, so it is made once.
     """
-    state = meta.state
-    name = _TIME_OF_STATE.get(state)
-    timed = name is not None and not meta.HasField(name)  # type: ignore[arg-type]  # a field
-    like = (state, ttl_ms, timed, version)
+    state = report.state
+    like = (state, report.ttl_ms, report.timed, version)
     stamp = unit.stamps.get(like)
     if stamp is None:
         stamp = unit.stamps[like] = _stamp(unit.now_ms, *like)
-    expire_ms = unit.now_ms + ttl_ms if ttl_ms else 0
-    wire = meta.SerializeToString() + stamp
-    _put(unit, namespace, meta.task_id, wire, expire_ms, version, meta.attempt, state)
-    if expire_ms:
-        unit.txn.put(Db.EXPIRY, keys.expiry(expire_ms, keys.TASK, namespace, meta.task_id), b"")
+    key = _put(
+        unit,
+        namespace,
+        report.task_id,
+        _HEADER.pack(stamp.expire_ms, version, report.attempt, state) + report.wire + stamp.wire,
+    )
+    if stamp.due:
+        unit.txn.put(Db.EXPIRY, stamp.due + key, b"")
 
 
-def _stamp(now_ms: int, state: int, ttl_ms: int, timed: bool, version: int) -> bytes:
-    """What the server says in a new record, as bytes."""
+def _stamp(now_ms: int, state: int, ttl_ms: int, timed: bool, version: int) -> Stamp:
     said = task_pb2.TaskMeta(version=version, terminal=state in TERMINAL)
     said.existence = KNOWN
     set_ms(said.created_time, now_ms)
     set_ms(said.updated_time, now_ms)
-    if ttl_ms:
-        set_ms(said.expire_time, now_ms + ttl_ms)
-    if timed:
+    expire_ms = now_ms + ttl_ms if ttl_ms else 0
+    if expire_ms:
+        set_ms(said.expire_time, expire_ms)
+    if not timed and state in _TIME_OF_STATE:
         set_ms(getattr(said, _TIME_OF_STATE[state]), now_ms)
-    return said.SerializeToString()
+    due = keys.due(expire_ms, keys.TASK) if expire_ms else b""
+    return Stamp(said.SerializeToString(), expire_ms, due)
 
 
-def _put(
-    unit: Unit,
-    namespace: Namespace,
-    task_id: str,
-    wire: bytes,
-    expire_ms: int,
-    version: int,
-    attempt: int,
-    state: int,
-) -> None:
-    if len(wire) > limits.RECORD_BYTES_MAX:
-        raise ValueTooLarge(f"The record of {task_id!r}", len(wire), limits.RECORD_BYTES_MAX)
-    unit.txn.put(
-        Db.TASKS,
-        keys.record(namespace, task_id),
-        _HEADER.pack(expire_ms, version, attempt, state) + wire,
-    )
+def _put(unit: Unit, namespace: Namespace, task_id: str, row: bytes) -> bytes:
+    """Puts a record's row and hints it; its key. Raises ValueTooLarge."""
+    if len(row) > _ROW_BYTES_MAX:
+        size_bytes = len(row) - _HEADER.size
+        raise ValueTooLarge(f"The record of {task_id!r}", size_bytes, limits.RECORD_BYTES_MAX)
+    key = keys.record(namespace, task_id)
+    unit.txn.put(Db.TASKS, key, row)
     unit.hint(namespace, TASK, task_id)
+    return key
 
 
 def _write(
@@ -335,12 +407,12 @@ def _write(
     name = _TIME_OF_STATE.get(meta.state)
     if name and not meta.HasField(name):  # type: ignore[arg-type]  # a field, checked by tests
         set_ms(getattr(meta, name), unit.now_ms)
-    wire = meta.SerializeToString()
-    _put(unit, namespace, meta.task_id, wire, expire_ms, version, attempt, meta.state)
+    header = _HEADER.pack(expire_ms, version, attempt, meta.state)
+    key = _put(unit, namespace, meta.task_id, header + meta.SerializeToString())
     # An entry filed for an earlier time stays: the sweeper files it again when it is
     # due. So a task that reports often moves no expiry rows.
     if expire_ms and (not filed_ms or expire_ms < filed_ms):
-        unit.txn.put(Db.EXPIRY, keys.expiry(expire_ms, keys.TASK, namespace, meta.task_id), b"")
+        unit.txn.put(Db.EXPIRY, keys.due(expire_ms, keys.TASK) + key, b"")
 
 
 def forget(unit: Unit, namespace: Namespace, task_id: str) -> bool:

@@ -13,6 +13,8 @@ from resultd_server.ledger.unit import REVOCATION, Unit, View
 
 def find(view: View, namespace: Namespace, task_id: str) -> bytes | None:
     """The serialized Revocation, or None."""
+    if view.empty(Db.REVOCATIONS, namespace.prefix):
+        return None
     return view.txn.get(Db.REVOCATIONS, keys.record(namespace, task_id))
 
 
@@ -26,6 +28,7 @@ def put(unit: Unit, namespace: Namespace, revocation: pb.Revocation) -> None:
     expire_ms = unit.now_ms + limits.REVOCATION_MS
     set_ms(revocation.create_time, unit.now_ms)
     key = keys.record(namespace, revocation.task_id)
+    unit.fill(Db.REVOCATIONS, namespace.prefix)
     unit.txn.put(Db.REVOCATIONS, key, revocation.SerializeToString())
     due = keys.expiry(expire_ms, keys.REVOCATION, namespace, revocation.task_id)
     unit.txn.put(Db.EXPIRY, due, b"")

@@ -28,6 +28,8 @@ class Tombstone(NamedTuple):
 
 def find(view: View, namespace: Namespace, kind: bytes, id_: str) -> Tombstone | None:
     """The tombstone, unless its hour is over."""
+    if view.empty(Db.TOMBSTONES, namespace.prefix):
+        return None
     raw = view.txn.get(Db.TOMBSTONES, keys.tombstone(namespace, kind, id_))
     if raw is None:
         return None
@@ -50,6 +52,7 @@ def put(
     """Leaves a tombstone, due for deletion in an hour."""
     expire_ms = unit.now_ms + limits.TOMBSTONE_MS
     stone = Tombstone(expire_ms, version, attempt, state, existence, digest)
+    unit.fill(Db.TOMBSTONES, namespace.prefix)
     unit.txn.put(Db.TOMBSTONES, keys.tombstone(namespace, kind, id_), _FIELDS.pack(*stone))
     unit.txn.put(Db.EXPIRY, keys.expiry(expire_ms, kind.upper(), namespace, id_), b"")
 

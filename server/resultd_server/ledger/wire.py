@@ -16,8 +16,8 @@ def varint(number: int) -> bytes:
     """A base-128 varint."""
     if number < 0x4000:
         return _SHORT[number]
-    if number < 0x200000:
-        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
+    if number < 0x10000000:
+        return _LOW[number & 0x3FFF] + _SHORT[number >> 14]
     return _encode(number)
 
 
@@ -30,8 +30,10 @@ def _encode(number: int) -> bytes:
     return bytes(out)
 
 
-# Lengths, indexes and positions up to two bytes long: looked up for every event.
+# Looked up for every event: lengths, indexes and positions of up to two bytes, and the
+# first two bytes of longer ones.
 _SHORT = [_encode(number) for number in range(0x4000)]
+_LOW = [bytes((number & 0x7F | 0x80, number >> 7 | 0x80)) for number in range(0x4000)]
 
 
 def message_field(field: int, encoded: bytes) -> bytes:
@@ -44,23 +46,24 @@ def number_field(field: int, number: int) -> bytes:
     return varint(field << 3) + varint(number) if number else b""
 
 
-def task_event(task: bytes, *, index: int = 0, position: int = 0) -> bytes:
-    """Event{task, index, position}."""
-    event = b"\x0a" + varint(len(task)) + task  # the tags are written out: this is hot
-    if index:
-        event += b"\x20" + varint(index)
+def task_event(task: bytes, index: int = 0, position: int = 0) -> bytes:
+    """Event{task, index, position} as it stands in a frame."""
+    size = varint(len(task))  # the tags are written out: this is hot
+    place = b"\x20" + varint(index) if index else b""
     if position:
-        event += b"\x28" + varint(position)
-    return event
+        place += b"\x28" + varint(position)
+    length = varint(1 + len(size) + len(task) + len(place))
+    return b"".join((b"\x0a", length, b"\x0a", size, task, place))
 
 
 def group_event(group: bytes, *, index: int, position: int, gone: bool) -> bytes:
-    """Event{group, index, position, gone}."""
-    return (
+    """Event{group, index, position, gone} as it stands in a frame."""
+    return message_field(
+        1,
         message_field(2, group)
         + number_field(4, index)
         + number_field(5, position)
-        + number_field(6, gone)
+        + number_field(6, gone),
     )
 
 
@@ -72,10 +75,11 @@ def frame(
     after: bytes = b"",
     group_id: str = "",
 ) -> bytes:
-    """A frame of WaitFor, Iterate or Watch: they number their fields alike."""
-    parts: list[bytes] = []
-    for event in events:
-        parts += (b"\x0a", varint(len(event)), event)
+    """A frame of WaitFor, Iterate or Watch: they number their fields alike.
+
+    `events` are those of `task_event` and `group_event`.
+    """
+    parts = [*events]
     if control:
         parts.append(message_field(2, control))
     if counts:

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from resultd_server.errors import MalformedMessage
 from resultd_server.interceptors import Context, Handler, Interceptor, Raw
-from resultd_server.interceptors.auth import namespace_of
+from resultd_server.interceptors.auth import Identify
 
 
 class Call(NamedTuple):
@@ -32,18 +32,20 @@ def handlers(
     service: ServiceDescriptor,
     servicer: object,
     interceptors: Sequence[Interceptor],
-    of_streams: Sequence[Interceptor] = (),
+    of_streams: Sequence[Interceptor],
+    identify: Callable[[str], Identify],
 ) -> grpc.GenericRpcHandler:
     """Serves every method of a service by the servicer's method of its snake-case name.
 
     Unary methods take (request, call) and return a message or its bytes; streaming ones
     write to `call.context` and return None; those with a stream of requests get an
-    async iterator of parsed ones. The first interceptor is the outermost.
+    async iterator of parsed ones. The first interceptor is the outermost. `identify`: who
+    checks a method's calls and tells their namespace.
     """
     found = {}
     for method in service.methods:
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
-        handler = _adapt(method, getattr(servicer, name))
+        handler = _adapt(method, getattr(servicer, name), identify(method.full_name))
         around = (*interceptors, *of_streams) if method.server_streaming else interceptors
         for interceptor in reversed(around):
             handler = interceptor(method.full_name, handler)
@@ -59,12 +61,14 @@ def _rpc(method: MethodDescriptor, handler: Handler) -> grpc.RpcMethodHandler[An
     return grpc.unary_unary_rpc_method_handler(handler)
 
 
-def _adapt(method: MethodDescriptor, serve: Callable[[Any, Call], Any]) -> Handler:
+def _adapt(
+    method: MethodDescriptor, serve: Callable[[Any, Call], Any], identify: Identify
+) -> Handler:
     message = message_factory.GetMessageClass(method.input_type)
     name = method.full_name
 
     async def handler(raw: Raw, context: Context) -> bytes | None:
-        call = Call(name, namespace_of(context), context)
+        call = Call(name, identify(context), context)
         if isinstance(raw, bytes):
             answer = await serve(_parse(message, raw), call)
         else:

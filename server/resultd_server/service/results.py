@@ -16,11 +16,13 @@ from resultd_server.ledger import wire
 from resultd_server.ledger.progress import Cursor
 from resultd_server.ledger.records import Report
 from resultd_server.ledger.times import set_ms
-from resultd_server.service import validate
+from resultd_server.service import traces, validate
 from resultd_server.service.registry import Call
 from resultd_server.service.streams import Streams
 
 _READ_AT_ONCE = 256
+_OUTCOMES = pb.BatchStoreResultsResponse.DESCRIPTOR.fields_by_name["outcomes"].number
+_RESULT = pb.StoreOutcome.DESCRIPTOR.fields_by_name["result"].number
 
 
 class ServerInfo(NamedTuple):
@@ -39,18 +41,16 @@ class ResultService:
         self._streams = streams
         self._info = info
 
-    async def store_result(
-        self, request: pb.StoreResultRequest, call: Call
-    ) -> pb.StoreResultResponse:
+    async def store_result(self, request: pb.StoreResultRequest, call: Call) -> bytes:
+        if not request.meta.traceparent:
+            traces.adopt(request.meta, call.context)
         report = validate.report(request)
         outcome = (await self._engine.put(call.namespace, [report]))[0]
         if isinstance(outcome, DomainError):
             raise outcome
         return outcome
 
-    async def batch_store_results(
-        self, request: pb.BatchStoreResultsRequest, call: Call
-    ) -> pb.BatchStoreResultsResponse:
+    async def batch_store_results(self, request: pb.BatchStoreResultsRequest, call: Call) -> bytes:
         if len(request.reports) > limits.REPORTS_PER_BATCH:
             raise LimitExceeded(
                 "reports", len(request.reports), limits.REPORTS_PER_BATCH, "send several batches"
@@ -58,11 +58,10 @@ class ResultService:
         checked = [_check(each) for each in request.reports]
         sound = [each for each in checked if isinstance(each, Report)]
         stored = iter(await self._engine.put(call.namespace, sound) if sound else ())
-        answer = pb.BatchStoreResultsResponse()
-        for each in checked:
-            outcome = next(stored) if isinstance(each, Report) else each
-            answer.outcomes.append(_outcome(outcome))
-        return answer
+        outcomes = [next(stored) if isinstance(each, Report) else each for each in checked]
+        # Most of a batch are answered alike.
+        answers = {each: _outcome(each) for each in set(outcomes)}
+        return b"".join([answers[each] for each in outcomes])
 
     async def get_result(self, request: pb.GetResultRequest, call: Call) -> bytes:
         task_id = validate.id_("task_id", request.task_id)
@@ -180,14 +179,15 @@ def _check(request: pb.StoreResultRequest) -> Report | DomainError:
         return error
 
 
-def _outcome(outcome: StoreOutcome) -> pb.StoreOutcome:
-    if not isinstance(outcome, DomainError):
-        return pb.StoreOutcome(result=outcome)
-    return pb.StoreOutcome(
-        error=pb.ReportError(
-            code=code_of(outcome).value[0], reason=outcome.reason, message=outcome.sentence
-        )
+def _outcome(outcome: StoreOutcome) -> bytes:
+    """An outcome as it stands in the answer."""
+    if isinstance(outcome, bytes):
+        return wire.message_field(_OUTCOMES, wire.message_field(_RESULT, outcome))
+    error = pb.ReportError(
+        code=code_of(outcome).value[0], reason=outcome.reason, message=outcome.sentence
     )
+    said = pb.StoreOutcome(error=error)
+    return wire.message_field(_OUTCOMES, said.SerializeToString())
 
 
 def _check_watch(request: pb.WatchRequest) -> None:

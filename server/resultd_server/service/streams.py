@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -19,7 +20,9 @@ from resultd_server import limits
 from resultd_server.core.sources import ChangingSource, Source
 from resultd_server.errors import Overloaded
 from resultd_server.ledger.times import set_ms
+from resultd_server.service.quotas import Quotas
 from resultd_server.service.registry import Call
+from resultd_server.tallies import Histogram
 
 DRAIN_RETRY_DELAY_MS = 500
 _WATCHDOG_S = 5.0
@@ -33,16 +36,24 @@ M = TypeVar("M", bound=Message)
 class Streams:
     """The streams under way: counted, drained together, dropped when stalled."""
 
-    def __init__(self, *, age_s: float = limits.STREAM_AGE_S) -> None:
+    def __init__(self, *, age_s: float = limits.STREAM_AGE_S, quotas: Quotas | None = None) -> None:
         self._age_s = age_s
+        self._quotas = quotas or Quotas()
         self._running: set[Stream] = set()
         self.draining = False
         self.stalled = 0
+        #: From a commit to the frame that tells of it; None where nobody asks.
+        self.wake_seconds: Histogram | None = None
 
     @property
     def streams(self) -> int:
         """Streams under way."""
         return len(self._running)
+
+    def under_way(self) -> Iterator[tuple[str, int]]:
+        """(method, ids and groups waited for) of every stream under way."""
+        for stream in self._running:
+            yield stream.method, sum(map(len, stream.source.subscription.noted.values()))
 
     def drain(self) -> None:
         """Ends every stream with DRAINING, as soon as its frame is written."""
@@ -73,6 +84,7 @@ class Streams:
         stream = Stream(call, source, timeout_s, age_s)
         self._running.add(stream)
         try:
+            self._quotas.enter(source.subscription)
             await stream.run(self)
         except asyncio.CancelledError:
             if not stream.stalled:
@@ -83,6 +95,7 @@ class Streams:
             ) from None
         finally:
             self._running.discard(stream)
+            self._quotas.leave(source.subscription)
             source.close()
 
     async def run_changing(
@@ -93,7 +106,7 @@ class Streams:
         apply: Callable[[M], None],
     ) -> None:
         """The same, while requests change what is waited for."""
-        reader = asyncio.create_task(_read_requests(source, requests, apply))
+        reader = asyncio.create_task(self._read_requests(source, requests, apply))
         stream = asyncio.create_task(self.run(call, source))
         try:
             await asyncio.wait({stream, reader}, return_when=asyncio.FIRST_COMPLETED)
@@ -107,15 +120,15 @@ class Streams:
                 task.cancel()
             await asyncio.gather(reader, stream, return_exceptions=True)
 
-
-async def _read_requests(
-    source: ChangingSource, requests: AsyncIterator[M], apply: Callable[[M], None]
-) -> None:
-    async for request in requests:
-        apply(request)
-        while source.congested:
-            # The client is to read its answers before it asks for more.
-            await source.answered()
+    async def _read_requests(
+        self, source: ChangingSource, requests: AsyncIterator[M], apply: Callable[[M], None]
+    ) -> None:
+        async for request in requests:
+            apply(request)
+            self._quotas.changed(source.subscription)
+            while source.congested:
+                # The client is to read its answers before it asks for more.
+                await source.answered()
 
 
 class Stream:
@@ -126,6 +139,7 @@ class Stream:
         assert task is not None  # handlers run in tasks
         self.task = task
         self.source = source
+        self.method = call.method
         self.writing_since_s: float | None = None
         self.stalled = False
         self._call = call
@@ -139,10 +153,14 @@ class Stream:
         """Until it ends."""
         source = self.source
         synced = not source.says_synced
+        subscription = source.subscription
         while True:
+            committed_s, subscription.committed_s = subscription.committed_s, 0.0
             frame = await source.next_frame()
             if frame is not None:
                 await self._write(frame)
+                if committed_s and streams.wake_seconds is not None:
+                    streams.wake_seconds.observe(time.monotonic() - committed_s)
             reason = source.end if frame is None else None
             if frame is None and not synced:
                 synced = True

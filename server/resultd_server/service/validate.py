@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -19,9 +20,10 @@ from resultd.v1 import (
 )
 from resultd_server import limits
 from resultd_server.errors import FieldInvalid, LimitExceeded, ValueTooLarge
-from resultd_server.ledger.records import Report
+from resultd_server.ledger.records import Report, Said, report_of
 from resultd_server.ledger.times import to_ms
 from resultd_server.ledger.transitions import RANK
+from resultd_server.service import traces
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CUT = "\n… cut by resultd: {} bytes in all\n"
@@ -139,22 +141,28 @@ def known_enum(field: str, value: int, values: Iterable[int]) -> None:
 def report(request: result_service_pb2.StoreResultRequest) -> Report:
     """A report that makes sense. Cuts what is to be cut."""
     meta = request.meta
-    id_("meta.task_id", meta.task_id)
-    _state(meta)
-    _contents(meta)
-    for field, value in meta.ListFields():
-        check = _CHECKS.get(field.number)
-        if check is not None:
-            check(f"meta.{field.name}", value)
-    if meta.HasField("index") and not meta.group_id:
+    # Every access to a message costs: its fields are asked for once, all together.
+    said = dict(meta.ListFields())
+    id_("meta.task_id", said.get(_TASK_ID, ""))
+    _state(said)
+    _contents(said)
+    if not _CHECKED.isdisjoint(said):
+        for field, value in said.items():
+            if field in _CHECKED:
+                _CHECKS[field](f"meta.{field.name}", value)
+        if _TRACESTATE in said and _TRACEPARENT not in said:
+            raise FieldInvalid("meta.tracestate", "has no traceparent", "send both, or none")
+    if _INDEX in said and _GROUP_ID not in said:
         raise FieldInvalid("meta.index", "has no group", "name meta.group_id too")
-    if request.claim_scope:
-        scope("claim_scope", request.claim_scope)
-    if meta.ByteSize() > limits.RECORD_BYTES_MAX:
+    claim_scope = request.claim_scope
+    if claim_scope:
+        scope("claim_scope", claim_scope)
+    found = report_of(meta, ttl_ms(request), claim_scope, said)
+    if len(found.wire) > limits.RECORD_BYTES_MAX:
         raise ValueTooLarge(
-            f"The record of {meta.task_id!r}", meta.ByteSize(), limits.RECORD_BYTES_MAX
+            f"The record of {meta.task_id!r}", len(found.wire), limits.RECORD_BYTES_MAX
         )
-    return Report(meta, ttl_ms(request), request.claim_scope)
+    return found
 
 
 def _children(field: str, children: Sequence[task_pb2.Child]) -> None:
@@ -212,20 +220,29 @@ def extra(field: str, values: Mapping[str, value_pb2.Payload]) -> None:
 
 def payload(field: str, value: value_pb2.Payload) -> None:
     """A payload's description; its bytes are its producer's."""
-    for name, said in (
-        ("content_type", value.content_type),
-        ("content_encoding", value.content_encoding),
-    ):
-        if _plain(said, limits.CONTENT_TYPE_BYTES_MAX):
-            continue
-        text(f"{field}.{name}", said, limits.CONTENT_TYPE_BYTES_MAX)
-        no_control(f"{field}.{name}", said)
+    content_type, content_encoding = value.content_type, value.content_encoding
+    if content_type:
+        _content_word(f"{field}.content_type", content_type)
+    if content_encoding:
+        _content_word(f"{field}.content_encoding", content_encoding)
+
+
+def _content_word(field: str, value: str) -> None:
+    if not _plain(value, limits.CONTENT_TYPE_BYTES_MAX):
+        text(field, value, limits.CONTENT_TYPE_BYTES_MAX)
+        no_control(field, value)
 
 
 _FIELDS = task_pb2.TaskMeta.DESCRIPTOR.fields_by_name
-# What is checked of the fields a report has, by number; state and contents by themselves.
-_CHECKS: dict[int, Callable[[str, Any], object]] = {
-    _FIELDS[name].number: check
+_TASK_ID, _STATE, _CUSTOM_STATE, _VALUE, _FAILURE, _GROUP_ID, _INDEX = (
+    _FIELDS[name]
+    for name in ("task_id", "state", "custom_state", "value", "failure", "group_id", "index")
+)
+_TRACEPARENT, _TRACESTATE = _FIELDS[traces.PARENT], _FIELDS[traces.STATE]
+
+# What is checked of the fields a report has; state and contents by themselves.
+_CHECKS: dict[FieldDescriptor, Callable[[str, Any], object]] = {
+    _FIELDS[name]: check
     for check, names in (
         (id_, ("parent_id", "root_id", "group_id")),
         (text, ("worker", "name", "queue")),
@@ -234,38 +251,43 @@ _CHECKS: dict[int, Callable[[str, Any], object]] = {
         (labels, ("labels",)),
         (extra, ("extra",)),
         (payload, ("args", "kwargs")),
+        (traces.parent, ("traceparent",)),
+        (traces.state, ("tracestate",)),
         (timestamp, ("received_time", "started_time", "done_time")),
     )
     for name in names
 }
+_CHECKED = frozenset(_CHECKS)
 
 
-def _state(meta: task_pb2.TaskMeta) -> None:
-    state = meta.state
+def _state(said: Said) -> None:
+    state = said.get(_STATE, 0)
     if state not in RANK:
         problem = f"has the unknown value {state}" if state else "is not said"
         raise FieldInvalid("meta.state", problem, "use a state the protocol lists")
+    custom_state = said.get(_CUSTOM_STATE, "")
     if state == state_pb2.STATE_CUSTOM:
-        text("meta.custom_state", meta.custom_state, limits.CUSTOM_STATE_BYTES_MAX)
-        no_control("meta.custom_state", meta.custom_state)
-        if not meta.custom_state:
+        text("meta.custom_state", custom_state, limits.CUSTOM_STATE_BYTES_MAX)
+        no_control("meta.custom_state", custom_state)
+        if not custom_state:
             raise FieldInvalid("meta.custom_state", "is empty", "name the state")
-        if meta.custom_state in _BUILT_IN_NAMES:
+        if custom_state in _BUILT_IN_NAMES:
             raise FieldInvalid(
                 "meta.custom_state",
-                f"is the built-in state {meta.custom_state}",
-                f"say STATE_{meta.custom_state} in meta.state",
+                f"is the built-in state {custom_state}",
+                f"say STATE_{custom_state} in meta.state",
             )
-    elif meta.custom_state:
+    elif custom_state:
         raise FieldInvalid(
             "meta.custom_state", "goes with STATE_CUSTOM only", "clear it, or say STATE_CUSTOM"
         )
 
 
-def _contents(meta: task_pb2.TaskMeta) -> None:
-    state = meta.state
-    if meta.HasField("value"):
-        payload("meta.value", meta.value)
+def _contents(said: Said) -> None:
+    state = said[_STATE]
+    value, failure = said.get(_VALUE), said.get(_FAILURE)
+    if value is not None:
+        payload("meta.value", value)
         if state in _CARRY_FAILURE and state != state_pb2.STATE_REJECTED:
             raise FieldInvalid(
                 "meta.value",
@@ -276,14 +298,14 @@ def _contents(meta: task_pb2.TaskMeta) -> None:
         raise FieldInvalid(
             "meta.value", "is missing", "a SUCCESS has a value: JSON null where there is none"
         )
-    if meta.HasField("failure"):
+    if failure is not None:
         if state not in _CARRY_FAILURE:
             raise FieldInvalid(
                 "meta.failure",
                 f"contradicts {state_pb2.State.Name(state)}",
                 "report FAILURE, RETRY, REVOKED or REJECTED with it",
             )
-        _failure(meta.failure)
+        _failure(failure)
     elif state == state_pb2.STATE_FAILURE:
         raise FieldInvalid("meta.failure", "is missing", "a FAILURE says why: type and message")
 

@@ -86,8 +86,8 @@ class TestIdentity:
 
     def test_shows_its_address_without_the_token(self, make_app: MakeApp) -> None:
         """In banners and reports; who asks for passwords gets them."""
-        backend = make_app("resultd://host:1/ns?token=secret").backend
-        assert backend.as_uri() == "resultd://host:1/ns?token=***"
+        backend = make_app("resultds://host:1/ns?token=secret").backend
+        assert backend.as_uri() == "resultds://host:1/ns?token=***"
         assert "secret" in backend.as_uri(include_password=True)
 
     def test_says_what_it_can(self, backend: Any) -> None:

@@ -76,7 +76,7 @@ class TestUrl:
 
     def test_shows_no_token(self) -> None:
         """From the URL or the options."""
-        for options in (read("resultd://h?token=secret"), read("resultd://h", token="secret")):
+        for options in (read("resultds://h?token=secret"), read("resultds://h", token="secret")):
             assert "secret" not in options.shown
             assert "***" in options.shown
             assert options.url.token == "secret"
@@ -90,14 +90,14 @@ class TestOptions:
             timeout=5,
             attempt_timeout=2.5,
             heartbeat=10,
-            token="a b&c",
+            token="a+b&c",
             ca="/ca.pem",
             cert="/cert.pem",
             key="/key.pem",
             server_name="name",
         ).url
         assert (found.timeout, found.attempt_timeout, found.heartbeat) == (5.0, 2.5, 10.0)
-        assert (found.token, found.server_name) == ("a b&c", "name")
+        assert (found.token, found.server_name) == ("a+b&c", "name")
         assert (found.ca, found.cert, found.key) == ("/ca.pem", "/cert.pem", "/key.pem")
 
     def test_give_way_to_the_url(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import uuid
 from collections.abc import Callable
 from decimal import Decimal
@@ -12,6 +13,8 @@ import kombu.compression
 import pytest
 from celery import states
 from celery.result import result_from_tuple
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
 
 from resultd.client import Client
@@ -49,6 +52,74 @@ def record(client: Client, task_id: str) -> task_pb2.TaskMeta:
     """The record itself."""
     (found,) = client.run(client.operations.read([task_id]))
     return found
+
+
+# Pieces that make values, and pieces that make some only together.
+_PIECES = st.lists(st.sampled_from('[]{},:"\\ 1aé\ufeff') | st.just("null"), max_size=4)
+
+
+def _record(data: bytes, **fields: Any) -> task_pb2.TaskMeta:
+    """What a task that succeeded left, of these bytes."""
+    known: dict[str, Any] = {
+        "state": state_pb2.STATE_SUCCESS,
+        "existence": state_pb2.EXISTENCE_KNOWN,
+    }
+    value = value_pb2.Payload(content_type="application/json", data=data)
+    return task_pb2.TaskMeta(**{**known, "value": value, **fields})
+
+
+class TestManyValues:
+    @given(
+        st.lists(
+            st.binary(max_size=3)
+            | _PIECES.map(lambda pieces: "".join(pieces).encode())
+            | st.recursive(st.integers() | st.text(max_size=2), st.lists).map(
+                lambda value: json.dumps(value).encode()
+            ),
+            max_size=5,
+        )
+    )
+    @example([b"1,2", b"[3", b"4]"])
+    @example([b'"', b'"', b"1"])
+    @example([b"", b"1"])
+    @example([b"[", b"]"])
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_are_those_of_each_alone_or_left_to_be_read_alone(
+        self, backend: Any, datas: list[bytes]
+    ) -> None:
+        """Bytes that are values only beside others' are not taken for any."""
+        read = backend.codec.values([_record(data) for data in datas])
+        if read is not None:
+            alone = [backend.codec.decode(_record(data).value) for data in datas]
+            assert repr(read) == repr(alone)
+
+    def test_of_json_are_read_at_once(self, backend: Any) -> None:
+        """In their order, kombu's types among them."""
+        written = [backend.codec.encode(value) for value in (1, uuid.UUID(int=1), {"a": [None]})]
+        records = [_record(b"", value=payload) for payload in written]
+        assert backend.codec.values(records) == [1, uuid.UUID(int=1), {"a": [None]}]
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"state": state_pb2.STATE_FAILURE},
+            {"existence": state_pb2.EXISTENCE_FORGOTTEN},
+            {"value": value_pb2.Payload(content_type="application/octet-stream", data=b"1")},
+            {"value": value_pb2.Payload(content_encoding="gzip", data=b"1")},
+            {"extra": {"celery.part": value_pb2.Payload(data=b'"SUCCESS"')}},
+        ],
+        ids=lambda fields: next(iter(fields)),
+    )
+    def test_among_which_is_anything_else_are_left(
+        self, backend: Any, other: dict[str, Any]
+    ) -> None:
+        """Whoever asks reads them one by one."""
+        assert backend.codec.values([_record(b"1"), _record(b"1", **other)]) is None
+
+    def test_of_a_type_that_is_not_accepted_are_left(self, make_app: MakeApp) -> None:
+        """Read alone, each is refused."""
+        app = make_app(result_serializer="pickle", result_accept_content=["pickle"])
+        assert app.backend.codec.values([_record(b"1")]) is None
 
 
 class TestValues:

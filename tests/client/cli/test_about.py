@@ -8,13 +8,14 @@ import pytest
 
 from tests.client.cli.conftest import Cli
 from tests.client.cli.test_app import free_port
+from tests.support import workers
 
 
 def test_version_names_both_sides(cli: Cli) -> None:
     """The program's version and the server's, with its engine."""
     assert cli("version").out.startswith(f"resultd {version('resultd')}, server ")
     (shown,) = cli("version", "-o", "json").objects
-    assert shown["engine"] == "memory"
+    assert shown["engine"] == workers.ENGINE
 
 
 @pytest.mark.parametrize("output", ["table", "json"])

@@ -32,6 +32,13 @@ def test_an_added_command_is_the_one_of_its_package(cli: Cli) -> None:
     assert "--listen" in shown.out
 
 
+def test_an_added_group_of_commands_is_one(cli: Cli) -> None:
+    """`resultd token new` is a command of the server's package, two words long."""
+    shown = cli("token", "new", "--help")
+    assert shown.code == 0
+    assert "--role" in shown.out
+
+
 def test_an_unknown_command_is_a_usage_error(cli: Cli) -> None:
     """A word that is no command ends with exit code 2."""
     assert cli("sevre").code == 2

@@ -11,7 +11,7 @@ from resultd.cli.options import REACH_SECONDS, CommandError, connect
     ("url", "timeout"),
     [
         ("resultd://h", REACH_SECONDS),
-        ("resultd://h?token=x", REACH_SECONDS),
+        ("resultds://h?token=x", REACH_SECONDS),
         ("resultd://h?timeout=7", 7),
     ],
 )

@@ -229,6 +229,7 @@ def test_who_ran_what_is_known(tasks: Any) -> None:
 
 def test_a_result_can_be_pickled(app: Any, tasks: Any) -> None:
     """A pickled result is as good as its original, its parents included."""
+    app.set_current()  # whose backend an unpickled result asks
     result = celery.chain(tasks.add.s(1, 1), tasks.add.s(1))()
     copy = pickle.loads(pickle.dumps(result))
     assert copy == result

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from resultd.v1 import group_pb2, stream_pb2
+from resultd.v1 import group_pb2
 from resultd_server.core.groups import GroupInterest
 from resultd_server.ledger.progress import AS_COMPLETED, MEMBER, Cursor
+from tests.support.frames import event_of
 from tests.support.stores import HOUR_MS, Store, make_report, task
 
 
@@ -21,7 +22,7 @@ async def read(interest: GroupInterest) -> list[str]:
     interest.notice()
     while (frame := await interest.next_frame()) is not None:
         found += ["RESET"] if frame.reset else []
-        found += [stream_pb2.Event.FromString(event).task.task_id for event in frame.events]
+        found += [event_of(event).task.task_id for event in frame.events]
     return found
 
 

@@ -8,6 +8,7 @@ from resultd.v1 import stream_pb2
 from resultd_server import limits
 from resultd_server.core.tasks import TaskInterest
 from resultd_server.ledger.unit import TASK
+from tests.support.frames import event_of
 from tests.support.stores import HOUR_MS, SECOND_MS, Store, make_report
 
 
@@ -23,7 +24,7 @@ class Waiter:
         """The events of the next frame."""
         for _, task_id in self.subscription.take():
             self.tasks.notice(task_id)
-        return [stream_pb2.Event.FromString(event) for event in await self.tasks.next_events()]
+        return [event_of(event) for event in await self.tasks.next_events()]
 
     async def told(self) -> list[tuple[str, int]]:
         """(id, version) of the next frame's events."""

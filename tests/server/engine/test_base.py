@@ -292,3 +292,14 @@ async def test_a_namespace_begins_with_something_in_it(store: Store) -> None:
     assert isinstance(engine, TransactionalEngine)
     there = engine._read(lambda view: namespaces.names(view.txn))
     assert [namespace.name for namespace in there.values()] == [store.namespace]
+
+
+async def test_an_engine_counts_what_it_commits(store: Store) -> None:
+    """Every commit has a duration and a size; a refusal or a read is none."""
+    await store.report("t1")
+    await store.revoke("t2", "t3")
+    await store.meta("t1")
+    stats = store.engine.stats()
+    assert stats.commit_seconds.count == stats.commit_operations.count == 2
+    assert stats.commit_operations.sum == 2
+    assert (stats.revocations, stats.writes_queued, stats.writing_s) == (2, 0, 0.0)

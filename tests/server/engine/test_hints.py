@@ -134,3 +134,18 @@ def test_the_hub_knows_exactly_who_waits(steps: list[tuple[str, int, str]]) -> N
         for waiter, ids in zip(waiters, expected, strict=True):
             assert waiter.take() == ([(TASK, id_)] if id_ in ids else [])
     assert hub.counts() == (3, len(set().union(*expected)))
+
+
+def test_a_hint_carries_when_its_change_was_committed() -> None:
+    """The first one's moment is kept until whoever times wakes sets it back."""
+    hub = Hub()
+    subscription = hub.subscribe("n")
+    subscription.add(TASK, ["a", "b"])
+    for at_s, id_ in ((5.0, "a"), (6.0, "b")):
+        hub.announce([("n", TASK, id_)], at_s)
+    assert subscription.committed_s == 5.0
+    subscription.committed_s = 0.0
+    hub.announce([("n", TASK, "a")], 7.0)
+    assert subscription.committed_s == 7.0
+    hub.lose()
+    assert hub.lost == 1

@@ -477,3 +477,38 @@ async def test_closing_twice_or_before_the_start_does_nothing(clock: Clock, tmp_
     await engine.start()
     await engine.close()
     await engine.close()
+
+
+async def test_what_is_queued_and_how_long_the_writer_has_been_at_it(
+    clock: Clock, tmp_path: Path
+) -> None:
+    """While a commit hangs, `writing_s` grows and the queue shows; afterwards both are 0."""
+    async with opened(clock, tmp_path, sync=False) as store:
+        async with writer_held(store):
+            write = asyncio.ensure_future(store.report("t"))
+            await asyncio.sleep(0)
+            before_s = store.engine.stats().writing_s
+            stats = store.engine.stats()
+            assert stats.writing_s > before_s > 0
+            assert stats.writes_queued >= 1
+            assert stats.writes_queued_bytes > 0
+        await write
+        assert store.engine.stats()[2:5] == (0, 0, 0.0)
+
+
+async def test_an_old_reader_is_seen(clock: Clock, tmp_path: Path) -> None:
+    """A read transaction that stays open is as old as what was committed since."""
+    async with opened(clock, tmp_path, sync=False) as store:
+        await store.report("t")
+        reader = lmdb_of(store)._env.begin()  # as one that hangs
+        for number in range(5):
+            await store.report(f"t{number}")
+        space = store.engine.stats().space
+        assert space is not None
+        assert space.oldest_reader_transactions == 5
+        assert 0 < space.readers <= space.readers_limit
+        reader.abort()
+        space = store.engine.stats().space
+        assert space is not None
+        assert space.oldest_reader_transactions == 0
+    assert store.engine.stats().space is None  # closed

@@ -162,3 +162,11 @@ async def test_a_frame_beyond_the_bound_is_a_loss(tmp_path: Path) -> None:
     starting.cancel()
     await process.peers.close()
     liar.close()
+
+
+async def test_when_a_change_was_committed_crosses_too(mesh: list[Process]) -> None:
+    """A wake by another process's commit is timed from that commit."""
+    mesh[1].waiter.add(TASK, ["a"])
+    mesh[0].hub.announce([("n", TASK, "a")], 12.5)
+    assert await mesh[1].hears() == [(TASK, "a")]
+    assert mesh[1].waiter.committed_s == 12.5

@@ -27,6 +27,10 @@ class Context:
         self.ended: tuple[grpc.StatusCode, str, Any] | None = None
         self._gone = gone
 
+    def invocation_metadata(self) -> tuple[()]:
+        """Nothing was sent besides."""
+        return ()
+
     def peer(self) -> str:
         """Who calls."""
         return "ipv4:127.0.0.1:1"

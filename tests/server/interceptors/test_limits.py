@@ -9,7 +9,7 @@ import pytest
 
 from resultd_server.errors import Draining, Overloaded
 from resultd_server.interceptors import Handler, Raw
-from resultd_server.interceptors.limits import Admission, bound_streams
+from resultd_server.interceptors.limits import Admission, CallBound, bound_streams
 from tests.support.in_process import until
 
 CONTEXT: Any = None
@@ -96,3 +96,35 @@ async def test_streams_beyond_the_bound_are_refused() -> None:
     assert await bound_streams(Load(2), 3)("method", gate)(b"", CONTEXT) == b"done"
     with pytest.raises(Overloaded, match="3 streams are open"):
         await bound_streams(Load(3), 3)("method", gate)(b"", CONTEXT)
+
+
+async def test_calls_beyond_their_number_are_sent_away() -> None:
+    """L calls are under way, the next is OVERLOADED, and there is room when one is answered."""
+    gate = Gate()
+    handler = CallBound({"method"}, maximum=2).intercept("method", gate)
+    under_way = [asyncio.ensure_future(handler(b"", CONTEXT)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await handler(b"", CONTEXT)
+    gate.open.set()
+    assert await asyncio.gather(*under_way) == [b"done", b"done"]
+    assert await handler(b"", CONTEXT) == b"done"
+
+
+async def test_calls_beyond_their_bytes_are_sent_away_and_one_alone_is_not() -> None:
+    """Requests under way have so many bytes together; one that is larger passes alone."""
+    gate = Gate()
+    handler = CallBound({"method"}, bytes_max=10).intercept("method", gate)
+    large = asyncio.ensure_future(handler(b"x" * 11, CONTEXT))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await handler(b"x", CONTEXT)
+    gate.open.set()
+    await large
+    assert await asyncio.gather(*(handler(b"x" * 5, CONTEXT) for _ in range(2))) == [b"done"] * 2
+
+
+def test_streams_are_not_counted_among_the_calls() -> None:
+    """A method that is not among the unary ones is handed through as it is."""
+    gate = Gate()
+    assert CallBound({"another"}).intercept("method", gate) is gate

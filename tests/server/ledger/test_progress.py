@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from resultd.v1 import stream_pb2
 from resultd_server import limits
 from resultd_server.errors import FieldInvalid
 from resultd_server.ledger.progress import AS_COMPLETED, MEMBER, Cursor, finished
+from tests.support.frames import event_of
 from tests.support.stores import Store, make_report, task
 
 
@@ -34,7 +34,7 @@ async def test_a_gap_may_still_be_filled(store: Store) -> None:
     assert [event.index for event in await store.events("g", MEMBER)] == [0, 1, 2]
     await store.seal("g")
     step = await store.step("g", step.cursor)
-    assert [stream_pb2.Event.FromString(event).index for event in step.events] == [1, 2, 5]
+    assert [event_of(event).index for event in step.events] == [1, 2, 5]
     assert step.group is not None
     assert finished(step.group, step.cursor)
 
@@ -76,7 +76,7 @@ async def test_a_cursor_that_fits_goes_on(store: Store, order: int) -> None:
     assert cursor == first.cursor
     await store.report("t3", group="g", index=3)
     (event,) = (await store.step("g", cursor)).events
-    assert stream_pb2.Event.FromString(event).task.task_id == "t3"
+    assert event_of(event).task.task_id == "t3"
 
 
 @pytest.mark.parametrize("order", [AS_COMPLETED, MEMBER])

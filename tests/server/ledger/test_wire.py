@@ -7,9 +7,10 @@ import pytest
 from resultd.v1 import group_pb2, state_pb2, stream_pb2, task_pb2
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server.ledger import wire
+from tests.support.frames import event_of
 
 
-@pytest.mark.parametrize("number", [0, 1, 127, 128, 300, 2**21, 2**32 - 1, 2**63])
+@pytest.mark.parametrize("number", [0, 1, 127, 128, 300, 2**14, 2**21, 2**28, 2**32 - 1, 2**63])
 def test_a_varint_is_protobufs(number: int) -> None:
     """Numbers are written as protobuf writes them."""
     counts = pb.StoreResultResponse(version=number).SerializeToString()
@@ -21,28 +22,24 @@ def test_a_task_event_is_read_back() -> None:
     """A record's bytes in an event are its task field, index and position beside it."""
     meta = task_pb2.TaskMeta(task_id="t", state=state_pb2.STATE_SUCCESS)
     encoded = wire.task_event(meta.SerializeToString(), index=300, position=7)
-    assert stream_pb2.Event.FromString(encoded) == stream_pb2.Event(
-        task=meta, index=300, position=7
-    )
-    assert wire.task_event(b"") == stream_pb2.Event(task=task_pb2.TaskMeta()).SerializeToString()
+    assert event_of(encoded) == stream_pb2.Event(task=meta, index=300, position=7)
+    assert event_of(wire.task_event(b"")) == stream_pb2.Event(task=task_pb2.TaskMeta())
 
 
 def test_a_group_event_is_read_back() -> None:
     """A group's bytes in an event are its group field, with the word whether it is gone."""
     meta = group_pb2.GroupMeta(group_id="g")
     encoded = wire.group_event(meta.SerializeToString(), index=0, position=2, gone=True)
-    assert stream_pb2.Event.FromString(encoded) == stream_pb2.Event(
-        group=meta, position=2, gone=True
-    )
+    assert event_of(encoded) == stream_pb2.Event(group=meta, position=2, gone=True)
 
 
 def test_frames_number_their_fields_alike() -> None:
     """One frame of bytes is a WaitFor, Iterate and Watch answer at once."""
-    event = stream_pb2.Event(index=3)
+    event = stream_pb2.Event(task=task_pb2.TaskMeta(task_id="t"), index=3)
     control = stream_pb2.Control(kind=stream_pb2.CONTROL_KIND_SYNCED)
     counts = group_pb2.GroupCounts(members=9)
     frame = wire.frame(
-        [event.SerializeToString()] * 2,
+        [wire.task_event(event.task.SerializeToString(), index=3)] * 2,
         control=control.SerializeToString(),
         counts=counts.SerializeToString(),
         after=b"here",

@@ -1,0 +1,1 @@
+"""Who may do what: roles, tokens, JWTs, certificates. Knows nothing of gRPC or the store."""

@@ -1,0 +1,158 @@
+"""The admin port: `/metrics`, `/livez`, `/readyz` over HTTP, for scrapers and probes.
+
+Beside the service, on the same event loop: what it answers shows that the loop runs. One
+request a connection, a few connections at a time, a few seconds each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import NamedTuple
+
+import h11
+
+from resultd_server import limits, listening
+
+TEXT = "text/plain; charset=utf-8"
+_READ_BYTES = 4096
+
+
+class Answer(NamedTuple):
+    """What is said to a GET."""
+
+    body: bytes
+    status: HTTPStatus = HTTPStatus.OK
+    content_type: str = TEXT
+
+
+Route = Callable[[], Awaitable[Answer]]
+
+
+def verdict(trouble: str) -> Answer:
+    """A probe's answer: "ok", or 503 with what is wrong."""
+    if not trouble:
+        return Answer(b"ok\n")
+    return Answer(f"{trouble}\n".encode(), HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+class AdminServer:
+    """Answers GET by path. `start`, then `close`."""
+
+    def __init__(self, routes: Mapping[str, Route]) -> None:
+        self._routes = routes
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, address: str) -> str:
+        """Listens on host:port or unix:PATH; the address. Raises OSError."""
+        if address.startswith(listening.UNIX):
+            path = _freed(Path(address.removeprefix(listening.UNIX)))
+            self._server = await asyncio.start_unix_server(self._connected, str(path))
+            return address
+        listening.check_free(address)
+        host, _, port = address.rpartition(":")
+        self._server = await asyncio.start_server(self._connected, host.strip("[]"), int(port))
+        return f"{host}:{self._server.sockets[0].getsockname()[1]}"
+
+    async def close(self) -> None:
+        """Ends everything at once."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # asyncio runs this in one
+        self._under_way.add(task)
+        try:
+            if len(self._under_way) <= limits.ADMIN_CONNECTIONS_MAX:
+                # Gone, or too slow: there is nobody to tell.
+                with contextlib.suppress(OSError, asyncio.TimeoutError):
+                    exchange = self._exchange(reader, writer)
+                    await asyncio.wait_for(exchange, limits.ADMIN_EXCHANGE_S)
+        finally:
+            self._under_way.discard(task)
+            writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = h11.Connection(
+            h11.SERVER, max_incomplete_event_size=limits.ADMIN_REQUEST_BYTES_MAX
+        )
+        try:
+            while (event := connection.next_event()) is h11.NEED_DATA:
+                connection.receive_data(await reader.read(_READ_BYTES))
+        except h11.RemoteProtocolError as error:
+            answer = Answer(b"not a request\n", HTTPStatus(error.error_status_hint))
+        else:
+            if not isinstance(event, h11.Request):
+                return  # it has gone without a word
+            answer = await self._answer(event.method, event.target)
+        writer.write(_serialized(connection, answer))
+        await writer.drain()
+
+    async def _answer(self, method: bytes, target: bytes) -> Answer:
+        if method != b"GET":
+            return Answer(b"GET only\n", HTTPStatus.METHOD_NOT_ALLOWED)
+        route = self._routes.get(target.partition(b"?")[0].decode("ascii", "replace"))
+        if route is None:
+            known = ", ".join(self._routes)
+            return Answer(f"there is {known}\n".encode(), HTTPStatus.NOT_FOUND)
+        return await route()
+
+
+def _freed(path: Path) -> Path:
+    path.unlink(missing_ok=True)  # left behind by one that was killed
+    return path
+
+
+def _serialized(connection: h11.Connection, answer: Answer) -> bytes:
+    headers = [
+        ("content-type", answer.content_type),
+        ("content-length", str(len(answer.body))),
+        ("cache-control", "no-store"),
+        ("allow", "GET"),
+        ("connection", "close"),
+    ]
+    response = h11.Response(status_code=answer.status, headers=headers, reason=answer.status.phrase)
+    head = connection.send(response)
+    body = connection.send(h11.Data(data=answer.body))
+    return b"".join(part for part in (head, body) if part)
+
+
+async def fetch(path: Path, target: str) -> Answer:
+    """Asks another process on its unix socket. Raises OSError, asyncio.TimeoutError."""
+    return await asyncio.wait_for(_fetch(path, target), limits.ADMIN_FETCH_S)
+
+
+async def _fetch(path: Path, target: str) -> Answer:
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    connection = h11.Connection(h11.CLIENT)
+    try:
+        request = h11.Request(
+            method="GET", target=target, headers=[("host", "localhost"), ("connection", "close")]
+        )
+        asked = connection.send(request)
+        assert asked is not None  # None stands for a connection's end
+        writer.write(asked)
+        status, body, content_type = HTTPStatus.BAD_GATEWAY, bytearray(), TEXT
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                connection.receive_data(await reader.read(65_536))
+            elif isinstance(event, h11.Response):
+                status = HTTPStatus(event.status_code)
+                content_type = dict(event.headers)[b"content-type"].decode("ascii")
+            elif isinstance(event, h11.Data):
+                body += event.data
+            else:
+                return Answer(bytes(body), status, content_type)
+    except h11.ProtocolError as error:
+        raise OSError(f"no answer from {path}: {error}") from None
+    finally:
+        writer.close()

@@ -1,0 +1,73 @@
+"""Who can get in, put together from the settings: TLS, the auth file, and both kept fresh.
+
+entrance = Entrance(settings)
+entrance.open()                      # reads the files, or says what is wrong with them
+handlers(…, entrance.door.identify)  # checks every call
+port = entrance.add_port(server)
+for work in entrance.work(): …       # run until the end
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import grpc
+import structlog
+
+from resultd_server.access import reload
+from resultd_server.access.authority import Authority, Contents
+from resultd_server.config import Settings
+from resultd_server.interceptors.auth import Gate, OpenDoor
+from resultd_server.tls import Certificates, Pem
+
+log = structlog.get_logger("resultd.access")
+
+
+class Entrance:
+    """The door and the port. `door` is complete once `open` has returned."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.door: OpenDoor | Gate = OpenDoor()
+        self._authority: tuple[Authority, Contents] | None = None
+        self._certificates: tuple[Certificates, Pem] | None = None
+        self._changed = asyncio.Event()
+
+    def open(self) -> None:
+        """Reads what the settings name. Raises ConfigError."""
+        said = self._settings
+        if said.tls_cert is not None and said.tls_key is not None:
+            certificates = Certificates(said.tls_cert, said.tls_key, said.tls_client_ca)
+            pem = certificates.read()
+            certificates.take(pem)
+            self._certificates = certificates, pem
+        if said.auth_file is not None:
+            authority = Authority(said.auth_file)
+            contents = authority.read()
+            authority.take(contents)
+            self._authority = authority, contents
+            self.door = Gate(authority)
+
+    def add_port(self, server: grpc.aio.Server) -> int:
+        """Has the server listen; the port. Raises RuntimeError."""
+        said = self._settings
+        if self._certificates is None:
+            port = server.add_insecure_port(said.listen)
+        else:
+            port = server.add_secure_port(said.listen, self._certificates[0].credentials())
+        if not said.loopback and not (self._certificates and said.authenticates):
+            log.warning("insecure: others can read, or use, what is here", listen=said.listen)
+        return port
+
+    def work(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What has to run while the server does, by name."""
+        found: dict[str, Coroutine[Any, Any, None]] = {}
+        if self._certificates is not None:
+            found["follow-certificates"] = reload.follow(*self._certificates)
+        if self._authority is not None:
+            found["follow-auth-file"] = reload.follow(*self._authority, self._changed.set)
+        if isinstance(self.door, Gate):
+            found["watch-credentials"] = self.door.watch(self._changed)
+        return found

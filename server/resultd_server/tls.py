@@ -1,0 +1,131 @@
+"""Certificates: read, checked, and exchanged while the server runs.
+
+gRPC asks for the certificates in force at every handshake; connections that are open keep the
+ones they began with. TLS 1.2 and 1.3, HTTP/2 by ALPN: as gRPC has it, there is nothing to set.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from resultd_server.config import ConfigError
+
+
+class Pem(NamedTuple):
+    """The bytes of the files."""
+
+    chain: bytes
+    key: bytes
+    client_ca: bytes | None
+
+
+class Certificates:
+    """A server's certificate chain and key, and who signs its clients'."""
+
+    what = "certificates"
+
+    def __init__(self, chain: Path, key: Path, client_ca: Path | None = None) -> None:
+        self._chain = chain
+        self._key = key
+        self._client_ca = client_ca
+        self._current: grpc.ServerCertificateConfiguration | None = None
+        self._handed: grpc.ServerCertificateConfiguration | None = None
+
+    def read(self) -> Pem:
+        """The files as they are now. Raises ConfigError."""
+        return Pem(
+            _bytes_of(self._chain),
+            _bytes_of(self._key),
+            None if self._client_ca is None else _bytes_of(self._client_ca),
+        )
+
+    def take(self, pem: Pem) -> None:
+        """Has the next handshakes use these. Raises ConfigError for those that cannot work."""
+        self._check(pem, datetime.datetime.now(datetime.timezone.utc))
+        self._current = grpc.ssl_server_certificate_configuration(
+            [(pem.key, pem.chain)], pem.client_ca
+        )
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For a port, once something was taken."""
+        assert self._current is not None
+        self._handed = self._current
+        fetch: Any = self._fetch  # None means "as before": its types do not say so
+        return grpc.dynamic_ssl_server_credentials(
+            self._current, fetch, require_client_authentication=self._client_ca is not None
+        )
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        # In a thread of gRPC's, at every handshake; None: as before. Two at once may both be
+        # told, which harms nobody.
+        current = self._current
+        if current is self._handed:
+            return None
+        self._handed = current
+        return current
+
+    def _check(self, pem: Pem, now: datetime.datetime) -> None:
+        leaf = _chain(self._chain, pem.chain)[0]
+        for moment, early, word in (
+            (leaf.not_valid_before_utc, True, "is not valid before"),
+            (leaf.not_valid_after_utc, False, "has expired on"),
+        ):
+            if (now < moment) is early:
+                raise ConfigError(
+                    f"The certificate {self._chain} {word} {moment:%Y-%m-%d %H:%M} UTC: get a new "
+                    "one, or mend the clock."
+                )
+        if _public(_key(self._key, pem.key)) != _public(leaf):
+            raise ConfigError(
+                f"The key {self._key} is not that of the certificate {self._chain}: name two that "
+                "were made together."
+            )
+        if self._client_ca is not None and pem.client_ca is not None:
+            _chain(self._client_ca, pem.client_ca)
+
+
+def _chain(file: Path, pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        raise ConfigError(
+            f"{file} holds no certificate in PEM: it begins with '-----BEGIN CERTIFICATE-----'."
+        ) from None
+
+
+def _key(file: Path, pem: bytes) -> Any:
+    try:
+        return load_pem_private_key(pem, None)
+    except TypeError:
+        raise ConfigError(
+            f"The key {file} needs a password, and nobody is there to give it: decrypt it with "
+            "`openssl pkey`, and keep others from reading it."
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigError(
+            f"{file} holds no private key in PEM: it begins with '-----BEGIN PRIVATE KEY-----'."
+        ) from None
+
+
+def _public(holder: Any) -> bytes:
+    public = holder.public_key()
+    found: bytes = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return found
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None

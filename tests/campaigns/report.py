@@ -1,0 +1,92 @@
+"""Writes `docs/reliability.md` from the runs kept: `python -m tests.campaigns.report`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tests.campaigns._record import RESULTS, Campaign, Entry, kept
+
+PAGE = RESULTS.with_suffix(".md")
+
+_HEAD = """\
+# Reliability
+
+Written by `python -m tests.campaigns.report` from [the runs kept](reliability.jsonl); do not
+edit. Counts are added up over all runs, figures are the greatest of any run, `broken` counts
+breaches of the law above the table; runs that found one stay, with the command that repeats
+them. `python -m tests.campaigns --size ci` runs all of it in minutes; each campaign alone:
+`python -m tests.campaigns.NAME --size ci|deep|release --seed N`.
+"""
+
+
+def known() -> dict[str, Campaign[object]]:
+    """Every campaign there is, by name."""
+    found = {}
+    for source in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+        if "\nCAMPAIGN = " in source.read_text():  # others are programs that campaigns start
+            module = importlib.import_module(f"tests.campaigns.{source.stem}")
+            found[source.stem] = module.CAMPAIGN
+    return found
+
+
+def page(entries: Sequence[Entry], laws: dict[str, str]) -> str:
+    """The page for these runs."""
+    parts = [_HEAD]
+    for name in sorted({entry.campaign for entry in entries}):
+        runs = [entry for entry in entries if entry.campaign == name]
+        parts.append(_section(name, laws.get(name, ""), runs))
+    return "\n".join(parts)
+
+
+def _section(name: str, law: str, runs: Sequence[Entry]) -> str:
+    counts = _names(run.counts for run in runs)
+    figures = _names(run.figures for run in runs)
+    columns = ["size", "runs", "minutes", "broken", *counts, *figures]
+    lines = [f"## {name}", "", *([law, ""] if law else [])]
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for size in _names({run.size: 0} for run in runs):
+        mine = [run for run in runs if run.size == size]
+        cells = [size, str(len(mine)), f"{sum(run.seconds for run in mine) / 60:.1f}"]
+        cells.append(f"{sum(run.broken for run in mine):,}")
+        cells += [f"{sum(run.counts.get(key, 0) for run in mine):,}" for key in counts]
+        cells += [
+            _greatest(run.figures[key] for run in mine if key in run.figures) for key in figures
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    last = runs[-1]
+    versions = ", ".join(f"{key} {value}" for key, value in last.versions.items())
+    lines += ["", f"Last: {last.began}, commit {last.commit}, {versions}; `{last.again}`."]
+    found = [run for run in runs if run.broken]
+    if found:
+        lines += ["", "Runs that found something:", ""]
+    for run in found:
+        lines.append(f"- {run.began}, commit {run.commit}, `{run.again}`: {run.faults[0]}")
+    return "\n".join(lines) + "\n"
+
+
+def _names(mappings: Iterable[dict[str, int] | dict[str, float]]) -> list[str]:
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping))
+
+
+def _greatest(numbers: Iterable[float]) -> str:
+    found = list(numbers)
+    return f"{max(found):,.4g}" if found else "–"
+
+
+def current() -> str:
+    """The page as the runs kept have it."""
+    return page(kept(), {name: campaign.law for name, campaign in known().items()})
+
+
+def main() -> int:
+    """Writes it."""
+    PAGE.write_text(current())
+    print(f"written: {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

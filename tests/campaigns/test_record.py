@@ -1,0 +1,80 @@
+"""What campaigns leave behind, and the page made of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from tests.campaigns import report
+from tests.campaigns._record import Campaign, Entry, Size, Tally, entry_of, keep, kept
+from tests.tooling.repository import ROOT
+
+
+def entry(broken: int = 0, events: int = 10, memory_mib: float = 1.0) -> Entry:
+    """A run."""
+    tally = Tally(
+        Counter(events=events), {"memory MiB": memory_mib}, [f"fault {n}" for n in range(broken)]
+    )
+    return entry_of("example", "ci", 7, 0.0, tally, "again")
+
+
+def test_a_run_is_one_line_and_comes_back_as_it_was(tmp_path: Path) -> None:
+    """What is kept is read again, run by run; faults beyond five are only counted."""
+    results = tmp_path / "results.jsonl"
+    runs = [entry(), entry(broken=9)]
+    for run in runs:
+        keep(run, results)
+    assert kept(results) == runs
+    assert results.read_text().count("\n") == 2
+    assert (runs[1].broken, len(runs[1].faults)) == (9, 5)
+
+
+def test_counts_are_added_up_and_figures_are_the_greatest() -> None:
+    """Two runs of a size are one row: events summed, memory the worst, breaches counted."""
+    page = report.page([entry(events=1_000), entry(2, 500, 3.5)], {"example": "A law."})
+    [row] = [line for line in page.splitlines() if line.startswith("| ci ")]
+    assert [cell.strip() for cell in row.split("|")[4:-1]] == ["2", "1,500", "3.5"]
+    assert "A law." in page
+    assert "`again`: fault 0" in page
+
+
+def test_the_page_is_what_the_runs_say() -> None:
+    """Nobody edits the page: `python -m tests.campaigns.report` would write the same."""
+    assert report.PAGE.read_text() == report.current()
+
+
+def test_every_campaign_has_a_size_for_ci_and_a_deep_one() -> None:
+    """Whatever is a campaign can be run short and long, and has a law."""
+    for campaign in report.known().values():
+        assert {Size.CI, Size.DEEP} <= set(campaign.plans), campaign.name
+        assert campaign.law.endswith(".")
+
+
+def test_a_run_that_breaks_a_law_ends_with_1_and_says_how_to_repeat_it(tmp_path: Path) -> None:
+    """A failure prints the one command that runs it again."""
+    program = (
+        "from tests.campaigns._record import *\n"
+        "plans = {Size.CI: None}\n"
+        "def run(plan, seed): return Tally(faults=[f'broken with {seed}'])\n"
+        "raise SystemExit(Campaign('example', 'A law.', plans, run)"
+        ".main(['--seed', '7', '--no-record']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "BROKEN: broken with 7" in done.stdout
+    assert "again: python -m tests.campaigns.example --size ci --seed 7" in done.stdout
+
+
+def test_a_campaign_hands_the_plan_and_the_seed_on() -> None:
+    """`conduct` runs the plan of the size with the seed it was given."""
+    seen = []
+
+    def run(plan: str, seed: int) -> Tally:
+        seen.append((plan, seed))
+        return Tally()
+
+    campaign = Campaign("example", "A law.", {Size.CI: "short", Size.DEEP: "long"}, run)
+    assert campaign.conduct(Size.DEEP, 3).size == "deep"
+    assert seen == [("long", 3)]

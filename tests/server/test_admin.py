@@ -1,0 +1,130 @@
+"""The admin port: what it answers, and what it does not let anybody do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from resultd_server import admin, limits
+from resultd_server.admin import AdminServer, Answer, verdict
+from tests.support.http import get_soon
+
+
+async def well() -> Answer:
+    """A route on which all is well."""
+    return verdict("")
+
+
+async def ill() -> Answer:
+    """A route with a trouble."""
+    return verdict("it broke")
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[str]:
+    """The address of a server with two routes."""
+    serving = AdminServer({"/well": well, "/ill": ill})
+    yield await serving.start("127.0.0.1:0")
+    await serving.close()
+
+
+async def said(address: str, request: bytes) -> bytes:
+    """All that is answered to raw bytes until the server closes."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    try:
+        return await asyncio.wait_for(reader.read(), 10)
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def test_routes_answer_and_what_is_none_is_said(server: str) -> None:
+    """A trouble is 503 with its sentence; an unknown path names the known ones."""
+    assert await get_soon(server, "/well") == (HTTPStatus.OK, "ok\n")
+    assert await get_soon(server, "/well?a=b") == (HTTPStatus.OK, "ok\n")
+    assert await get_soon(server, "/ill") == (HTTPStatus.SERVICE_UNAVAILABLE, "it broke\n")
+    assert await get_soon(server, "/") == (HTTPStatus.NOT_FOUND, "there is /well, /ill\n")
+
+
+async def test_nothing_but_get_is_served(server: str) -> None:
+    """Another method is 405; what is no HTTP is 400; both end the connection."""
+    posted = await said(server, b"POST /well HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+    assert posted.startswith(b"HTTP/1.1 405 ")
+    assert (await said(server, b"\x16\x03\x01 hello\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_a_head_without_end_is_refused(server: str) -> None:
+    """No more than the limit is read of a request: beyond it there is an answer or none."""
+    endless = b"GET /well HTTP/1.1\r\nx: " + b"y" * (2 * limits.ADMIN_REQUEST_BYTES_MAX)
+    assert b" 200 " not in await said(server, endless)
+
+
+async def test_who_says_nothing_is_let_go(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that sends no request is closed in its time."""
+    monkeypatch.setattr(limits, "ADMIN_EXCHANGE_S", 0.05)
+    assert await said(server, b"") == b""
+    assert await said(server, b"GET /we") == b""
+
+
+async def test_one_connection_too_many_is_closed(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While all places are taken others are closed at once; a free place serves again."""
+    monkeypatch.setattr(limits, "ADMIN_CONNECTIONS_MAX", 1)
+    host, _, port = server.rpartition(":")
+    _, silent = await asyncio.open_connection(host, int(port))
+    request = b"GET /well HTTP/1.1\r\nhost: x\r\n\r\n"
+    while await said(server, request) != b"":  # the silent one is not accepted yet
+        continue
+    silent.close()
+    await silent.wait_closed()
+    while not (await said(server, request)).startswith(b"HTTP/1.1 200 "):
+        continue
+
+
+async def test_a_taken_port_is_said() -> None:
+    """Listening where somebody else does raises OSError with the remedy."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(OSError, match="Address already in use"):
+            await AdminServer({}).start(address)
+
+
+async def test_a_process_asks_another(tmp_path: Path) -> None:
+    """Over a unix socket the same answers come; from nobody comes OSError."""
+    path = tmp_path / "admin.sock"
+    for _ in range(2):  # a socket left behind is no obstacle
+        serving = AdminServer({"/ill": ill})
+        await serving.start(f"unix:{path}")
+        assert await admin.fetch(path, "/ill") == await ill()
+        await serving.close()
+    with pytest.raises(OSError):  # noqa: PT011  any: refused, or not there
+        await admin.fetch(path, "/ill")
+
+
+async def test_whoever_answers_no_http_is_no_answer(tmp_path: Path) -> None:
+    """A process that answers something else, or nothing, is an OSError."""
+    for answer in (b"hello\r\n\r\n", b""):
+
+        async def speak(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: bytes = answer
+        ) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            writer.close()
+            await writer.wait_closed()
+
+        path = tmp_path / f"{len(answer)}.sock"
+        server = await asyncio.start_unix_server(speak, str(path))
+        with pytest.raises(OSError, match="no answer from"):
+            await admin.fetch(path, "/")
+        server.close()
+        await server.wait_closed()

@@ -1,0 +1,125 @@
+"""The server's numbers, as Prometheus reads them from a server that is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from resultd.v1 import result_service_pb2 as pb
+from resultd.v1 import worker_service_pb2 as worker_pb
+from resultd_server import metrics
+from resultd_server.engine.base import Swept
+from tests.support import reports
+from tests.support.http import get_soon, samples, value
+from tests.support.in_process import Served, serving, until
+
+ADMIN: dict[str, Any] = {"admin": "127.0.0.1:0"}
+STORE = "ResultService/StoreResult"
+
+
+async def page(served: Served) -> str:
+    """What is served now."""
+    status, body = await get_soon(served.app.admin, "/metrics")
+    assert status == 200
+    return body
+
+
+async def test_calls_are_counted_by_method_and_code() -> None:
+    """Each call once, refusals by reason; methods that nobody serves have one name together."""
+    async with serving(**ADMIN) as served:
+        await served.results.StoreResult(reports.success("a"))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await served.results.StoreResult(pb.StoreResultRequest())
+        for name in ("/one/Thing", "/resultd.v1.ResultService/Another"):
+            call: Any = served.channel.unary_unary(name)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(b"hello")
+            assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        seen = await page(served)
+    assert value(seen, "resultd_rpcs_total", method=STORE, code="OK") == 1
+    assert value(seen, "resultd_rpcs_total", method=STORE, code="INVALID_ARGUMENT") == 1
+    assert value(seen, "resultd_rpcs_total", method="unknown", code="UNIMPLEMENTED") == 2
+    assert value(seen, "resultd_refusals_total", reason="FIELD_INVALID") == 1
+    assert value(seen, "resultd_rpc_seconds_count", method=STORE) == 2
+    methods = {dict(labels)["method"] for labels in samples(seen)["resultd_rpcs_total"]}
+    assert methods == {STORE, "unknown"}
+
+
+async def test_waiting_is_seen_and_a_wake_is_timed(tmp_path: Path) -> None:
+    """Open streams and what they wait for, by method; from commit to frame once for a wake."""
+    async with serving(engine="lmdb", data=tmp_path, **ADMIN) as served:
+        stream: Any = served.results.WaitFor(pb.WaitForRequest(task_ids=["a", "b", "c"]))
+        await until(lambda: served.waiting() == (1, 1, 3))
+        method = "ResultService/WaitFor"
+        seen = await page(served)
+        assert value(seen, "resultd_streams_open", method=method) == 1
+        assert value(seen, "resultd_stream_waited_ids", method=method) == 3
+        assert value(seen, "resultd_rpcs_in_progress", method=method) == 1
+        assert value(seen, "resultd_wake_seconds_count") == 0
+        await served.results.StoreResult(reports.success("a"))
+        while not (await stream.read()).events:
+            continue  # SYNCED
+        seen = await page(served)
+        assert value(seen, "resultd_wake_seconds_count") == 1
+        assert 0 < value(seen, "resultd_wake_seconds_sum") < 20
+        stream.cancel()
+
+
+async def test_the_store_is_measured(tmp_path: Path) -> None:
+    """Commits, what shared them, and room: live data within its limit, a file, a disk."""
+    async with serving(engine="lmdb", data=tmp_path, **ADMIN) as served:
+        await served.results.StoreResult(reports.success("a"))
+        await served.workers.RevokeTasks(worker_pb.RevokeTasksRequest(task_ids=["b", "c"]))
+        seen = await page(served)
+    assert value(seen, "resultd_commit_seconds_count") == 2
+    assert value(seen, "resultd_commit_operations_sum") == 2
+    assert value(seen, "resultd_revocations_total") == 2
+    assert 0 < value(seen, "resultd_store_live_bytes") < value(seen, "resultd_store_limit_bytes")
+    assert value(seen, "resultd_store_file_bytes") > 0
+    assert value(seen, "resultd_disk_free_bytes") > 0
+    assert value(seen, "resultd_store_readers") <= value(seen, "resultd_store_readers_limit")
+    assert value(seen, "resultd_ready") == 1
+
+
+async def test_what_the_sweeper_did_is_counted() -> None:
+    """Expired records, steps, groups that expired incomplete."""
+    async with serving(**ADMIN) as served:
+        served.app.swept.count(Swept(steps=7, expired=3, expired_incomplete=1))
+        seen = await page(served)
+    assert value(seen, "resultd_expired_total") == 3
+    assert value(seen, "resultd_sweep_steps_total") == 7
+    assert value(seen, "resultd_groups_expired_incomplete_total") == 1
+
+
+async def test_the_pages_of_processes_become_one() -> None:
+    """Every process keeps its own series; a name stands once; who gave nothing is down."""
+    async with serving(**ADMIN) as served:
+        await served.results.StoreResult(reports.success("a"))
+        assert served.app.calls is not None
+        pages: dict[int, bytes | None] = {
+            worker: metrics.exposition(
+                metrics.Observed(
+                    served.app.engine, served.app.streams, served.app.calls,
+                    served.app.swept, "1", worker,
+                )
+            )
+            for worker in (0, 1)
+        }  # fmt: skip
+    merged = metrics.merged({**pages, 2: None}).decode()
+    assert value(merged, "resultd_rpcs_total", method=STORE, code="OK") == 2
+    ups = [line for line in merged.splitlines() if line.startswith("resultd_worker_up{")]
+    assert [line[-3:] for line in ups] == ["1.0", "1.0", "0.0"]
+    types = [line for line in merged.splitlines() if line.startswith("# TYPE")]
+    assert len(types) == len(set(types))
+
+
+async def test_without_an_admin_port_nothing_is_counted() -> None:
+    """Handlers are not wrapped, wakes not timed: it costs nothing."""
+    async with serving() as served:
+        await served.results.StoreResult(reports.success("a"))
+        assert served.app.calls is None
+        assert served.app.streams.wake_seconds is None
+        assert served.app.admin == ""

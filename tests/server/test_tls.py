@@ -1,0 +1,115 @@
+"""Certificates: what is taken, and what is refused with the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from resultd_server.config import ConfigError
+from resultd_server.tls import Certificates
+from tests.support.access import Pair, put, utc
+
+CA = trustme.CA()
+
+
+def certificates(pair: Pair, client_ca: Path | None = None) -> Certificates:
+    """Those of a pair of files."""
+    return Certificates(pair.chain, pair.key, client_ca)
+
+
+def test_a_pair_that_goes_together_is_taken(tmp_path: Path) -> None:
+    """And so is the one that replaces it: what is read differs."""
+    made = certificates(put(CA.issue_cert("localhost"), tmp_path))
+    first = made.read()
+    made.take(first)
+    assert made.credentials() is not None
+    put(CA.issue_cert("localhost", key_type=trustme.KeyType.RSA), tmp_path)
+    assert made.read() != first
+    made.take(made.read())
+
+
+def test_a_handshake_is_told_of_what_is_new_once(tmp_path: Path) -> None:
+    """gRPC asks at each handshake: it is given what changed since it was last asked."""
+    made = certificates(put(CA.issue_cert("localhost"), tmp_path))
+    made.take(made.read())
+    made.credentials()
+    assert made._fetch() is None
+    made.take(made.read())
+    assert made._fetch() is not None
+    assert made._fetch() is None
+
+
+def mismatched(pair: Pair) -> None:
+    """Another's key."""
+    pair.key.write_bytes(CA.issue_cert("x").private_key_pem.bytes())
+
+
+def locked(pair: Pair) -> None:
+    """A key with a password."""
+    key = load_pem_private_key(pair.key.read_bytes(), None)
+    secret = BestAvailableEncryption(b"geheim")
+    pair.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secret))
+
+
+def swapped(pair: Pair) -> None:
+    """Each in the other's place."""
+    chain, key = pair.chain.read_bytes(), pair.key.read_bytes()
+    pair.chain.write_bytes(key)
+    pair.key.write_bytes(chain)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (mismatched, r"server\.key is not that of the certificate .*server\.pem"),
+        (locked, r"server\.key needs a password.*openssl pkey"),
+        (swapped, r"server\.pem holds no certificate in PEM"),
+        (lambda pair: pair.key.write_bytes(b""), r"server\.key holds no private key in PEM"),
+        (lambda pair: pair.chain.write_bytes(b"\0"), r"server\.pem holds no certificate in PEM"),
+        (
+            lambda pair: pair.chain.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n"),
+            r"holds no certificate",
+        ),
+        (lambda pair: pair.chain.unlink(), r"server\.pem cannot be read: No such file"),
+        (lambda pair: pair.key.unlink(), r"server\.key cannot be read: No such file"),
+    ],
+    ids=["mismatched", "locked", "swapped", "no key", "no chain", "cut", "chain gone", "key gone"],
+)
+def test_files_that_cannot_work_are_refused(tmp_path: Path, spoil: object, sentence: str) -> None:
+    """With the file's name and what to do; the contents of a key are never shown."""
+    pair = put(CA.issue_cert("localhost"), tmp_path)
+    made = certificates(pair)
+    assert callable(spoil)
+    spoil(pair)
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        made.take(made.read())
+    assert "PRIVATE KEY-----\n" not in str(caught.value)
+
+
+def test_a_certificate_out_of_its_time_is_refused(tmp_path: Path) -> None:
+    """Expired, or of tomorrow."""
+    old = CA.issue_cert("localhost", not_before=utc(-120), not_after=utc(-60))
+    early = CA.issue_cert("localhost", not_before=utc(3600))
+    for leaf, sentence in ((old, "has expired on"), (early, "is not valid before")):
+        made = certificates(put(leaf, tmp_path))
+        with pytest.raises(ConfigError, match=sentence):
+            made.take(made.read())
+
+
+def test_an_authority_for_clients_has_to_be_one(tmp_path: Path) -> None:
+    """A file without a certificate would let nobody in, or anybody: refused."""
+    file = tmp_path / "clients.pem"
+    made = certificates(put(CA.issue_cert("localhost"), tmp_path), file)
+    file.write_text("")
+    with pytest.raises(ConfigError, match=r"clients\.pem holds no certificate"):
+        made.take(made.read())
+    CA.cert_pem.write_to_path(file)
+    made.take(made.read())

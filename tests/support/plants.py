@@ -1,0 +1,220 @@
+"""A server with a fault planted, to see that a checker bites; and one that can be looked into.
+
+python -m tests.support.plants lost-wake-up --data DIR --listen 127.0.0.1:0
+ServerProcess(tmp_path, program=plants.program("lost-wake-up"))
+
+Without a fault ("none") the server is the real one. SIGUSR1 makes it append what it holds,
+a JSON object a line, to the file that OBSERVATIONS names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import typer
+
+from resultd_server import app, serve
+from resultd_server.core import tasks
+from resultd_server.engine import hints, lmdb
+from resultd_server.interceptors import limits as admission
+from resultd_server.ledger import progress
+from resultd_server.service import validate
+
+OBSERVATIONS = "TEST_OBSERVATIONS"
+EVERY = 40
+"""A planted fault shows once in so many times."""
+
+_turn = itertools.count(1)
+
+
+def program(fault: str = "none") -> tuple[str, ...]:
+    """What to run instead of `resultd_server`."""
+    assert fault in PLANTS, fault
+    return "tests.support.plants", fault
+
+
+def _sometimes() -> bool:
+    return next(_turn) % EVERY == 0
+
+
+def _put(where: object, name: str, instead: object) -> None:
+    """Puts something else in the place of a function, class or constant there is."""
+    assert hasattr(where, name), name
+    setattr(where, name, instead)
+
+
+def _lose_wake_ups() -> None:
+    publish = hints.Hub.publish
+
+    def forgetful(self: hints.Hub, changed: Iterable[Any], *rest: Any) -> None:
+        publish(self, [change for change in changed if not _sometimes()], *rest)
+
+    _put(hints.Hub, "publish", forgetful)
+
+
+def _read_before_subscribing() -> None:
+    subscribe = tasks.TaskInterest.add
+
+    def late(self: tasks.TaskInterest, task_ids: Iterable[str]) -> None:
+        # What is there now is read at once; what comes until the subscription is missed.
+        ids = list(task_ids)
+        noticed = [*self._due]
+        subscribe(self, ids)
+        self._subscription.discard("task", ids)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.01, lambda: self._subscription.add("task", ids))
+        self._due.update(dict.fromkeys([*noticed, *ids]))
+
+    _put(tasks.TaskInterest, "add", late)
+
+
+def _tamper(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[], None]:
+    def plant() -> None:
+        step = progress.step
+
+        def tampered(*arguments: Any) -> progress.Step:
+            found = step(*arguments)
+            if len(found.events) > 2:
+                return found._replace(events=change(found.events))
+            return found
+
+        _put(progress, "step", tampered)
+
+    return plant
+
+
+def _move_cursors() -> None:
+    encode = progress.Cursor.encode
+
+    def ahead(self: progress.Cursor) -> bytes:
+        return encode(self._replace(position=self.position - 1) if self.position > 1 else self)
+
+    _put(progress.Cursor, "encode", ahead)
+
+
+def _repeat_tasks() -> None:
+    next_events = tasks.TaskInterest.next_events
+
+    async def twice(self: tasks.TaskInterest) -> list[bytes]:
+        events = await next_events(self)
+        return [*events, events[0]] if events and _sometimes() else events
+
+    _put(tasks.TaskInterest, "next_events", twice)
+
+
+def _leak() -> None:
+    kept: list[bytes] = []
+    report = validate.report
+
+    def hoarding(request: Any) -> Any:
+        kept.append(os.urandom(20_000))
+        return report(request)
+
+    _put(validate, "report", hoarding)
+
+
+def _keep_cancelled_streams() -> None:
+    close = hints.Subscription.close
+    kept = []
+
+    def never(self: hints.Subscription) -> None:
+        kept.append((self, os.urandom(2_000)))
+        if _sometimes():
+            close(self)
+
+    _put(hints.Subscription, "close", never)
+
+
+def _refuse_for_ever() -> None:
+    intercept = admission.Admission.intercept
+
+    def one_way(self: admission.Admission, method: str, handler: Any) -> Any:
+        inner = intercept(self, method, handler)
+
+        async def wrapped(raw: Any, context: Any) -> Any:
+            try:
+                return await inner(raw, context)
+            except Exception as error:
+                if type(error).__name__ == "Overloaded":
+                    self.closed = True
+                raise
+
+        return wrapped
+
+    _put(admission.Admission, "intercept", one_way)
+
+
+def _stop_the_clock() -> None:
+    began_ns = time.time_ns()
+    _put(app, "time", SimpleNamespace(time_ns=lambda: began_ns))
+
+
+PLANTS: dict[str, Callable[[], None]] = {
+    "none": lambda: None,
+    "lost-wake-up": _lose_wake_ups,
+    "read-before-subscribe": _read_before_subscribing,
+    "skipped-entry": _tamper(lambda events: events[:1] + events[2:]),
+    "repeated-entry": _tamper(lambda events: events[:2] + events[1:]),
+    "swapped-entries": _tamper(lambda events: [events[1], events[0], *events[2:]]),
+    "cursor-behind": _move_cursors,
+    "repeated-task": _repeat_tasks,
+    "leak": _leak,
+    "kept-subscriptions": _keep_cancelled_streams,
+    "overloaded-for-ever": _refuse_for_ever,
+    "stopped-clock": _stop_the_clock,
+}
+
+
+def _observe(served: app.App, file: Path) -> None:
+    engine = served.engine
+    gc.collect()  # what is only waiting to be found is not held
+    seen: dict[str, float] = {
+        "tasks": len(asyncio.all_tasks()),
+        "streams": served.streams.streams,
+        "calls": served.admission.calls,
+        "subscriptions": engine.hub.counts()[0],
+        "keys": engine.hub.counts()[1],
+        "descriptors": len([*Path("/proc/self/fd").iterdir()]),
+        "objects": len(gc.get_objects()),
+    }
+    if isinstance(engine, lmdb.LmdbEngine):
+        seen["readers"] = engine._env.info()["num_readers"]
+    with file.open("a") as out:
+        out.write(json.dumps(seen) + "\n")
+
+
+class ObservedApp(app.App):
+    """The server, which says what it holds when it is asked."""
+
+    async def start(self) -> str:
+        """Starts, and listens for the signal."""
+        address = await super().start()
+        file = os.environ.get(OBSERVATIONS)
+        if file:
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGUSR1, _observe, self, Path(file)
+            )
+        return address
+
+
+def main() -> None:
+    """The server's command line, behind the name of a fault."""
+    fault = sys.argv.pop(1)
+    PLANTS[fault]()
+    _put(serve, "App", ObservedApp)
+    typer.run(serve.command)
+
+
+if __name__ == "__main__":
+    main()
