@@ -7,10 +7,11 @@ value: what a disk returns wrong is refused, never passed on.
 from __future__ import annotations
 
 import os
-import zlib
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import lmdb
 
@@ -31,7 +32,8 @@ is sparse, so this costs nothing."""
 DISK_LOW_BYTES = 4 * limits.MIB
 """Below this a failed write is a full disk, which ends; above it a broken one."""
 
-_CHECKSUM_BYTES = 4
+_CHECKSUM = struct.Struct(">I")
+_CHECKSUM_BYTES = _CHECKSUM.size
 _KEY_BYTES_MAX = limits.ID_BYTES_MAX * 2  # no key is longer: LMDB refuses to look for more
 
 Environment = lmdb.Environment
@@ -92,8 +94,14 @@ class Txn:
         self._probes: dict[Db, lmdb.Cursor] = {}
 
     def get(self, db: Db, key: bytes) -> bytes | None:
-        row: Any = self._txn.get(key, db=self._dbs[db])  # bytes, since buffers=False
-        return None if row is None else unseal(key, row)
+        row: Any = self._txn.get(key, None, self._dbs[db])  # bytes, since buffers=False
+        if row is None:
+            return None
+        value: bytes = row[:-_CHECKSUM_BYTES]
+        # Here and not in a function: streams come by twice for every event.
+        if row[-_CHECKSUM_BYTES:] != _CHECKSUM.pack(crc32(value, crc32(key))):
+            raise _corrupt(key)
+        return value
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         # Most scans find nothing: looked up with a cursor that is kept, making one costs more.
@@ -112,7 +120,10 @@ class Txn:
             for key, row in rows:
                 if key >= stop:
                     return
-                yield key, unseal(key, row)
+                value = row[:-_CHECKSUM_BYTES]
+                if row[-_CHECKSUM_BYTES:] != _CHECKSUM.pack(crc32(value, crc32(key))):
+                    raise _corrupt(key)
+                yield key, value
 
     def put(self, db: Db, key: bytes, value: bytes) -> None:
         self._txn.put(key, seal(key, value), db=self._dbs[db])
@@ -128,18 +139,22 @@ class Txn:
 
 def seal(key: bytes, value: bytes) -> bytes:
     """The value with its checksum."""
-    return value + zlib.crc32(value, zlib.crc32(key)).to_bytes(_CHECKSUM_BYTES, "big")
+    return value + _CHECKSUM.pack(crc32(value, crc32(key)))
 
 
 def unseal(key: bytes, row: bytes) -> bytes:
     """The value of a row. Raises RecordCorrupt."""
     value = row[:-_CHECKSUM_BYTES]
-    if zlib.crc32(value, zlib.crc32(key)).to_bytes(_CHECKSUM_BYTES, "big") != row[-4:]:
-        raise RecordCorrupt(
-            "A record does not match its checksum: restore the store from a backup.",
-            key=key.hex(),
-        )
+    if row[-_CHECKSUM_BYTES:] != _CHECKSUM.pack(crc32(value, crc32(key))):
+        raise _corrupt(key)
     return value
+
+
+def _corrupt(key: bytes) -> RecordCorrupt:
+    return RecordCorrupt(
+        "A record does not match its checksum: restore the store from a backup.",
+        key=key.hex(),
+    )
 
 
 def count_live_bytes(txn: Transaction, dbs: dict[Db, Any]) -> int:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from resultd_server import limits
 from resultd_server.engine import environment, recovery
+from resultd_server.engine.base import Space
 from resultd_server.engine.checkpoint import Checkpoints
 from resultd_server.engine.environment import Txn
 from resultd_server.engine.journal import SPARE_BYTES, Journal
@@ -253,6 +254,12 @@ class JournaledEngine(LmdbEngine):
                 raise full() from None
             self._fail(error)
             raise failed(error) from error
+
+    def _space(self) -> Space | None:
+        space = super()._space()
+        if space is None:
+            return None
+        return space._replace(live_bytes=space.live_bytes + self._checkpoints.size_bytes())
 
     def _report_failure(self, error: BaseException) -> None:
         self._checkpoints.give_up()
