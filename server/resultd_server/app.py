@@ -20,6 +20,7 @@ from resultd_server.admin import AdminServer, Answer, verdict
 from resultd_server.config import Settings
 from resultd_server.core import sweeper
 from resultd_server.engine.base import Clock, Engine, Swept
+from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.memory import MemoryEngine
 from resultd_server.engine.peers import Peers
@@ -80,7 +81,9 @@ def make_engine(settings: Settings, clock: Clock, *, shared: bool = False) -> En
     if settings.engine == "memory":
         return MemoryEngine(clock)
     assert settings.data is not None  # the settings were checked
-    return LmdbEngine(clock, settings.data, max_db_bytes=settings.max_db_bytes, shared=shared)
+    if shared:
+        return LmdbEngine(clock, settings.data, max_db_bytes=settings.max_db_bytes, shared=True)
+    return JournaledEngine(clock, settings.data, max_db_bytes=settings.max_db_bytes)
 
 
 class Place(NamedTuple):

@@ -22,7 +22,7 @@ from resultd_server import listening, metrics
 from resultd_server.admin import AdminServer, Answer, fetch, verdict
 from resultd_server.app import Place
 from resultd_server.config import Settings
-from resultd_server.engine.lmdb import Lease
+from resultd_server.engine.lease import Lease
 
 READY_S = 60.0
 """What a worker has to become ready."""

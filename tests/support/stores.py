@@ -17,6 +17,7 @@ from resultd.v1 import group_pb2, group_service_pb2, state_pb2, stream_pb2, task
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import worker_service_pb2 as worker_pb
 from resultd_server.engine.base import ClaimRequest, Engine, Swept
+from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.memory import MemoryEngine
 from resultd_server.errors import DomainError
@@ -33,7 +34,7 @@ MAP_BYTES = 256 * 1024 * 1024
 NEVER = 0
 """A time to live: none."""
 
-ENGINES = ("memory", "lmdb")
+ENGINES = ("memory", "lmdb", "journaled")
 
 
 class Clock:
@@ -55,7 +56,8 @@ def make_engine(name: str, clock: Clock, directory: Path, **settings: Any) -> En
     """An engine that is not started yet. The disk is not waited for unless asked."""
     if name == "memory":
         return MemoryEngine(clock)
-    return LmdbEngine(clock, directory, **{"max_db_bytes": MAP_BYTES, "sync": False, **settings})
+    kind = JournaledEngine if name == "journaled" else LmdbEngine
+    return kind(clock, directory, **{"max_db_bytes": MAP_BYTES, "sync": False, **settings})
 
 
 def task(id_: str, index: int | None = None) -> NewMember:

@@ -20,12 +20,16 @@ FORBIDDEN = [
         "import resultd_server.errors",
         "client does not know the server",
     ),
-    ("pyclient/resultd/client.py", "import lmdb", "Only resultd_server.engine.lmdb imports lmdb"),
+    (
+        "pyclient/resultd/client.py",
+        "import lmdb",
+        "Only resultd_server.engine.environment imports lmdb",
+    ),
     ("pyclient/resultd/client.py", "import celery", "Only resultd.celery imports celery"),
     (
         "server/resultd_server/core/x.py",
         "import lmdb",
-        "Only resultd_server.engine.lmdb imports lmdb",
+        "Only resultd_server.engine.environment imports lmdb",
     ),
     ("server/resultd_server/core/x.py", "import grpc", "know nothing of the network"),
     ("server/resultd_server/access/x.py", "import grpc", "know nothing of the network"),

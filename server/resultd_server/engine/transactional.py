@@ -39,6 +39,9 @@ from resultd_server.ledger.unit import Unit, View
 
 T = TypeVar("T")
 
+_SWEPT_BYTES = 100
+"""What a step of a sweep writes, roughly."""
+
 NOWHERE = Namespace("", b"\0" * 8)
 """Read where a namespace has never been written: no key begins so."""
 
@@ -224,7 +227,7 @@ class TransactionalEngine(Engine):
         if not self._read(expiry.anything_due):
             return Swept(0, 0, 0)
         try:
-            return await self._write(operation, grows=False)
+            return await self._write(operation, grows=False, size_bytes=budget * _SWEPT_BYTES)
         except RecordCorrupt as error:
             # Nothing was changed. Out of the way, so that the others go all the same.
             due = error.metadata.get("due")

@@ -276,7 +276,7 @@ async def test_every_store_has_an_id_of_its_own(name: str, clock: Clock, tmp_pat
         engine = make_engine(name, clock, tmp_path / str(number))
         await engine.start()
         found.add(engine.store_id)
-        assert engine.name == name
+        assert engine.name == ("memory" if name == "memory" else "lmdb")
         await engine.close()
     assert len(found) == 2
 

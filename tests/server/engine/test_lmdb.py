@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import lmdb
 import pytest
 
 from resultd_server import limits
-from resultd_server.engine import lmdb as engine_module
+from resultd_server.engine import environment
 from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.errors import (
     Overloaded,
@@ -119,61 +118,6 @@ async def test_what_was_answered_survives_a_kill(clock: Clock, tmp_path: Path) -
         assert [await store.state(id_) for id_ in log] == ["SUCCESS"] * len(log)
 
 
-async def test_a_second_server_is_kept_off(clock: Clock, tmp_path: Path) -> None:
-    """A directory serves one engine at a time; the second is told what to do."""
-    async with opened(clock, tmp_path):
-        with pytest.raises(OSError, match=r"Another server uses .*--data"):
-            async with opened(clock, tmp_path):
-                pass
-    async with opened(clock, tmp_path):
-        pass
-
-
-async def test_a_foreign_environment_is_refused(clock: Clock, tmp_path: Path) -> None:
-    """An LMDB environment that is not ours is not written to."""
-    lmdb.open(str(tmp_path), lib_version=0).close()
-    for _ in range(2):
-        with pytest.raises(StoreFailed, match="not ours: name another directory"):
-            async with opened(clock, tmp_path):
-                pass
-
-
-@pytest.mark.parametrize("said", [{"format": 99}, {"lmdb": "1.0.0"}])
-async def test_a_newer_format_is_refused(
-    clock: Clock, tmp_path: Path, said: dict[str, object]
-) -> None:
-    """A store that a later version wrote is left to that version."""
-    async with opened(clock, tmp_path):
-        pass
-    note = tmp_path / "resultd.json"
-    note.write_text(json.dumps({**json.loads(note.read_text()), **said}))
-    with pytest.raises(StoreFailed, match="use the version that wrote it"):
-        async with opened(clock, tmp_path):
-            pass
-
-
-@pytest.mark.parametrize("note", ["", "[]", "{}", '{"format": 1}', "\udcff"])
-async def test_a_damaged_note_is_refused(clock: Clock, tmp_path: Path, note: str) -> None:
-    """A store whose note cannot be read says so in a sentence."""
-    async with opened(clock, tmp_path):
-        pass
-    (tmp_path / "resultd.json").write_bytes(note.encode(errors="surrogateescape"))
-    with pytest.raises(StoreFailed, match=r"resultd\.json .*backup"):
-        async with opened(clock, tmp_path):
-            pass
-
-
-async def test_a_damaged_file_is_refused(clock: Clock, tmp_path: Path) -> None:
-    """A data file that is not LMDB's any more is refused in a sentence, and let go."""
-    async with opened(clock, tmp_path):
-        pass
-    (tmp_path / "data.mdb").write_bytes(b"\1" * 8192)
-    for _ in range(2):
-        with pytest.raises(StoreFailed, match="cannot be opened"):
-            async with opened(clock, tmp_path):
-                pass
-
-
 def damage(store: Store, db: Db, key_part: bytes) -> None:
     """Flips a byte of every value whose key has this part, as a bad disk would."""
     engine = lmdb_of(store)
@@ -265,7 +209,7 @@ async def test_a_full_map_refuses_one_write_and_not_its_neighbours(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the map itself is full, each write of the commit is tried by itself."""
-    monkeypatch.setattr(engine_module, "HEADROOM_BYTES_MIN", 1 * MIB)
+    monkeypatch.setattr(environment, "HEADROOM_BYTES_MIN", 1 * MIB)
     async with opened(clock, tmp_path, max_db_bytes=2 * MIB, sync=False) as store:
         large = make_report("large", value=bytes(limits.RECORD_BYTES_MAX - 1000))
         refused, small, forgotten = await asyncio.gather(
@@ -414,7 +358,7 @@ async def test_a_full_disk_is_not_a_broken_one(
 ) -> None:
     """Where a commit fails because the disk is full, the write is refused and the store lives."""
     async with opened(clock, tmp_path, sync=False) as store:
-        monkeypatch.setattr(engine_module, "DISK_LOW_BYTES", 2**62)
+        monkeypatch.setattr(environment, "DISK_LOW_BYTES", 2**62)
         no_space = lmdb.Error("No space left")
         with broken(store, no_space, on_commit=True) as told, pytest.raises(StoreFull):
             await store.report("t")

@@ -1,0 +1,177 @@
+"""LMDB itself: opening an environment, rows with checksums, how much lies in it.
+
+Everything else knows LMDB through here. A value is stored with a checksum over key and
+value: what a disk returns wrong is refused, never passed on.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import lmdb
+
+from resultd_server import limits
+from resultd_server.errors import RecordCorrupt, StoreFailed
+from resultd_server.ledger.txn import Db
+
+LMDB_MAJOR = 0
+"""The library's on-disk format: 0.9.x. The 1.0.x one cannot be read by it."""
+
+READERS_MAX = 1_024
+DATABASES_MAX = 64
+HEADROOM_BYTES_MIN = 256 * limits.MIB
+"""Map beyond `max_db_bytes`, so that what was acknowledged always fits: 32 MiB of journal
+make 64 MiB of pages at worst, and a checkpoint's transaction copies up to 40 MiB. The map
+is sparse, so this costs nothing."""
+
+DISK_LOW_BYTES = 4 * limits.MIB
+"""Below this a failed write is a full disk, which ends; above it a broken one."""
+
+_CHECKSUM = struct.Struct(">I")
+_CHECKSUM_BYTES = _CHECKSUM.size
+_KEY_BYTES_MAX = limits.ID_BYTES_MAX * 2  # no key is longer: LMDB refuses to look for more
+
+Environment = lmdb.Environment
+Transaction = lmdb.Transaction
+Error = lmdb.Error
+MapFull = lmdb.MapFullError
+
+
+def library() -> str:
+    """The version of the LMDB library."""
+    return ".".join(map(str, lmdb.version(lib_version=LMDB_MAJOR)))
+
+
+def open_environment(directory: Path, map_bytes: int, *, sync: bool = True) -> Environment:
+    """Opens or makes an environment. Raises StoreFailed."""
+    try:
+        environment = lmdb.open(
+            str(directory),
+            # At its full size from the start: the map is sparse, and growing it later
+            # breaks other processes' reads.
+            map_size=map_bytes,
+            max_dbs=DATABASES_MAX,
+            max_readers=READERS_MAX,
+            sync=sync,
+            metasync=sync,
+            writemap=False,  # with it a full disk is SIGBUS
+            lib_version=LMDB_MAJOR,
+        )
+        environment.reader_check()
+    except lmdb.Error as error:
+        raise cannot_open(directory, error) from error
+    return environment
+
+
+def open_databases(environment: Environment, directory: Path) -> dict[Db, Any]:
+    """The named databases, made if they are missing. Raises StoreFailed."""
+    try:
+        return {db: environment.open_db(db.value) for db in Db}
+    except lmdb.Error as error:
+        raise cannot_open(directory, error) from error
+
+
+def cannot_open(directory: Path, error: BaseException) -> StoreFailed:
+    return StoreFailed(
+        f"The store in {directory} cannot be opened: {error}. Restore it from a "
+        "backup, or name another directory."
+    )
+
+
+class Txn:
+    """An LMDB transaction as the rules see one."""
+
+    __slots__ = ("_dbs", "_probes", "_txn")
+
+    def __init__(self, txn: lmdb.Transaction, dbs: dict[Db, Any]) -> None:
+        self._txn = txn
+        self._dbs = dbs
+        self._probes: dict[Db, lmdb.Cursor] = {}
+
+    def get(self, db: Db, key: bytes) -> bytes | None:
+        row: Any = self._txn.get(key, None, self._dbs[db])  # bytes, since buffers=False
+        if row is None:
+            return None
+        value: bytes = row[:-_CHECKSUM_BYTES]
+        # Here and not in a function: streams come by twice for every event.
+        if row[-_CHECKSUM_BYTES:] != _CHECKSUM.pack(crc32(value, crc32(key))):
+            raise _corrupt(key)
+        return value
+
+    def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        # Most scans find nothing: looked up with a cursor that is kept, making one costs more.
+        probe = self._probes.get(db)
+        if probe is None:
+            probe = self._probes[db] = self._txn.cursor(db=self._dbs[db])
+        if probe.set_range(start[:_KEY_BYTES_MAX]) and probe.key() < stop:  # type: ignore[operator]  # bytes, since buffers=False
+            return self._rows(db, start, stop)
+        return iter(())
+
+    def _rows(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        with self._txn.cursor(db=self._dbs[db]) as cursor:
+            if not cursor.set_range(start[:_KEY_BYTES_MAX]):
+                return
+            rows: Iterator[tuple[Any, Any]] = iter(cursor)  # bytes, since buffers=False
+            for key, row in rows:
+                if key >= stop:
+                    return
+                value = row[:-_CHECKSUM_BYTES]
+                if row[-_CHECKSUM_BYTES:] != _CHECKSUM.pack(crc32(value, crc32(key))):
+                    raise _corrupt(key)
+                yield key, value
+
+    def put(self, db: Db, key: bytes, value: bytes) -> None:
+        self._txn.put(key, seal(key, value), db=self._dbs[db])
+
+    def put_all(self, db: Db, rows: list[tuple[bytes, bytes]]) -> None:
+        """Sets many values, best in the order of their keys."""
+        with self._txn.cursor(db=self._dbs[db]) as cursor:
+            cursor.putmulti([(key, seal(key, value)) for key, value in rows])
+
+    def delete(self, db: Db, key: bytes) -> bool:
+        return bool(self._txn.delete(key, db=self._dbs[db]))
+
+
+def seal(key: bytes, value: bytes) -> bytes:
+    """The value with its checksum."""
+    return value + _CHECKSUM.pack(crc32(value, crc32(key)))
+
+
+def unseal(key: bytes, row: bytes) -> bytes:
+    """The value of a row. Raises RecordCorrupt."""
+    value = row[:-_CHECKSUM_BYTES]
+    if row[-_CHECKSUM_BYTES:] != _CHECKSUM.pack(crc32(value, crc32(key))):
+        raise _corrupt(key)
+    return value
+
+
+def _corrupt(key: bytes) -> RecordCorrupt:
+    return RecordCorrupt(
+        "A record does not match its checksum: restore the store from a backup.",
+        key=key.hex(),
+    )
+
+
+def count_live_bytes(txn: Transaction, dbs: dict[Db, Any]) -> int:
+    """Pages in use. The file's size says nothing: it never shrinks."""
+    pages = 0
+    page_bytes = 4096
+    for db in dbs.values():
+        stat = txn.stat(db)
+        pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        page_bytes = stat["psize"]
+    return pages * page_bytes
+
+
+def disk_is_full(directory: Path, needed_bytes: int = 0) -> bool:
+    """Whether the disk has no room, or not for so much: why a write failed there, or would."""
+    try:
+        space = os.statvfs(directory)
+    except OSError:
+        return False  # a disk that will not even say is a broken one
+    return space.f_bavail * space.f_frsize < DISK_LOW_BYTES + needed_bytes

@@ -1,0 +1,130 @@
+"""Who may use a data directory, and what the note beside the data says of its format."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import uuid
+from pathlib import Path
+
+from resultd_server.engine import environment, recovery
+from resultd_server.errors import StoreFailed
+
+DATA_FORMAT = 2
+"""2: a journal may lie beside the data, and what is in it is acknowledged."""
+
+SHARES = "workers.lock"
+"""Held by every process of a server that has several, for as long as it lives."""
+
+LEFTOVERS_S = 5.0
+"""What the workers of a killed supervisor have to end: they notice at once."""
+
+_LOOK_S = 0.02
+
+
+class Lease:
+    """The right to use a data directory, which is made if it is missing.
+
+    What a server left in its journal is in the store once this returns. Raises OSError
+    where somebody else has it, StoreFailed for a foreign format or a damaged journal.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._descriptor = _lock(directory)
+        try:
+            _await_leftovers(directory)
+            self.store_id = check_format(directory)
+            recovery.replay(directory)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets others have it."""
+        os.close(self._descriptor)
+
+
+def _lock(directory: Path) -> int:
+    """Keeps a second server off the directory. Raises OSError."""
+    descriptor = open_lock(directory, "resultd.lock")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise OSError(
+            f"Another server uses the data directory {directory}: stop it, or name another "
+            "directory with --data."
+        ) from None
+    return descriptor
+
+
+def open_lock(directory: Path, name: str) -> int:
+    """A file to lock. Raises OSError."""
+    return os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+def _await_leftovers(directory: Path) -> None:
+    """Until the workers of a supervisor that was killed have noticed. Raises OSError."""
+    descriptor = open_lock(directory, SHARES)
+    try:
+        for _ in range(int(LEFTOVERS_S / _LOOK_S)):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(_LOOK_S)
+    finally:
+        os.close(descriptor)
+    raise OSError(
+        f"Workers of an earlier server still use {directory}, though it is gone: end them."
+    )
+
+
+def check_format(directory: Path) -> str:
+    """The store's id, from the note beside the data; written for a new store."""
+    note = directory / "resultd.json"
+    if not note.exists():
+        if (directory / "data.mdb").exists():
+            raise StoreFailed(
+                f"{directory} holds an LMDB environment that is not ours: name another directory."
+            )
+        store_id = uuid.uuid4().hex
+        said = {
+            "format": DATA_FORMAT,
+            "lmdb": environment.library(),
+            "store_id": store_id,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        _write_durably(note, json.dumps(said, indent=2) + "\n")
+        return store_id
+    try:
+        said = json.loads(note.read_text())
+        store_id, data_format, library = said["store_id"], said["format"], said["lmdb"]
+    except (ValueError, KeyError, TypeError):
+        raise StoreFailed(
+            f"{note} is damaged: restore it from a backup, or name another directory."
+        ) from None
+    if data_format != DATA_FORMAT or not str(library).startswith(f"{environment.LMDB_MAJOR}."):
+        raise StoreFailed(
+            f"{directory} has data format {data_format} (LMDB {library}) and this server "
+            f"reads format {DATA_FORMAT} (LMDB {environment.LMDB_MAJOR}.x): use the version that "
+            "wrote it."
+        )
+    return str(store_id)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".new")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

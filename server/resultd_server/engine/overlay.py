@@ -1,0 +1,153 @@
+"""Rows that are not in LMDB yet, and transactions that see them above it.
+
+A layer is one dict and one sorted list of keys per database. A deleted row is a marker
+(None). Newer layers lie above older ones, and all of them above LMDB.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from resultd_server.ledger.txn import Db, ReadTxn
+
+Row = tuple[Db, bytes, bytes | None]
+"""(database, key, value; None where the row is deleted)."""
+
+_SORT_FROM = 16
+
+
+class Rows:
+    """The rows of one database, by key. None: deleted. No key is ever taken out.
+
+    So the keys that were set since somebody last asked for a range are the dict's last
+    ones, and setting a row costs no more than a dict does.
+    """
+
+    __slots__ = ("_lock", "_ordered", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes | None] = {}
+        self._ordered: list[bytes] = []
+        self._lock = threading.Lock()
+
+    def between(self, start: bytes, stop: bytes) -> list[bytes]:
+        """The keys with start <= key < stop, in order."""
+        if len(self.values) != len(self._ordered):
+            with self._lock:  # a reader and a writer may both look
+                self._sort()
+        ordered = self._ordered
+        first = bisect_left(ordered, start)
+        if first == len(ordered) or ordered[first] >= stop:
+            return []
+        return ordered[first : bisect_left(ordered, stop, first)]
+
+    def _sort(self) -> None:
+        ordered = self._ordered
+        new = list(islice(reversed(self.values), len(self.values) - len(ordered)))
+        if len(new) * _SORT_FROM > len(ordered):
+            self._ordered = sorted(ordered + new)
+        else:
+            for key in new:
+                insort(ordered, key)
+
+
+class Layer:
+    """Rows of all databases. `size_bytes`: what they took in the journal."""
+
+    __slots__ = ("dbs", "size_bytes")
+
+    def __init__(self) -> None:
+        self.dbs: dict[Db, Rows] = {}
+        self.size_bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.dbs)
+
+    def __len__(self) -> int:
+        return sum(len(rows.values) for rows in self.dbs.values())
+
+    def of(self, db: Db) -> Rows:
+        """The rows of a database, to set some."""
+        rows = self.dbs.get(db)
+        if rows is None:
+            rows = self.dbs[db] = Rows()
+        return rows
+
+    def update(self, newer: Layer) -> None:
+        """Lays a newer layer's rows over these."""
+        for db, rows in newer.dbs.items():
+            self.of(db).values.update(rows.values)
+        self.size_bytes += newer.size_bytes
+
+
+class OverlayTxn:
+    """A reading transaction: layers, the newest first, above another one."""
+
+    __slots__ = ("_below", "_layers")
+
+    def __init__(self, layers: Sequence[Layer], below: ReadTxn) -> None:
+        self._layers = layers
+        self._below = below
+
+    def get(self, db: Db, key: bytes) -> bytes | None:
+        for layer in self._layers:
+            rows = layer.dbs.get(db)
+            if rows is not None and key in rows.values:
+                return rows.values[key]
+        return self._below.get(db, key)
+
+    def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        found = []
+        for layer in self._layers:
+            rows = layer.dbs.get(db)
+            if rows is not None and (keys := rows.between(start, stop)):
+                found.append((keys, rows.values))
+        below = self._below.scan(db, start, stop)
+        return _laid_over(found, below) if found else below
+
+
+def _laid_over(
+    layers: list[tuple[list[bytes], dict[bytes, bytes | None]]],
+    below: Iterator[tuple[bytes, bytes]],
+) -> Iterator[tuple[bytes, bytes]]:
+    """The rows of all in key order; of a key that several have, the first's."""
+    before = None
+    lower = next(below, None)
+    for key in heapq.merge(*(keys for keys, _ in layers)):
+        if key == before:
+            continue
+        before = key
+        while lower is not None and lower[0] < key:
+            yield lower
+            lower = next(below, None)
+        if lower is not None and lower[0] == key:
+            lower = next(below, None)
+        value = next(values[key] for _, values in layers if key in values)
+        if value is not None:
+            yield key, value
+    if lower is not None:
+        yield lower
+        yield from below
+
+
+class WriteSet(OverlayTxn):
+    """A writing transaction: what it changes is in `own`, and nowhere else yet."""
+
+    __slots__ = ("own",)
+
+    def __init__(self, layers: Sequence[Layer], below: ReadTxn) -> None:
+        self.own = Layer()
+        super().__init__((self.own, *layers), below)
+
+    def put(self, db: Db, key: bytes, value: bytes) -> None:
+        self.own.of(db).values[key] = value
+
+    def delete(self, db: Db, key: bytes) -> bool:
+        there = self.get(db, key) is not None
+        if there:
+            self.own.of(db).values[key] = None
+        return there

@@ -1,0 +1,149 @@
+"""From the journal into LMDB: while a server runs (a checkpoint), and when one starts.
+
+Rows are written as they are to be in the end, so doing it again changes nothing: a
+checkpoint may stop anywhere and be repeated, and takes several transactions where there is
+much to write. The last one says how far LMDB has the journal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resultd_server.engine import environment, journal
+from resultd_server.engine.environment import Environment, Txn
+from resultd_server.engine.overlay import Layer
+from resultd_server.errors import StoreFailed
+from resultd_server.ledger.txn import Db
+
+TXN_ROWS = 8_000
+"""Each may copy a page, so a transaction takes about 40 MiB of the map before it gives any back."""
+
+SLICE_ROWS = 64
+"""About 0.1 ms, in which the event loop waits for Python's lock."""
+
+_DATABASE = b"journal"
+_KEY = b"progress"
+
+
+class Progress(NamedTuple):
+    """How far LMDB has the journal: the run, and its last entry."""
+
+    run: bytes
+    entry: int
+
+
+class Target(NamedTuple):
+    """Where a checkpoint writes to."""
+
+    environment: Environment
+    dbs: dict[Db, Any]
+    progress_db: Any
+
+
+def open_target(opened: Environment, dbs: dict[Db, Any]) -> Target:
+    """The target in an environment. Raises environment.Error."""
+    return Target(opened, dbs, opened.open_db(_DATABASE))
+
+
+def begin_run(target: Target) -> bytes:
+    """A new run, of which LMDB has everything: nothing. Raises environment.Error."""
+    run = os.urandom(journal.RUN_BYTES)
+    write(target, Layer(), Progress(run, 0))
+    return run
+
+
+def write(
+    target: Target,
+    layer: Layer,
+    progress: Progress | None,
+    *,
+    txn_rows: int = TXN_ROWS,
+    pause: Callable[[], None] | None = None,
+) -> int:
+    """Writes a layer, durably on return, and then the progress; live bytes afterwards.
+
+    `pause` is called every now and then. Raises environment.Error; some rows may be
+    written then.
+    """
+    slices = _slices(layer)
+    while True:
+        with target.environment.begin(write=True) as raw:
+            txn = Txn(raw, target.dbs)
+            if not _write_some(txn, slices, txn_rows, pause):
+                if progress is not None:
+                    value = progress.run + progress.entry.to_bytes(8, "big")
+                    raw.put(_KEY, environment.seal(_KEY, value), db=target.progress_db)
+                return environment.count_live_bytes(raw, target.dbs)
+
+
+def _slices(layer: Layer) -> Iterator[tuple[Db, list[bytes], dict[bytes, bytes | None]]]:
+    """Keys as LMDB takes them best, by database and in order, with what they are found in."""
+    for db in journal.DATABASES:
+        rows = layer.dbs.get(db)
+        if rows is not None:
+            keys = sorted(rows.values)
+            for begin in range(0, len(keys), SLICE_ROWS):
+                yield db, keys[begin : begin + SLICE_ROWS], rows.values
+
+
+def _write_some(
+    txn: Txn,
+    slices: Iterator[tuple[Db, list[bytes], dict[bytes, bytes | None]]],
+    count: int,
+    pause: Callable[[], None] | None,
+) -> bool:
+    """Writes until it is `count` rows; whether there may be more."""
+    for db, keys, values in slices:
+        there = []
+        for key in keys:
+            value = values[key]
+            if value is None:
+                txn.delete(db, key)
+            else:
+                there.append((key, value))
+        txn.put_all(db, there)
+        count -= len(keys)
+        if count <= 0:
+            return True
+        if pause is not None:
+            pause()
+    return False
+
+
+def replay(directory: Path) -> None:
+    """Writes into LMDB what a server that ended suddenly left in the journal.
+
+    Raises StoreFailed where it is damaged, or there is no room for it.
+    """
+    if not any((directory / name).exists() for name in journal.FILES):
+        return
+    data = directory / "data.mdb"
+    size_bytes = data.stat().st_size if data.exists() else 0
+    opened = environment.open_environment(directory, size_bytes + environment.HEADROOM_BYTES_MIN)
+    try:
+        target = open_target(opened, environment.open_databases(opened, directory))
+        progress = _progress(target)
+        if progress is None:
+            return
+        entry, layer = journal.read(directory, progress.run, progress.entry)
+        if layer:
+            write(target, layer, Progress(progress.run, entry))
+    except environment.Error as error:
+        raise StoreFailed(
+            f"What lies in the journal in {directory} cannot be written into the store: {error}. "
+            "Make room on the disk if it is full; else restore the store from a backup."
+        ) from error
+    finally:
+        opened.close()
+
+
+def _progress(target: Target) -> Progress | None:
+    with target.environment.begin() as txn:
+        raw: Any = txn.get(_KEY, db=target.progress_db)  # bytes, since buffers=False
+    if raw is None:
+        return None
+    value = environment.unseal(_KEY, raw)
+    return Progress(value[: journal.RUN_BYTES], int.from_bytes(value[journal.RUN_BYTES :], "big"))

@@ -1,0 +1,87 @@
+"""LMDB as the engines know it: rows with checksums, scans, how full it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resultd_server.engine import environment
+from resultd_server.engine.environment import Environment, Txn
+from resultd_server.errors import RecordCorrupt, StoreFailed
+from resultd_server.ledger.txn import Db
+from tests.support.stores import MAP_BYTES
+
+Opened = tuple[Environment, dict[Db, Any]]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Opened]:
+    """An empty environment and its databases."""
+    made = environment.open_environment(tmp_path, MAP_BYTES, sync=False)
+    yield made, environment.open_databases(made, tmp_path)
+    made.close()
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    """A data file that is not LMDB's any more is refused in a sentence, and let go."""
+    environment.open_environment(tmp_path, MAP_BYTES).close()
+    (tmp_path / "data.mdb").write_bytes(b"\1" * 8192)
+    for _ in range(2):
+        with pytest.raises(StoreFailed, match="cannot be opened"):
+            environment.open_environment(tmp_path, MAP_BYTES)
+
+
+def test_rows_come_back_in_key_order(opened: Opened) -> None:
+    """A scan has the rows from its start up to, and without, its end; deleted ones are gone."""
+    made, dbs = opened
+    with made.begin(write=True) as raw:
+        txn = Txn(raw, dbs)
+        txn.put_all(Db.TASKS, [(b"a", b"1"), (b"b", b""), (b"d", b"4")])
+        txn.put(Db.TASKS, b"c", b"3")
+        assert txn.delete(Db.TASKS, b"a")
+        assert not txn.delete(Db.TASKS, b"a")
+        assert list(txn.scan(Db.TASKS, b"a", b"d")) == [(b"b", b""), (b"c", b"3")]
+        assert list(txn.scan(Db.TASKS, b"e" * 1_000, b"f")) == []
+        assert (txn.get(Db.TASKS, b"c"), txn.get(Db.TASKS, b"a")) == (b"3", None)
+        assert list(txn.scan(Db.GROUPS, b"", b"z")) == []
+
+
+@pytest.mark.parametrize("byte", [0, 4, -1])
+def test_a_row_that_is_not_what_was_written_is_refused(byte: int) -> None:
+    """Damage in the value or its checksum, or a value under another key, is RecordCorrupt."""
+    row = bytearray(environment.seal(b"key", b"value"))
+    assert environment.unseal(b"key", bytes(row)) == b"value"
+    with pytest.raises(RecordCorrupt, match="backup"):
+        environment.unseal(b"kez", bytes(row))
+    row[byte] ^= 1
+    with pytest.raises(RecordCorrupt):
+        environment.unseal(b"key", bytes(row))
+
+
+def test_what_lives_is_counted(opened: Opened) -> None:
+    """Live bytes grow with what is put and shrink with what is deleted, as the file does not."""
+    made, dbs = opened
+    with made.begin(write=True) as raw:
+        before = environment.count_live_bytes(raw, dbs)
+        Txn(raw, dbs).put(Db.TASKS, b"k", bytes(1_000_000))
+        assert environment.count_live_bytes(raw, dbs) > before + 1_000_000
+        Txn(raw, dbs).delete(Db.TASKS, b"k")
+        assert environment.count_live_bytes(raw, dbs) == before
+
+
+def test_a_full_disk_is_told_from_a_silent_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk is full where there is less than is needed; one that says nothing is not full."""
+    assert not environment.disk_is_full(tmp_path)
+    assert environment.disk_is_full(tmp_path, 2**62)
+
+    def gone(_: object) -> None:
+        raise OSError(5, "EIO")
+
+    monkeypatch.setattr(os, "statvfs", gone)
+    assert not environment.disk_is_full(tmp_path)

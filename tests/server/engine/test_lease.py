@@ -1,0 +1,71 @@
+"""Who may use a data directory: one server at a time, and none that cannot read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from resultd_server.engine.lmdb import LmdbEngine
+from resultd_server.errors import StoreFailed
+from tests.support.stores import MAP_BYTES, Clock, Store
+
+
+@asynccontextmanager
+async def opened(clock: Clock, directory: Path, **settings: Any) -> AsyncIterator[Store]:
+    """The store in a directory."""
+    engine = LmdbEngine(clock, directory, **{"max_db_bytes": MAP_BYTES, **settings})
+    await engine.start()
+    try:
+        yield Store(engine, clock)
+    finally:
+        await engine.close()
+
+
+async def test_a_second_server_is_kept_off(clock: Clock, tmp_path: Path) -> None:
+    """A directory serves one engine at a time; the second is told what to do."""
+    async with opened(clock, tmp_path):
+        with pytest.raises(OSError, match=r"Another server uses .*--data"):
+            async with opened(clock, tmp_path):
+                pass
+    async with opened(clock, tmp_path):
+        pass
+
+
+async def test_a_foreign_environment_is_refused(clock: Clock, tmp_path: Path) -> None:
+    """An LMDB environment that is not ours is not written to."""
+    lmdb.open(str(tmp_path), lib_version=0).close()
+    for _ in range(2):
+        with pytest.raises(StoreFailed, match="not ours: name another directory"):
+            async with opened(clock, tmp_path):
+                pass
+
+
+@pytest.mark.parametrize("said", [{"format": 99}, {"lmdb": "1.0.0"}])
+async def test_a_newer_format_is_refused(
+    clock: Clock, tmp_path: Path, said: dict[str, object]
+) -> None:
+    """A store that a later version wrote is left to that version."""
+    async with opened(clock, tmp_path):
+        pass
+    note = tmp_path / "resultd.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), **said}))
+    with pytest.raises(StoreFailed, match="use the version that wrote it"):
+        async with opened(clock, tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{}", '{"format": 1}', "\udcff"])
+async def test_a_damaged_note_is_refused(clock: Clock, tmp_path: Path, note: str) -> None:
+    """A store whose note cannot be read says so in a sentence."""
+    async with opened(clock, tmp_path):
+        pass
+    (tmp_path / "resultd.json").write_bytes(note.encode(errors="surrogateescape"))
+    with pytest.raises(StoreFailed, match=r"resultd\.json .*backup"):
+        async with opened(clock, tmp_path):
+            pass

@@ -1,0 +1,113 @@
+"""Layers above a store read as one: newer over older, deleted rows gone, in key order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hypothesis import given
+from hypothesis import strategies as st
+from sortedcontainers import SortedDict
+
+from resultd_server.engine.memory import MemoryTxn
+from resultd_server.engine.overlay import Layer, OverlayTxn, Rows, WriteSet
+from resultd_server.ledger.txn import Db
+
+KEYS = st.binary(max_size=2)
+CHANGES = st.lists(st.tuples(KEYS, st.none() | st.binary(max_size=2)), max_size=12)
+RANGES = st.lists(st.tuples(KEYS, KEYS), min_size=1, max_size=4)
+
+
+def layer_of(changes: list[tuple[bytes, bytes | None]]) -> Layer:
+    """A layer with these rows of one database."""
+    layer = Layer()
+    for key, value in changes:
+        layer.of(Db.TASKS).values[key] = value
+    return layer
+
+
+def store(rows: dict[bytes, bytes]) -> MemoryTxn:
+    """What lies below."""
+    return MemoryTxn({db: SortedDict(rows if db is Db.TASKS else {}) for db in Db})
+
+
+@given(st.dictionaries(KEYS, KEYS), st.lists(CHANGES, max_size=3), RANGES)
+def test_layers_read_as_if_they_were_written(
+    below: dict[bytes, bytes],
+    changes: list[list[tuple[bytes, bytes | None]]],
+    ranges: list[tuple[bytes, bytes]],
+) -> None:
+    """Gets and scans see what a store would have into which the layers had been written."""
+    layers = [layer_of(each) for each in changes]
+    said: dict[bytes, bytes | None] = {**below}
+    for each in changes:
+        said.update(each)
+    txn = OverlayTxn(layers[::-1], store(below))
+    for key in {*said, b"never"}:
+        assert txn.get(Db.TASKS, key) == said.get(key)
+    for start, stop in ranges:
+        expected = [(k, v) for k, v in sorted(said.items()) if v is not None and start <= k < stop]
+        assert list(txn.scan(Db.TASKS, start, stop)) == expected
+    assert txn.get(Db.META, b"") is None
+
+
+@given(st.lists(CHANGES, max_size=4), RANGES)
+def test_ranges_follow_what_is_set(
+    changes: list[list[tuple[bytes, bytes | None]]], ranges: list[tuple[bytes, bytes]]
+) -> None:
+    """However often keys are added between two looks, a range has all of them once, in order."""
+    rows = Rows()
+    for each in changes:
+        rows.values.update(each)
+        for start, stop in ranges:
+            assert rows.between(start, stop) == [
+                k for k in sorted(rows.values) if start <= k < stop
+            ]
+
+
+def test_many_keys_after_few_are_sorted_too() -> None:
+    """A handful of keys that come to many others find their places."""
+    rows = Rows()
+    rows.values.update({b"%04d" % number: b"" for number in range(0, 2_000, 2)})
+    assert len(rows.between(b"", b"9")) == 1_000
+    rows.values.update({b"%04d" % number: b"" for number in (1999, 3, 777)})
+    assert rows.between(b"", b"9") == sorted(rows.values)
+
+
+def test_a_write_set_changes_nothing_below() -> None:
+    """What a write set puts and deletes is seen through it alone, and is told apart."""
+    below, older = store({b"a": b"1", b"b": b"2"}), layer_of([(b"c", b"3")])
+    txn = WriteSet((older,), below)
+    assert txn.delete(Db.TASKS, b"a")
+    assert not txn.delete(Db.TASKS, b"a")
+    assert not txn.delete(Db.TASKS, b"never")
+    txn.put(Db.TASKS, b"c", b"4")
+    assert list(txn.scan(Db.TASKS, b"", b"z")) == [(b"b", b"2"), (b"c", b"4")]
+    assert txn.own.of(Db.TASKS).values == {b"a": None, b"c": b"4"}
+    assert below.get(Db.TASKS, b"a") == b"1"
+    assert older.of(Db.TASKS).values == {b"c": b"3"}
+
+
+def test_a_layer_laid_over_another_is_not_shared() -> None:
+    """After `update` the newer layer may be changed, and the older one does not notice."""
+    older, newer = Layer(), layer_of([(b"a", b"1")])
+    assert not older
+    newer.size_bytes = 7
+    older.update(newer)
+    newer.of(Db.TASKS).values[b"b"] = b"2"
+    assert older.of(Db.TASKS).values == {b"a": b"1"}
+    assert (len(older), older.size_bytes) == (1, 7)
+
+
+def test_nothing_in_range_is_left_to_the_store() -> None:
+    """Where no layer has a row in the range, the store's own rows are handed on as they come."""
+
+    class Below:
+        def get(self, db: Db, key: bytes) -> bytes | None:
+            return None
+
+        def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+            return rows
+
+    rows = iter([(b"a", b"1")])
+    txn = OverlayTxn((layer_of([(b"z", b"")]),), Below())
+    assert txn.scan(Db.TASKS, b"a", b"b") is rows
