@@ -40,13 +40,13 @@ def test_the_server_outlives_every_attack_and_lets_go() -> None:
 
 @pytest.mark.slow
 def test_the_campaign_bites() -> None:
-    """A server that keeps a little of every stream that was reset is found out."""
+    """A server that keeps a little of every report of theirs is found out."""
     plan = hostile.Plan(
-        connections=60,
+        connections=300,
         at_a_time=30,
-        hold_s=(0.5, 0.5),
-        program=plants.program("kept-subscriptions"),
-        names=("many streams",),
+        hold_s=(0.1, 0.1),
+        program=plants.program("leak"),
+        names=("unread answers",),
         settle_s=2.0,
     )
     faults = hostile.run(plan, SEED).faults

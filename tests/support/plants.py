@@ -118,7 +118,7 @@ def _leak() -> None:
     report = validate.report
 
     def hoarding(request: Any) -> Any:
-        kept.append(os.urandom(20_000))
+        kept.append(os.urandom(60_000))
         return report(request)
 
     _put(validate, "report", hoarding)
