@@ -23,7 +23,7 @@ from resultd import _records, _url
 from resultd.serialization import Registry
 from resultd.v1 import state_pb2, stream_pb2, task_pb2
 from resultd_server import config
-from resultd_server.engine import environment
+from resultd_server.engine.environment import unseal
 from resultd_server.errors import DomainError
 from tests.support.in_process import Served, serving
 from tests.support.request_fields import METHODS
@@ -174,7 +174,7 @@ def environment(raw: bytes) -> None:
 def row(raw: bytes) -> None:
     """What the disk returns for a key: the value that was stored, or RECORD_CORRUPT."""
     try:
-        environment.unseal(b"key", raw)
+        unseal(b"key", raw)
     except DomainError:
         return
 
