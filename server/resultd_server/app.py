@@ -12,17 +12,15 @@ from typing import NamedTuple
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from resultd.v1 import group_service_pb2, result_service_pb2, worker_service_pb2
-from resultd_server import limits, listening, metrics
+from resultd_server import limits, listening
 from resultd_server.admin import AdminServer, Answer, verdict
 from resultd_server.config import Settings
 from resultd_server.core import sweeper
 from resultd_server.engine.base import Clock, Engine, Swept
 from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.lmdb import LmdbEngine
-from resultd_server.engine.memory import MemoryEngine
 from resultd_server.engine.peers import Peers
 from resultd_server.entrance import Entrance
 from resultd_server.errors import DomainError
@@ -35,7 +33,7 @@ from resultd_server.service import registry
 from resultd_server.service.groups import GroupService
 from resultd_server.service.quotas import Quotas
 from resultd_server.service.results import ResultService, ServerInfo
-from resultd_server.service.streams import Streams
+from resultd_server.service.streams import WAKE_SECONDS, Streams
 from resultd_server.service.workers import WorkerService
 from resultd_server.tallies import Histogram
 
@@ -79,6 +77,8 @@ def wall_clock_ms() -> int:
 def make_engine(settings: Settings, clock: Clock, *, shared: bool = False) -> Engine:
     """The engine the settings name; `shared`: with other processes."""
     if settings.engine == "memory":
+        from resultd_server.engine.memory import MemoryEngine
+
         return MemoryEngine(clock)
     assert settings.data is not None  # the settings were checked
     if shared:
@@ -129,7 +129,7 @@ class App:
         self.admission = Admission()
         self.failed = asyncio.Event()
         self._entrance = Entrance(settings)
-        self.swept = metrics.Sweeps()
+        self.swept = sweeper.Sweeps()
         self.calls: Calls | None = None
         self.admin = ""
         self._admin: AdminServer | None = None
@@ -176,6 +176,10 @@ class App:
         return address
 
     async def _start_admin(self) -> None:
+        # Loaded only where it is asked for: prometheus_client takes a tenth of a start. And not by
+        # the first scrape, which would hold everybody up.
+        import resultd_server.metrics  # noqa: F401  used by `_metrics`
+
         self._admin = AdminServer(
             {"/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
         )
@@ -188,6 +192,8 @@ class App:
             raise
 
     async def _metrics(self) -> Answer:
+        from resultd_server import metrics  # there since `_start_admin`
+
         assert self.calls is not None  # made with the admin port
         number = 0 if self._place is None else self._place.number
         page = metrics.exposition(
@@ -232,7 +238,7 @@ class App:
             interceptors.append(log_calls)
         if self._settings.admin:
             self.calls = Calls(_methods(streaming=True))
-            self.streams.wake_seconds = Histogram(metrics.WAKE_SECONDS)
+            self.streams.wake_seconds = Histogram(WAKE_SECONDS)
             interceptors.append(self.calls.intercept)
         interceptors += [self.admission.intercept, CallBound(_methods(streaming=False)).intercept]
         door = self._entrance.door
@@ -253,6 +259,8 @@ class App:
         self._names = names
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self._settings.reflection:
+            from grpc_reflection.v1alpha import reflection
+
             reflection.enable_server_reflection(
                 (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
             )

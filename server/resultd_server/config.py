@@ -16,8 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,10 +36,10 @@ class ConfigError(Exception):
     """A setting that cannot be used: says which, why, and what to do."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """What can be set. Every setting has a flag, a variable and a TOML key."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: Path | None = Field(
         None, description="Directory of the store. Needed by the lmdb engine; made if missing."
@@ -135,18 +134,6 @@ class Settings(BaseSettings):
         if value and (match is None or int(match["port"]) > 65_535):
             raise ValueError("is not host:port, for instance 127.0.0.1:7759")
         return value
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` passes: it has put the sources in order itself."""
-        return (init_settings,)
 
     @property
     def authenticates(self) -> bool:

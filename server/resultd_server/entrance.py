@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
 
 from resultd_server.access import reload
-from resultd_server.access.authority import Authority, Contents
 from resultd_server.config import Settings
 from resultd_server.interceptors.auth import Gate, OpenDoor
-from resultd_server.tls import Certificates, Pem
+
+if TYPE_CHECKING:
+    from resultd_server.access.authority import Authority, Contents
+    from resultd_server.tls import Certificates, Pem
 
 log = structlog.get_logger("resultd.access")
 
@@ -38,12 +40,17 @@ class Entrance:
     def open(self) -> None:
         """Reads what the settings name. Raises ConfigError."""
         said = self._settings
+        # Imported only by who needs them: cryptography and PyJWT take a tenth of a start.
         if said.tls_cert is not None and said.tls_key is not None:
+            from resultd_server.tls import Certificates
+
             certificates = Certificates(said.tls_cert, said.tls_key, said.tls_client_ca)
             pem = certificates.read()
             certificates.take(pem)
             self._certificates = certificates, pem
         if said.auth_file is not None:
+            from resultd_server.access.authority import Authority
+
             authority = Authority(said.auth_file)
             contents = authority.read()
             authority.take(contents)

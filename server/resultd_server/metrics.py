@@ -23,32 +23,14 @@ from prometheus_client.core import (
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from resultd_server.engine.base import Engine, EngineStats, Space, Swept
+from resultd_server.core.sweeper import Sweeps
+from resultd_server.engine.base import Engine, EngineStats, Space
 from resultd_server.interceptors.metrics import Calls
 from resultd_server.service.streams import Streams
 from resultd_server.tallies import Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-WAKE_SECONDS = (
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
-)  # fmt: skip
 _METHOD = ("method",)
-
-
-class Sweeps:
-    """What the sweeper has done."""
-
-    def __init__(self) -> None:
-        self.expired = 0
-        self.steps = 0
-        self.groups_incomplete = 0
-        self.refused = 0
-
-    def count(self, swept: Swept) -> None:
-        """Adds one step."""
-        self.expired += swept.expired
-        self.steps += swept.steps
-        self.groups_incomplete += swept.expired_incomplete
 
 
 class Observed(NamedTuple):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from resultd_server import listening, metrics
+from resultd_server import listening
 from resultd_server.admin import AdminServer, Answer, fetch, verdict
 from resultd_server.app import Place
 from resultd_server.config import Settings
@@ -103,6 +103,8 @@ class Supervisor:
         return address
 
     async def _start_admin(self) -> None:
+        import resultd_server.metrics  # noqa: F401  loaded only where it is asked for
+
         self._admin = AdminServer(
             {"/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
         )
@@ -121,6 +123,8 @@ class Supervisor:
             return None
 
     async def _metrics(self) -> Answer:
+        from resultd_server import metrics  # there since `_start_admin`
+
         answers = await self._ask("/metrics")
         pages = {index: answer and answer.body for index, answer in answers.items()}
         return Answer(metrics.merged(pages), content_type=metrics.CONTENT_TYPE)

@@ -27,8 +27,6 @@ DISTRIBUTIONS = {
     "kombu": "celery",  # brings it, and its releases go together
     "vine": "celery",
     "prometheus_client": "prometheus-client",
-    "pydantic": "pydantic-settings",  # brings it, and is of no use without
-    "pydantic_settings": "pydantic-settings",
 }
 OURS = {"resultd", "resultd_server"}
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import structlog
 
-from resultd_server.access.authority import Authority
 from resultd_server.access.roles import NAMESPACE, NEEDED, Principal, Role
 from resultd_server.errors import (
     CredentialExpired,
@@ -24,6 +24,9 @@ from resultd_server.errors import (
     RoleInsufficient,
 )
 from resultd_server.interceptors import Context, Handler, Raw
+
+if TYPE_CHECKING:
+    from resultd_server.access.authority import Authority
 
 NAMESPACE_KEY = "resultd-namespace"
 CREDENTIAL_KEY = "authorization"

@@ -32,8 +32,10 @@ def _encode(number: int) -> bytes:
 
 # Looked up for every event: lengths, indexes and positions of up to two bytes, and the
 # first two bytes of longer ones.
-_SHORT = [_encode(number) for number in range(0x4000)]
-_LOW = [bytes((number & 0x7F | 0x80, number >> 7 | 0x80)) for number in range(0x4000)]
+_LAST = [bytes((number,)) for number in range(0x80)]
+_MORE = [bytes((number | 0x80,)) for number in range(0x80)]
+_SHORT = _LAST + [low + high for high in _LAST[1:] for low in _MORE]
+_LOW = [low + high for high in _MORE for low in _MORE]
 
 
 def message_field(field: int, encoded: bytes) -> bytes:

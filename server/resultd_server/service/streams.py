@@ -25,6 +25,11 @@ from resultd_server.service.registry import Call
 from resultd_server.tallies import Histogram
 
 DRAIN_RETRY_DELAY_MS = 500
+WAKE_SECONDS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+)  # fmt: skip
+"""Bounds of the histogram of how soon waiters hear of a commit."""
+
 _WATCHDOG_S = 5.0
 _HEARTBEAT = stream_pb2.CONTROL_KIND_HEARTBEAT
 _SYNCED = stream_pb2.CONTROL_KIND_SYNCED
