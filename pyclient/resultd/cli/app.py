@@ -15,7 +15,7 @@ from resultd.cli.output import escape
 from resultd.errors import ResultdError
 
 # Which extra brings a command that cannot be loaded.
-_EXTRAS = {"serve": "server", "token": "server"}
+_EXTRAS = dict.fromkeys(("serve", "token", "verify", "backup", "restore"), "server")
 
 
 class Commands(TyperGroup):

@@ -68,6 +68,52 @@ def open_environment(directory: Path, map_bytes: int, *, sync: bool = True) -> E
     return environment
 
 
+def open_to_read(directory: Path) -> Environment:
+    """Opens a store as it lies there, to look at it. Raises StoreFailed.
+
+    A reader like any other: what is freed after it began a transaction is kept for it.
+    """
+    try:
+        return lmdb.open(
+            str(directory),
+            map_size=0,  # as large as the file says
+            max_dbs=DATABASES_MAX,
+            max_readers=READERS_MAX,
+            readonly=True,
+            lib_version=LMDB_MAJOR,
+        )
+    except lmdb.Error as error:
+        raise cannot_open(directory, error) from error
+
+
+def sound_rows(txn: Transaction, db: Any) -> Iterator[tuple[bytes, bool]]:
+    """Every key of a database, and whether its row is found and matches its checksum."""
+    with txn.cursor(db=db) as cursor:
+        rows: Iterator[tuple[Any, Any]] = iter(cursor)  # bytes, since buffers=False
+        for key, row in rows:
+            value = row[:-_CHECKSUM_BYTES]
+            sound = row[-_CHECKSUM_BYTES:] == _CHECKSUM.pack(crc32(value, crc32(key)))
+            yield key, sound and txn.get(key, None, db) == row
+
+
+def damage(directory: Path) -> list[str]:
+    """What is wrong with the pages of a store that nobody uses, a sentence each.
+
+    The file is read as bytes: LMDB itself trusts what it is given, and may crash.
+    """
+    from lmdb import verify  # here: a server has no use for it
+
+    try:
+        return [str(each) for each in verify.verify(str(directory))]  # type: ignore[no-untyped-call]  # it has no types
+    except (verify.VerifyError, OSError) as error:
+        return [str(error)]
+
+
+def copy_to(environment: Environment, txn: Transaction, descriptor: int) -> None:
+    """Writes what a transaction sees, without free pages. Raises Error."""
+    environment.copyfd(descriptor, compact=True, txn=txn)
+
+
 def open_databases(environment: Environment, directory: Path) -> dict[Db, Any]:
     """The named databases, made if they are missing. Raises StoreFailed."""
     try:

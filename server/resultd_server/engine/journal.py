@@ -194,6 +194,17 @@ def read(directory: Path, run: bytes, after: int) -> tuple[int, Layer]:
     return after + len(found), layer
 
 
+def begun(directory: Path, run: bytes) -> Iterator[int]:
+    """The numbers of a run's entries that begin in the files, whole or not."""
+    for name in FILES:
+        if (directory / name).exists():
+            segment = (directory / name).read_bytes()
+            for offset in range(0, len(segment) - _HEADER.size + 1, BLOCK_BYTES):
+                magic, _, _, entry, of_run = _HEADER.unpack_from(segment, offset)
+                if (magic, of_run) == (_MAGIC, run):
+                    yield entry
+
+
 def _entries(segment: bytes, run: bytes, after: int) -> Iterator[tuple[int, bytes]]:
     offset = 0
     while offset + _HEADER.size <= len(segment):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from resultd_server.engine import environment, recovery
@@ -45,6 +47,17 @@ class Lease:
     def close(self) -> None:
         """Lets others have it."""
         os.close(self._descriptor)
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """The right to look at a store as it was left. Raises OSError where somebody else has it."""
+    descriptor = _lock(directory)
+    try:
+        _await_leftovers(directory)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _lock(directory: Path) -> int:

@@ -48,6 +48,12 @@ def open_target(opened: Environment, dbs: dict[Db, Any]) -> Target:
     return Target(opened, dbs, opened.open_db(_DATABASE))
 
 
+def find_target(opened: Environment) -> Target:
+    """The same in one that is only read. Raises environment.Error where part of it is missing."""
+    dbs = {db: opened.open_db(db.value, create=False) for db in Db}
+    return Target(opened, dbs, opened.open_db(_DATABASE, create=False))
+
+
 def begin_run(target: Target) -> bytes:
     """A new run, of which LMDB has everything: nothing. Raises environment.Error."""
     run = os.urandom(journal.RUN_BYTES)
@@ -125,7 +131,7 @@ def replay(directory: Path) -> None:
     opened = environment.open_environment(directory, size_bytes + environment.HEADROOM_BYTES_MIN)
     try:
         target = open_target(opened, environment.open_databases(opened, directory))
-        progress = _progress(target)
+        progress = progress_of(target)
         if progress is None:
             return
         entry, layer = journal.read(directory, progress.run, progress.entry)
@@ -140,7 +146,8 @@ def replay(directory: Path) -> None:
         opened.close()
 
 
-def _progress(target: Target) -> Progress | None:
+def progress_of(target: Target) -> Progress | None:
+    """How far LMDB has the journal; None before there was one. Raises RecordCorrupt."""
     with target.environment.begin() as txn:
         raw: Any = txn.get(_KEY, db=target.progress_db)  # bytes, since buffers=False
     if raw is None:

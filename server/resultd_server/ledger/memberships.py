@@ -67,10 +67,11 @@ class Slot(enum.Enum):
 def find(view: View, group_no: int, index: int) -> Member | None:
     """The member at an index."""
     raw = view.txn.get(Db.MEMBERS, keys.member(group_no, index))
-    return None if raw is None else _unpack(raw)
+    return None if raw is None else unpack(raw)
 
 
-def _unpack(raw: bytes) -> Member:
+def unpack(raw: bytes) -> Member:
+    """A member's row taken apart."""
     kind, position, counted_as = _MEMBER.unpack_from(raw)
     return Member(kind, raw[_MEMBER.size :].decode(), position, counted_as)
 
@@ -79,7 +80,7 @@ def scan(view: View, group_no: int, from_index: int) -> Iterator[tuple[int, Memb
     """Members by index, from `from_index` on."""
     start, stop = keys.member(group_no, from_index), keys.group(group_no + 1)
     for key, raw in view.txn.scan(Db.MEMBERS, start, stop):
-        yield keys.parse_member(key)[1], _unpack(raw)
+        yield keys.parse_member(key)[1], unpack(raw)
 
 
 def log_rows(view: View, group_no: int, after: int) -> Iterator[tuple[int, int, bytes, bytes]]:

@@ -60,7 +60,7 @@ def test_every_row_is_written_however_it_is_divided(target: Target, txn_rows: in
         assert keys(target, db) == [*range(100, 200), *range(500, 600)]
     assert live_bytes > 0
     assert pauses
-    assert recovery._progress(target) == Progress(b"run of 8", 7)
+    assert recovery.progress_of(target) == Progress(b"run of 8", 7)
 
 
 def test_the_progress_comes_last(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_the_progress_comes_last(target: Target, monkeypatch: pytest.MonkeyPatch
         patch.setattr(Txn, "put_all", fails)
         with pytest.raises(environment.MapFull):
             recovery.write(target, rows(*range(100)), Progress(b"run of 8", 2), txn_rows=64)
-    assert recovery._progress(target) == Progress(b"run of 8", 1)
+    assert recovery.progress_of(target) == Progress(b"run of 8", 1)
     assert 0 < len(keys(target)) <= 100
 
 
@@ -92,7 +92,7 @@ def left_behind(target: Target, directory: Path) -> None:
 def test_what_was_left_is_written_once_or_twice(target: Target, tmp_path: Path) -> None:
     """Replaying changes LMDB once; doing it again changes nothing, undone work is done again."""
     left_behind(target, tmp_path)
-    before = recovery._progress(target)
+    before = recovery.progress_of(target)
     assert before is not None
     target.environment.close()
     for _ in range(2):
@@ -100,7 +100,7 @@ def test_what_was_left_is_written_once_or_twice(target: Target, tmp_path: Path) 
         opened = environment.open_environment(tmp_path, MAP_BYTES)
         again = recovery.open_target(opened, environment.open_databases(opened, tmp_path))
         assert keys(again) == [1]
-        assert recovery._progress(again) == Progress(before.run, 2)
+        assert recovery.progress_of(again) == Progress(before.run, 2)
         recovery.write(again, Layer(), before)  # as if the progress had not been written
         opened.close()
 

@@ -29,6 +29,7 @@ from hypothesis.stateful import (
 from resultd.v1 import state_pb2
 from resultd_server.errors import DomainError, GroupConflict, GroupNesting, GroupSealed
 from tests.support.model import GONE, HOUR_MS, TERMINAL, Model
+from tests.support.stored import broken_in
 from tests.support.stores import (
     ENGINES,
     Clock,
@@ -77,10 +78,12 @@ class Machine(RuleBasedStateMachine):
         self.store = Store(engine, self.clock)
 
     def teardown(self) -> None:
-        """Closes everything."""
+        """Closes everything; its rows fit one another."""
+        broken = broken_in(self.store.engine)
         self.run(self.store.engine.close())
         self.loop.close()
         shutil.rmtree(self.directory)
+        assert broken == []
 
     def run(self, work: Any) -> Any:
         """Runs a coroutine to its end."""
