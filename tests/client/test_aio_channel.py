@@ -15,6 +15,7 @@ from resultd.errors import ResultdError, UnavailableError
 from resultd.testing import Server
 from resultd.v1 import result_service_pb2
 from tests.support import workers
+from tests.support.in_process import until
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.timing import check_takes_async
 
@@ -99,5 +100,5 @@ async def test_streams_that_break_leave_no_task_behind(
                 await client.store_result(name, number)
                 assert await wait == number
     gc.collect()
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
     assert [record for record in caplog.records if record.name == "asyncio"] == []

@@ -16,8 +16,8 @@ from tests.support.stubs import Stubs
 
 RECORDS = 60
 READERS = 8
-GROWTH_BYTES_MAX = 64 * MIB
-"""What gRPC buffers for the readers. The payloads together are 480 MiB."""
+GROWTH_BYTES_MAX = 96 * MIB
+"""What gRPC buffers for the readers, and the store's layers. The payloads are 480 MiB."""
 
 SLOW = (("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1))
 

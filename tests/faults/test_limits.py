@@ -16,7 +16,7 @@ from tests.support.in_process import Served, serving
 from tests.support.refusals import taken_apart
 
 FIELD, LIMIT, LARGE = "FIELD_INVALID", "LIMIT_EXCEEDED", "VALUE_TOO_LARGE"
-ADDED_BYTES = 64
+ADDED_BYTES = 96
 """What the server writes into a record: times, version, existence. They count too."""
 
 Request = Callable[[int], tuple[str, Any]]

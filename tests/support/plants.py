@@ -73,7 +73,7 @@ def _read_before_subscribing() -> None:
         subscribe(self, ids)
         self._subscription.discard("task", ids)
         loop = asyncio.get_running_loop()
-        loop.call_later(0.01, lambda: self._subscription.add("task", ids))
+        loop.call_later(0.05, lambda: self._subscription.add("task", ids))
         self._due.update(dict.fromkeys([*noticed, *ids]))
 
     _put(tasks.TaskInterest, "add", late)
