@@ -32,7 +32,7 @@ PROBE_S = 20.0
 """A call of a client that means no harm takes at most so long, on a machine that is busy."""
 
 GROWTH = 1.10
-SLACK_BYTES = 12 * MIB  # what the store's layers hold now and then
+SLACK_BYTES = 24 * MIB  # what the store's layers hold now and then
 SPARE_DESCRIPTORS = 4
 
 

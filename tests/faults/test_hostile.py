@@ -40,12 +40,12 @@ def test_the_server_outlives_every_attack_and_lets_go() -> None:
 
 @pytest.mark.slow
 def test_the_campaign_bites() -> None:
-    """A server that keeps a little of every report of theirs is found out."""
+    """A server that keeps some of every report is found out."""
     plan = hostile.Plan(
-        connections=300,
+        connections=100,
         at_a_time=30,
         hold_s=(0.1, 0.1),
-        program=plants.program("leak"),
+        program=plants.program("leak-much"),
         names=("unread answers",),
         settle_s=2.0,
     )

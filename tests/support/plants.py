@@ -64,19 +64,22 @@ def _lose_wake_ups() -> None:
 
 
 def _read_before_subscribing() -> None:
-    subscribe = tasks.TaskInterest.add
+    add, notice = tasks.TaskInterest.add, tasks.TaskInterest.notice
+    late: dict[tasks.TaskInterest, set[str]] = {}
 
-    def late(self: tasks.TaskInterest, task_ids: Iterable[str]) -> None:
+    def added(self: tasks.TaskInterest, task_ids: Iterable[str]) -> None:
         # What is there now is read at once; what comes until the subscription is missed.
         ids = list(task_ids)
-        noticed = [*self._due]
-        subscribe(self, ids)
-        self._subscription.discard("task", ids)
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.05, lambda: self._subscription.add("task", ids))
-        self._due.update(dict.fromkeys([*noticed, *ids]))
+        add(self, ids)
+        late[self] = set(ids)
+        asyncio.get_running_loop().call_later(0.05, lambda: late.pop(self, None))
 
-    _put(tasks.TaskInterest, "add", late)
+    def noticed(self: tasks.TaskInterest, task_id: str) -> None:
+        if task_id not in late.get(self, ()):
+            notice(self, task_id)
+
+    _put(tasks.TaskInterest, "add", added)
+    _put(tasks.TaskInterest, "notice", noticed)
 
 
 def _tamper(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[], None]:
@@ -113,15 +116,18 @@ def _repeat_tasks() -> None:
     _put(tasks.TaskInterest, "next_events", twice)
 
 
-def _leak() -> None:
-    kept: list[bytes] = []
-    report = validate.report
+def _leak(size_bytes: int) -> Callable[[], None]:
+    def plant() -> None:
+        kept: list[bytes] = []
+        report = validate.report
 
-    def hoarding(request: Any) -> Any:
-        kept.append(os.urandom(60_000))
-        return report(request)
+        def hoarding(request: Any) -> Any:
+            kept.append(os.urandom(size_bytes))
+            return report(request)
 
-    _put(validate, "report", hoarding)
+        _put(validate, "report", hoarding)
+
+    return plant
 
 
 def _keep_cancelled_streams() -> None:
@@ -169,7 +175,8 @@ PLANTS: dict[str, Callable[[], None]] = {
     "swapped-entries": _tamper(lambda events: [events[1], events[0], *events[2:]]),
     "cursor-behind": _move_cursors,
     "repeated-task": _repeat_tasks,
-    "leak": _leak,
+    "leak": _leak(60_000),
+    "leak-much": _leak(4_000_000),
     "kept-subscriptions": _keep_cancelled_streams,
     "overloaded-for-ever": _refuse_for_ever,
     "stopped-clock": _stop_the_clock,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import time
+import select
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -207,13 +207,16 @@ class Checkpoints:
     # The checkpoint's thread.
 
     def _write(self, first: Layer, rest: Layer, progress: Progress) -> int:
+        # A backup that was killed would keep pages from being used again until a restart.
+        self._target.environment.reader_check()
         if first:
-            recovery.write(self._target, first, None, pause=self._pause)
+            recovery.write(self._target, first, None, pause=self._pause, whole=False)
         return recovery.write(self._target, rest, progress, pause=self._pause)
 
     def _pause(self) -> None:
         """Lets the event loop's thread have Python's lock."""
-        time.sleep(0 if self._hurry else PAUSE_S)
+        # Not time.sleep(): it has a deadline on a clock, and fails where one is set under it.
+        select.select((), (), (), 0 if self._hurry else PAUSE_S)
 
 
 def _deletions_first(frozen: Layer, active: Layer) -> tuple[Layer, Layer]:
