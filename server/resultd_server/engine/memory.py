@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from sortedcontainers import SortedDict
 
@@ -25,6 +25,9 @@ class MemoryTxn:
     def get(self, db: Db, key: bytes) -> bytes | None:
         value: bytes | None = self._maps[db].get(key)
         return value
+
+    def get_many(self, db: Db, keys: Sequence[bytes]) -> Iterator[bytes | None]:
+        return map(self._maps[db].get, keys)
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         rows = self._maps[db]

@@ -100,6 +100,15 @@ class OverlayTxn:
                 return rows.values[key]
         return self._below.get(db, key)
 
+    def get_many(self, db: Db, keys: Sequence[bytes]) -> Iterator[bytes | None]:
+        # Of a store at rest, and of what was stored a while ago: none.
+        above = [
+            rows.values
+            for layer in self._layers
+            if (rows := layer.dbs.get(db)) is not None and not rows.values.keys().isdisjoint(keys)
+        ]
+        return _first_of(above, keys, self._below, db) if above else self._below.get_many(db, keys)
+
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         found = []
         for layer in self._layers:
@@ -108,6 +117,21 @@ class OverlayTxn:
                 found.append((keys, rows.values))
         below = self._below.scan(db, start, stop)
         return _laid_over(found, below) if found else below
+
+
+def _first_of(
+    layers: list[dict[bytes, bytes | None]], keys: Sequence[bytes], below: ReadTxn, db: Db
+) -> Iterator[bytes | None]:
+    """The values of keys, each from the first that has it."""
+    others = [key for key in keys if not any(key in values for values in layers)]
+    lower = below.get_many(db, others)
+    for key in keys:
+        for values in layers:
+            if key in values:
+                yield values[key]
+                break
+        else:
+            yield next(lower)
 
 
 def _laid_over(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from resultd.v1 import group_pb2
@@ -81,18 +82,19 @@ def step(view: View, namespace: Namespace, group_id: str, cursor: Cursor) -> Ste
     if cursor.position and not _fits(view, group, cursor):
         return Step(group, records.KNOWN, [], Cursor(cursor.order), more=False, reset=True)
     if as_completed := cursor.order == AS_COMPLETED:
-        rows = memberships.log_rows(view, group.number, cursor.position)
+        found = memberships.log_rows(view, group.number, cursor.position)
     else:
-        rows = _member_rows(view, group, cursor)
+        found = _member_rows(view, group, cursor)
+    rows = list(islice(found, limits.FRAME_EVENTS_MAX + 1))  # one more, to know whether there is
     events: list[bytes] = []
     room_bytes = limits.FRAME_BYTES
     after, stands = cursor.position, cursor.id.encode()
     more = False
-    wire_of, task_event, prefix = records.wire_of, wire.task_event, namespace.prefix
-    for position, index, kind, id_ in rows:
-        # A task's record is passed on as it is stored.
-        task = wire_of(view, prefix + id_) if kind == keys.TASK else None
-        if task is not None:
+    task_event, prefix, task_kind = wire.task_event, namespace.prefix, keys.TASK
+    # A task's record is passed on as it is stored. What a member group's id finds is not its own.
+    stored = records.wires(view, [prefix + row[3] for row in rows])
+    for (position, index, kind, id_), task in zip(rows, stored, strict=True):
+        if task is not None and kind == task_kind:
             event = task_event(task, index, position)
         else:
             event = _other_event(view, group, position, index, kind, id_)

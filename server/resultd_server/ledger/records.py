@@ -7,7 +7,7 @@ header answers what the transition rule and the streams ask without parsing.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -174,18 +174,18 @@ def read(view: View, namespace: Namespace, task_id: str) -> Record:
     return absent(task_id, UNKNOWN if stone is None else stone.existence)
 
 
-def wire_of(view: View, key: bytes) -> bytes | None:
-    """The serialized TaskMeta under a record's key; None of one that may be gone.
+def wires(view: View, record_keys: Sequence[bytes]) -> Iterator[bytes | None]:
+    """The serialized TaskMeta under each record's key; None of one that may be gone.
 
-    Its row is not taken apart: a stream asks for thousands.
+    Their rows are not taken apart: a stream asks for thousands. Read as they are asked for.
     """
-    raw = view.txn.get(Db.TASKS, key)
-    if raw is None:
-        return None
-    (expire_ms,) = keys.U64.unpack_from(raw)
-    if expire_ms and expire_ms <= view.now_ms:
-        return None  # unless a group keeps it: `read` knows
-    return raw[_HEADER.size :]
+    now_ms, header_bytes, expiry = view.now_ms, _HEADER.size, keys.U64.unpack_from
+    for raw in view.txn.get_many(Db.TASKS, record_keys):
+        # Expired: gone, unless a group keeps it. `read` knows.
+        if raw is None or 0 < expiry(raw)[0] <= now_ms:
+            yield None
+        else:
+            yield raw[header_bytes:]
 
 
 def absent(task_id: str, existence: int) -> Record:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 
@@ -36,6 +36,9 @@ class ReadTxn(Protocol):
 
     def get(self, db: Db, key: bytes) -> bytes | None:
         """The value, or None."""
+
+    def get_many(self, db: Db, keys: Sequence[bytes]) -> Iterator[bytes | None]:
+        """The same of each key in turn, read as they are asked for. Do not write meanwhile."""
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < stop, in key order. Do not write while scanning."""

@@ -50,11 +50,14 @@ def number_field(field: int, number: int) -> bytes:
 
 def task_event(task: bytes, index: int = 0, position: int = 0) -> bytes:
     """Event{task, index, position} as it stands in a frame."""
-    size = varint(len(task))  # the tags are written out: this is hot
-    place = b"\x20" + varint(index) if index else b""
+    # Hot: the tags are written out, and the tables looked up here where they go far enough.
+    task_bytes = len(task)
+    size = _SHORT[task_bytes] if task_bytes < 0x4000 else varint(task_bytes)
+    place = b"\x20" + (_SHORT[index] if index < 0x4000 else varint(index)) if index else b""
     if position:
-        place += b"\x28" + varint(position)
-    length = varint(1 + len(size) + len(task) + len(place))
+        place += b"\x28" + (_SHORT[position] if position < 0x4000 else varint(position))
+    event_bytes = 1 + len(size) + task_bytes + len(place)
+    length = _SHORT[event_bytes] if event_bytes < 0x4000 else varint(event_bytes)
     return b"".join((b"\x0a", length, b"\x0a", size, task, place))
 
 

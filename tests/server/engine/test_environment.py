@@ -50,6 +50,19 @@ def test_rows_come_back_in_key_order(opened: Opened) -> None:
         assert list(txn.scan(Db.GROUPS, b"", b"z")) == []
 
 
+def test_many_rows_are_read_one_by_one(opened: Opened) -> None:
+    """Values come in the order asked for, None where there is none, until a row is damaged."""
+    made, dbs = opened
+    with made.begin(write=True) as raw:
+        txn = Txn(raw, dbs)
+        txn.put_all(Db.TASKS, [(b"a", b"1"), (b"b", b"")])
+        raw.put(b"c", environment.seal(b"d", b"3"), db=dbs[Db.TASKS])
+        values = txn.get_many(Db.TASKS, [b"b", b"x", b"a", b"c", b"b"])
+        assert [next(values) for _ in range(3)] == [b"", None, b"1"]
+        with pytest.raises(RecordCorrupt):
+            next(values)
+
+
 @pytest.mark.parametrize("byte", [0, 4, -1])
 def test_a_row_that_is_not_what_was_written_is_refused(byte: int) -> None:
     """Damage in the value or its checksum, or a value under another key, is RecordCorrupt."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +44,8 @@ def test_layers_read_as_if_they_were_written(
     txn = OverlayTxn(layers[::-1], store(below))
     for key in {*said, b"never"}:
         assert txn.get(Db.TASKS, key) == said.get(key)
+    asked = [b"never", *said, *reversed(below), b"never"]
+    assert list(txn.get_many(Db.TASKS, asked)) == [said.get(key) for key in asked]
     for start, stop in ranges:
         expected = [(k, v) for k, v in sorted(said.items()) if v is not None and start <= k < stop]
         assert list(txn.scan(Db.TASKS, start, stop)) == expected
@@ -99,15 +101,19 @@ def test_a_layer_laid_over_another_is_not_shared() -> None:
 
 
 def test_nothing_in_range_is_left_to_the_store() -> None:
-    """Where no layer has a row in the range, the store's own rows are handed on as they come."""
+    """Where no layer has a row that is asked for, the store's are handed on as they come."""
 
     class Below:
         def get(self, db: Db, key: bytes) -> bytes | None:
             return None
 
+        def get_many(self, db: Db, keys: Sequence[bytes]) -> Iterator[bytes | None]:
+            return values
+
         def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
             return rows
 
-    rows = iter([(b"a", b"1")])
+    rows, values = iter([(b"a", b"1")]), iter([None])
     txn = OverlayTxn((layer_of([(b"z", b"")]),), Below())
     assert txn.scan(Db.TASKS, b"a", b"b") is rows
+    assert txn.get_many(Db.TASKS, [b"a"]) is values
