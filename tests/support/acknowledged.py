@@ -101,16 +101,12 @@ class Load:
         lines = []
         async with grpc.aio.insecure_channel(address) as channel:
             stubs = Stubs(channel)
-            for id_, found in (await _read(stubs, list(self.stood))).items():
+            for id_, found in (await read_all(stubs, list(self.stood))).items():
                 if found not in self.stood[id_]:
                     said = [(state, content[:8]) for state, content in self.stood[id_]]
                     lines.append(f"{id_}: {(found[0], found[1][:8])}, not one of {said}")
             for group_id, (least, most) in self.counted.items():
-                done = (
-                    await stubs.groups.GetGroup(
-                        group_service_pb2.GetGroupRequest(group_id=group_id)
-                    )
-                ).group.counts.done
+                done = await done_in(stubs, group_id)
                 if not least <= done <= most:
                     lines.append(f"{group_id}: counts {done}, not {least} to {most}")
         return lines
@@ -134,7 +130,14 @@ class _Asking:
             self._load.acknowledged += len(self._wanted)
 
 
-async def _read(stubs: Stubs, ids: list[str]) -> dict[str, Standing]:
+async def done_in(stubs: Stubs, group_id: str) -> int:
+    """How many of a group's members a server says are done."""
+    asked = group_service_pb2.GetGroupRequest(group_id=group_id)
+    return (await stubs.groups.GetGroup(asked, timeout=CALL_S)).group.counts.done
+
+
+async def read_all(stubs: Stubs, ids: list[str]) -> dict[str, Standing]:
+    """What a server says of tasks."""
     found: dict[str, Standing] = {}
     while ids:
         asked, ids = ids[:500], ids[500:]

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resultd_server.engine import environment, journal, lease, recovery
-from resultd_server.engine.environment import Environment, Txn
+from resultd_server.engine.environment import Environment, Transaction, Txn
 from resultd_server.engine.overlay import OverlayTxn
+from resultd_server.engine.recovery import Target
 from resultd_server.errors import DomainError, RecordCorrupt, StoreFailed
 from resultd_server.ledger import consistency
 
@@ -68,17 +69,22 @@ def verify(directory: Path, now_ms: int) -> Verdict:
     Raises StoreFailed where there is no store, or another format's; OSError where a server
     uses it.
     """
-    if not (directory / "data.mdb").exists() or not (directory / "resultd.json").exists():
+    if not (directory / "data.mdb").exists() or not (directory / lease.NOTE).exists():
         raise StoreFailed(f"There is no store in {directory}: name the server's data directory.")
     with lease.held(directory):
-        verdict = Verdict(lease.check_format(directory))
-        for what in environment.damage(directory):
-            verdict.add(Damage("data.mdb", "", what))
-        if verdict.count:
-            verdict.unchecked = "rows and journal: LMDB cannot be trusted with these pages"
-            return verdict
-        with contextlib.closing(environment.open_to_read(directory)) as opened:
-            _look(opened, directory, now_ms, verdict)
+        return examine(directory, lease.check_format(directory), now_ms)
+
+
+def examine(directory: Path, store_id: str, now_ms: int) -> Verdict:
+    """The same where nobody can come in between. Raises StoreFailed."""
+    verdict = Verdict(store_id)
+    for what in environment.damage(directory):
+        verdict.add(Damage("data.mdb", "", what))
+    if verdict.count:
+        verdict.unchecked = "rows and journal: LMDB cannot be trusted with these pages"
+        return verdict
+    with contextlib.closing(environment.open_to_read(directory)) as opened:
+        _look(opened, directory, now_ms, verdict)
     return verdict
 
 
@@ -90,12 +96,7 @@ def _look(opened: Environment, directory: Path, now_ms: int, verdict: Verdict) -
         verdict.unchecked = "rows and journal"
         return
     with opened.begin() as raw:
-        for db, opened_db in (*target.dbs.items(), (None, target.progress_db)):
-            name = "journal" if db is None else db.value.decode()
-            for key, sound in environment.sound_rows(raw, opened_db):
-                verdict.rows += 1
-                if not sound:
-                    verdict.add(Damage(name, key.hex(), "does not match its checksum"))
+        _compare(raw, target, verdict)
         if verdict.count:
             verdict.unchecked = "journal, and whether rows fit one another"
             return
@@ -117,6 +118,20 @@ def _look(opened: Environment, directory: Path, now_ms: int, verdict: Verdict) -
         except DomainError as error:
             verdict.add(Damage("journal", "", error.sentence))
             verdict.unchecked = "whether rows fit one another"
+
+
+def _compare(raw: Transaction, target: Target, verdict: Verdict) -> None:
+    """Rows with their checksums."""
+    named = {db.value: opened for db, opened in target.dbs.items()}
+    if target.progress_db is not None:
+        named[b"journal"] = target.progress_db
+    for unknown in environment.names(raw) - set(named):
+        verdict.add(Damage("data.mdb", unknown.hex(), "names a database that is not ours"))
+    for name, opened in named.items():
+        for key, sound in environment.sound_rows(raw, opened):
+            verdict.rows += 1
+            if not sound:
+                verdict.add(Damage(name.decode(), key.hex(), "does not match its checksum"))
 
 
 def _cut_short(directory: Path, run: bytes, last: int) -> Iterator[str]:

@@ -86,6 +86,20 @@ def open_to_read(directory: Path) -> Environment:
         raise cannot_open(directory, error) from error
 
 
+def find_database(environment: Environment, name: bytes) -> Any:
+    """A database, None where there is none of that name. Raises Error."""
+    try:
+        return environment.open_db(name, create=False)
+    except lmdb.NotFoundError:
+        return None
+
+
+def names(txn: Transaction) -> set[bytes]:
+    """The names of all databases."""
+    with txn.cursor() as cursor:
+        return {bytes(name) for name in cursor.iternext(values=False)}
+
+
 def sound_rows(txn: Transaction, db: Any) -> Iterator[tuple[bytes, bool]]:
     """Every key of a database, and whether its row is found and matches its checksum."""
     with txn.cursor(db=db) as cursor:

@@ -96,7 +96,7 @@ class Journal:
         self._capacity_bytes = segment_bytes
         self._segment = 0
         self._offset = 0
-        _sync_directory(directory)
+        sync_directory(directory)
 
     def encode(self, layer: Layer) -> bytes:
         """The next entry: whole blocks."""
@@ -194,6 +194,17 @@ def read(directory: Path, run: bytes, after: int) -> tuple[int, Layer]:
     return after + len(found), layer
 
 
+def last(directory: Path, run: bytes) -> int:
+    """The last whole entry of a run that is in the files now; 0 if none is."""
+    entries = [
+        entry
+        for name in FILES
+        if (directory / name).exists()
+        for entry, _ in _entries((directory / name).read_bytes(), run, 0)
+    ]
+    return max(entries, default=0)
+
+
 def begun(directory: Path, run: bytes) -> Iterator[int]:
     """The numbers of a run's entries that begin in the files, whole or not."""
     for name in FILES:
@@ -256,7 +267,8 @@ def _decode(payload: bytes, into: Layer) -> None:
         offset = value_at
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Has on disk which files there are."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

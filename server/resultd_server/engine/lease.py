@@ -11,11 +11,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from resultd_server.engine import environment, recovery
+from resultd_server.engine import environment, journal, recovery
 from resultd_server.errors import StoreFailed
 
 DATA_FORMAT = 2
 """2: a journal may lie beside the data, and what is in it is acknowledged."""
+
+NOTE = "resultd.json"
 
 SHARES = "workers.lock"
 """Held by every process of a server that has several, for as long as it lives."""
@@ -98,21 +100,13 @@ def _await_leftovers(directory: Path) -> None:
 
 def check_format(directory: Path) -> str:
     """The store's id, from the note beside the data; written for a new store."""
-    note = directory / "resultd.json"
+    note = directory / NOTE
     if not note.exists():
         if (directory / "data.mdb").exists():
             raise StoreFailed(
                 f"{directory} holds an LMDB environment that is not ours: name another directory."
             )
-        store_id = uuid.uuid4().hex
-        said = {
-            "format": DATA_FORMAT,
-            "lmdb": environment.library(),
-            "store_id": store_id,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        _write_durably(note, json.dumps(said, indent=2) + "\n")
-        return store_id
+        return write_note(directory)
     try:
         said = json.loads(note.read_text())
         store_id, data_format, library = said["store_id"], said["format"], said["lmdb"]
@@ -129,6 +123,19 @@ def check_format(directory: Path) -> str:
     return str(store_id)
 
 
+def write_note(directory: Path) -> str:
+    """Makes what lies in a directory a store; its new id."""
+    store_id = uuid.uuid4().hex
+    said = {
+        "format": DATA_FORMAT,
+        "lmdb": environment.library(),
+        "store_id": store_id,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    _write_durably(directory / NOTE, json.dumps(said, indent=2) + "\n")
+    return store_id
+
+
 def _write_durably(path: Path, text: str) -> None:
     temporary = path.with_suffix(".new")
     with temporary.open("w") as file:
@@ -136,8 +143,4 @@ def _write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    journal.sync_directory(path.parent)

@@ -243,6 +243,7 @@ class LmdbEngine(TransactionalEngine):
         near = self._live_bytes >= self._max_db_bytes - _NEAR_BYTES
         if near or self._written_bytes >= _LOOK_AGAIN_BYTES:
             self._written_bytes = 0
+            self._env.reader_check()  # of a backup that was killed, say: it keeps pages
             self._live_bytes = environment.count_live_bytes(txn, self._dbs)
         self._written_bytes += sum(each.size_bytes + _ROWS_BYTES for each in operations)
         return self._live_bytes >= self._max_db_bytes

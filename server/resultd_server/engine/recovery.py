@@ -2,7 +2,8 @@
 
 Rows are written as they are to be in the end, so doing it again changes nothing: a
 checkpoint may stop anywhere and be repeated, and takes several transactions where there is
-much to write. The last one says how far LMDB has the journal.
+much to write. The last one says how far LMDB has the journal. Those before it leave a
+mark, so that nobody copies half of a commit (`backup`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resultd_server.engine import environment, journal
-from resultd_server.engine.environment import Environment, Txn
+from resultd_server.engine.environment import Environment, Transaction, Txn
 from resultd_server.engine.overlay import Layer
 from resultd_server.errors import StoreFailed
 from resultd_server.ledger.txn import Db
@@ -26,6 +27,7 @@ SLICE_ROWS = 64
 
 _DATABASE = b"journal"
 _KEY = b"progress"
+_MARK = b"partial"
 
 
 class Progress(NamedTuple):
@@ -49,9 +51,12 @@ def open_target(opened: Environment, dbs: dict[Db, Any]) -> Target:
 
 
 def find_target(opened: Environment) -> Target:
-    """The same in one that is only read. Raises environment.Error where part of it is missing."""
+    """The same in one that is only read. Raises environment.Error where part of it is missing.
+
+    Its journal's database may be: several processes have no journal.
+    """
     dbs = {db: opened.open_db(db.value, create=False) for db in Db}
-    return Target(opened, dbs, opened.open_db(_DATABASE, create=False))
+    return Target(opened, dbs, environment.find_database(opened, _DATABASE))
 
 
 def begin_run(target: Target) -> bytes:
@@ -68,17 +73,23 @@ def write(
     *,
     txn_rows: int = TXN_ROWS,
     pause: Callable[[], None] | None = None,
+    whole: bool = True,
 ) -> int:
     """Writes a layer, durably on return, and then the progress; live bytes afterwards.
 
-    `pause` is called every now and then. Raises environment.Error; some rows may be
-    written then.
+    `pause` is called every now and then. `whole`: nothing is to follow that belongs to it.
+    Raises environment.Error; some rows may be written then.
     """
     slices = _slices(layer)
     while True:
         with target.environment.begin(write=True) as raw:
             txn = Txn(raw, target.dbs)
-            if not _write_some(txn, slices, txn_rows, pause):
+            more = _write_some(txn, slices, txn_rows, pause)
+            if more or not whole:
+                raw.put(_MARK, environment.seal(_MARK, b""), db=target.progress_db)
+            else:
+                raw.delete(_MARK, db=target.progress_db)
+            if not more:
                 if progress is not None:
                     value = progress.run + progress.entry.to_bytes(8, "big")
                     raw.put(_KEY, environment.seal(_KEY, value), db=target.progress_db)
@@ -149,8 +160,20 @@ def replay(directory: Path) -> None:
 def progress_of(target: Target) -> Progress | None:
     """How far LMDB has the journal; None before there was one. Raises RecordCorrupt."""
     with target.environment.begin() as txn:
-        raw: Any = txn.get(_KEY, db=target.progress_db)  # bytes, since buffers=False
+        return progress_in(target, txn)
+
+
+def progress_in(target: Target, txn: Transaction) -> Progress | None:
+    """The same as a transaction sees it."""
+    if target.progress_db is None:
+        return None
+    raw: Any = txn.get(_KEY, db=target.progress_db)  # bytes, since buffers=False
     if raw is None:
         return None
     value = environment.unseal(_KEY, raw)
     return Progress(value[: journal.RUN_BYTES], int.from_bytes(value[journal.RUN_BYTES :], "big"))
+
+
+def between_checkpoints(target: Target, txn: Transaction) -> bool:
+    """Whether a transaction sees whole commits only."""
+    return target.progress_db is None or txn.get(_MARK, db=target.progress_db) is None

@@ -1,0 +1,58 @@
+"""`resultd backup` copies a store while its server runs; `resultd restore` makes one of a copy."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resultd_server.engine import backup as backups
+from resultd_server.errors import DomainError
+
+EXIT_DAMAGED = 1
+EXIT_CANNOT = 2
+
+
+def backup(
+    directory: Annotated[Path, typer.Argument(help="The server's data directory.")],
+    into: Annotated[Path, typer.Option(help="A new file, or a directory for one.")],
+) -> None:
+    """Copy a store into one file; its server may run, and goes on.
+
+    What was acknowledged before is in it. Exit code 0: done. 2: not, and there is no file.
+    """
+    try:
+        copied = backups.back_up(directory, into)
+    except (DomainError, OSError) as error:
+        raise _cannot(error) from None
+    typer.echo(
+        f"{copied.path}: {copied.size_bytes} bytes of store {copied.store_id}, which grew by "
+        f"{copied.grown_bytes} bytes meanwhile"
+    )
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="What `resultd backup` made.")],
+    into: Annotated[Path, typer.Option(help="A new or empty directory.")],
+) -> None:
+    """Make a store of a backup, once all of it was looked at.
+
+    Exit code 0: done. 1: the backup is damaged. 2: it could not be done.
+    """
+    try:
+        found = backups.restore(file, into, time.time_ns() // 1_000_000)
+    except (DomainError, OSError) as error:
+        raise _cannot(error) from None
+    if found.count:
+        for damage in found.damages:
+            typer.echo(" ".join(filter(None, damage)))
+        typer.echo(f"{file} is DAMAGED in {found.count} places: use another backup", err=True)
+        raise typer.Exit(EXIT_DAMAGED)
+    typer.echo(f"{into}: {found.rows} rows, now store {found.store_id}")
+
+
+def _cannot(error: Exception) -> typer.Exit:
+    typer.echo(f"resultd: {error}", err=True)
+    return typer.Exit(EXIT_CANNOT)

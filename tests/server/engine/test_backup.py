@@ -1,0 +1,178 @@
+"""Copies of a store in use, and stores made of them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resultd_server.engine import audit, backup, environment, recovery
+from resultd_server.engine.journaled import JournaledEngine
+from resultd_server.engine.overlay import Layer
+from resultd_server.engine.recovery import Progress
+from resultd_server.errors import StoreFailed
+from resultd_server.ledger.txn import Db
+from tests.support.stores import Clock, Store, make_engine, make_report, task
+
+
+async def opened(directory: Path, clock: Clock, name: str = "journaled") -> Store:
+    """A store in a directory, served."""
+    engine = make_engine(name, clock, directory)
+    await engine.start()
+    return Store(engine, clock)
+
+
+async def copy_apart(directory: Path, into: Path) -> str:
+    """A backup taken by another process, as LMDB wants it; the id of the store it is of."""
+    program = (
+        "import sys; from pathlib import Path; from resultd_server.engine import backup;"
+        "print(backup.back_up(Path(sys.argv[1]), Path(sys.argv[2])).store_id)"
+    )
+    copying = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, str(directory), str(into), stdout=subprocess.PIPE
+    )
+    said, _ = await copying.communicate()
+    assert copying.returncode == 0
+    return said.decode().strip()
+
+
+@pytest.mark.parametrize("name", ["journaled", "lmdb"])
+async def test_a_copy_has_what_was_acknowledged(name: str, tmp_path: Path, clock: Clock) -> None:
+    """Records that are in the journal only, groups and all: the copy is a whole store."""
+    store = await opened(tmp_path / "store", clock, name)
+    await store.create("g", task("t1"), task("t2"), seal=True)
+    await store.report("t1", value=b"one")
+    store_id = await copy_apart(tmp_path / "store", tmp_path / "b")
+    await store.report("t2")
+    await store.engine.close()
+    found = backup.restore(tmp_path / "b", tmp_path / "again", clock())
+    assert (found.count, store_id) == (0, store.engine.store_id)
+    again = await opened(tmp_path / "again", clock, name)
+    assert (await again.meta("t1")).value.data == b"one"
+    assert await again.state("t2") == "UNKNOWN"
+    assert (await again.counts("g"))["done"] == 1
+    assert again.engine.store_id != store_id
+    await again.engine.close()
+
+
+async def test_a_store_that_nobody_serves_is_copied_with_its_journal(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """What a killed server left in the journal is in the copy; a directory gets a new file."""
+    store = await opened(tmp_path / "store", clock)
+    assert isinstance(store.engine, JournaledEngine)
+    await store.report("t1")
+    store.engine._checkpoints._begin_later()
+    (tmp_path / "left").mkdir()
+    for file in (tmp_path / "store").iterdir():
+        (tmp_path / "left" / file.name).write_bytes(file.read_bytes())
+    await store.engine.close()
+    copied = backup.back_up(tmp_path / "left", tmp_path)
+    assert copied.path.parent == tmp_path
+    assert copied.path.suffix == ".backup"
+    backup.restore(copied.path, tmp_path / "again", clock())
+    again = await opened(tmp_path / "again", clock)
+    assert await again.state("t1") == "SUCCESS"
+    await again.engine.close()
+
+
+def test_half_a_checkpoint_is_never_copied(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the transactions of a checkpoint there are halves of commits: nobody copies them."""
+    asyncio.run(_one_record(tmp_path, clock))
+    env = environment.open_environment(tmp_path, 2**28)
+    target = recovery.open_target(env, environment.open_databases(env, tmp_path))
+    layer = Layer()
+    for number in range(200):
+        layer.of(Db.LOG).values[b"%03d" % number] = b""
+    seen: list[bool] = []
+
+    def pause() -> None:
+        with env.begin() as txn:
+            seen.append(recovery.between_checkpoints(target, txn))
+
+    recovery.write(target, layer, Progress(b"run of 8", 1), txn_rows=128, pause=pause)
+    assert seen == [True, False, False]  # in the first transaction, and twice in the second
+    recovery.write(target, layer, None, whole=False)
+    env.close()
+    monkeypatch.setattr(backup, "CATCH_UP_S", 0.01)
+    with pytest.raises(StoreFailed, match="has not written its journal"):
+        backup.back_up(tmp_path, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    env = environment.open_environment(tmp_path, 2**28)
+    target = recovery.open_target(env, environment.open_databases(env, tmp_path))
+    recovery.write(target, Layer(), Progress(b"run of 8", 2))
+    env.close()
+    assert backup.back_up(tmp_path, tmp_path / "b").path.exists()
+
+
+async def _one_record(directory: Path, clock: Clock) -> None:
+    store = await opened(directory, clock)
+    await store.report("t1")
+    await store.engine.close()
+
+
+@pytest.fixture
+async def copy(tmp_path: Path, clock: Clock) -> Path:
+    """A backup."""
+    store = await opened(tmp_path / "store", clock)
+    await store.put([make_report(f"t{n}", value=bytes(500)) for n in range(100)])
+    await store.engine.close()
+    return backup.back_up(tmp_path / "store", tmp_path / "b").path
+
+
+def test_a_damaged_backup_makes_no_store(copy: Path, tmp_path: Path, clock: Clock) -> None:
+    """Cut, flipped or foreign: refused with a reason, and the directory stays empty."""
+    whole = copy.read_bytes()
+    flipped = bytearray(whole)
+    flipped[5000] ^= 1
+    noted = whole.replace(b'"data_bytes"', b'"data_bites"')
+    for content in (whole[:-1], whole[4096:], bytes(flipped), noted, b"", b"something"):
+        copy.write_bytes(content)
+        with pytest.raises(StoreFailed, match="cannot be restored"):
+            backup.restore(copy, tmp_path / "again", clock())
+        assert not (tmp_path / "again").exists() or not any((tmp_path / "again").iterdir())
+
+
+def test_nothing_is_written_over(copy: Path, tmp_path: Path, clock: Clock) -> None:
+    """A file that is there is not replaced, a directory that has something not restored into."""
+    with pytest.raises(StoreFailed, match="is there already"):
+        backup.back_up(tmp_path / "store", copy)
+    with pytest.raises(StoreFailed, match="is not empty"):
+        backup.restore(copy, tmp_path / "store", clock())
+    assert audit.verify(tmp_path / "store", clock()).count == 0
+
+
+def test_a_backup_with_rows_that_do_not_fit_makes_no_store(
+    copy: Path, tmp_path: Path, clock: Clock
+) -> None:
+    """It was taken of a store that was damaged before: its verdict is told."""
+    opened_again = environment.open_environment(tmp_path / "store", 2**28)
+    with opened_again.begin(write=True) as txn:
+        txn.drop(opened_again.open_db(b"expiry", txn), delete=False)
+    opened_again.close()
+    bad = backup.back_up(tmp_path / "store", tmp_path / "bad").path
+    assert backup.restore(bad, tmp_path / "again", clock()).count == 100
+    assert list((tmp_path / "again").iterdir()) == []
+
+
+def test_copying_ends_before_the_store_is_full(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file grows and little of its map is left there is no copy, nor part of one."""
+    check = backup._Growth.check
+
+    def grows(growth: backup._Growth) -> None:
+        growth._before -= 1
+        check(growth)
+
+    monkeypatch.setattr(backup, "ROOM_BYTES_MIN", 2**40)
+    monkeypatch.setattr(backup._Growth, "check", grows)
+    before = {file.name for file in tmp_path.iterdir()}
+    with pytest.raises(StoreFailed, match="would be full before it was copied"):
+        backup.back_up(tmp_path / "store", tmp_path / "c")
+    assert {file.name for file in tmp_path.iterdir()} == before
