@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -162,6 +162,19 @@ class Txn:
         if row[-_CHECKSUM_BYTES:] != _CHECKSUM.pack(crc32(value, crc32(key))):
             raise _corrupt(key)
         return value
+
+    def get_many(self, db: Db, keys: Sequence[bytes]) -> Iterator[bytes | None]:
+        get: Any = self._txn.get  # bytes, since buffers=False
+        handle, pack = self._dbs[db], _CHECKSUM.pack
+        for key in keys:
+            row = get(key, None, handle)
+            if row is None:
+                yield None
+                continue
+            value = row[:-_CHECKSUM_BYTES]
+            if row[-_CHECKSUM_BYTES:] != pack(crc32(value, crc32(key))):
+                raise _corrupt(key)
+            yield value
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         # Most scans find nothing: looked up with a cursor that is kept, making one costs more.
