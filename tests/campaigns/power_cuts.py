@@ -1,14 +1,12 @@
-"""The power goes: `python -m tests.campaigns.power_cuts [--cuts 20] [--seed S] [FILESYSTEM …]`.
+"""The power goes: `python -m tests.campaigns.power_cuts --size deep --seed S`.
 
 A server under load on a filesystem of its own, which is shut down in the middle without
 writing anything back, as by a power cut; then mounted again, and a new server is asked
-for everything that was acknowledged. Needs root. Ends with 1 if anything is missing, and
-prints the command that does that one cut again.
+for everything that was acknowledged. Needs root.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -19,11 +17,11 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.campaigns._record import Campaign, Size, Tally
 from tests.support.acknowledged import Load
 from tests.support.server_process import ServerProcess
 
@@ -125,45 +123,38 @@ def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def main() -> int:
-    """Cuts as often as asked and prints what came of it."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.power_cuts")
-    parser.add_argument(
-        "filesystems", nargs="*", metavar="FILESYSTEM", help=f"of {', '.join(MAKE)}"
-    )
-    parser.add_argument("--cuts", type=int, default=20, help="of each; 20 unless told")
-    parser.add_argument("--seed", type=int, default=None, help="of the first cut")
-    parser.add_argument("--module", default="resultd_server", help="the server to run")
-    arguments = parser.parse_args()
-    unknown = sorted(set(arguments.filesystems) - set(MAKE))
-    if unknown:
-        parser.error(f"no filesystem {', '.join(unknown)}: known are {', '.join(MAKE)}")
-    first = random.randrange(10**6) if arguments.seed is None else arguments.seed
-    bad = 0
-    for filesystem in arguments.filesystems or MAKE:
+@dataclass(frozen=True)
+class Plan:
+    """How many cuts on each filesystem, and which module the server is."""
+
+    cuts: int
+    module: str = "resultd_server"
+
+
+def run(plan: Plan, seed: int) -> Tally:
+    """Runs a plan; a filesystem that cannot be had here is left out, and said so."""
+    tally = Tally()
+    for filesystem in MAKE:
         reason = why_not(filesystem)
         if reason is not None:
             print(f"{filesystem}: left out, {reason}")
             continue
-        acknowledged, began = 0, time.monotonic()
-        for seed in range(first, first + arguments.cuts):
-            found = cut(filesystem, seed, arguments.module)
-            acknowledged += found.acknowledged
-            if found.missing:
-                bad += 1
-                print(f"{filesystem}, cut after {found.after_s:.2f} s:", *found.missing, sep="\n  ")
-                print(
-                    f"again: python -m tests.campaigns.power_cuts {filesystem} --cuts 1 "
-                    f"--seed {seed} --module {arguments.module}",
-                    flush=True,
-                )
-        print(
-            f"{filesystem}: {arguments.cuts} cuts from seed {first}, {acknowledged} writes "
-            f"acknowledged, {bad} cuts lost some so far, {time.monotonic() - began:.0f} s",
-            flush=True,
-        )
-    return 1 if bad else 0
+        for each in range(seed, seed + plan.cuts):
+            found = cut(filesystem, each, plan.module)
+            tally.counts[f"cuts on {filesystem}"] += 1
+            tally.counts["writes acknowledged"] += found.acknowledged
+            for line in found.missing:
+                where = f"{filesystem}, seed {each}, cut after {found.after_s:.2f} s"
+                tally.faults.append(f"{where}: {line}")
+    return tally
 
+
+CAMPAIGN = Campaign(
+    "power_cuts",
+    "When the power goes under load nothing that was acknowledged is missing afterwards.",
+    {Size.CI: Plan(cuts=1), Size.DEEP: Plan(cuts=20), Size.RELEASE: Plan(cuts=200)},
+    run,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(CAMPAIGN.main())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaigns import kills
 from tests.support.acknowledged import Load
 from tests.support.server_process import ServerProcess
 
@@ -36,3 +37,16 @@ async def test_several_processes_find_what_one_left_behind(tmp_path: Path) -> No
     with ServerProcess(tmp_path, "--log-level", "error", "--workers", "2") as again:
         assert await load.missing(again.address) == []
     assert load.acknowledged > 0
+
+
+def test_a_server_that_is_killed_again_and_again_keeps_everything() -> None:
+    """The campaign `kills`, small: streams go on, groups are whole, nothing is missing."""
+    tally = kills.run(kills.Plan(kills=2), seed=4)
+    assert tally.faults == []
+    assert tally.counts["events streamed"] > 0
+
+
+def test_answers_before_the_journal_is_written_are_found_out() -> None:
+    """The campaign sees what a server loses that answers too early."""
+    tally = kills.run(kills.Plan(kills=2, module="tests.support.hasty_server"), seed=4)
+    assert tally.faults != []

@@ -1,0 +1,137 @@
+"""`kill -9` under load, again and again: `python -m tests.campaigns.kills --size deep --seed S`.
+
+16 callers write down what was acknowledged: records, batches, groups, tombstones. 4 streams
+follow groups over all lives of the server. After each kill the store is looked at as it lies
+there, then served again and asked for everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from resultd.v1 import result_service_pb2 as pb
+from resultd_server.engine import audit
+from tests.campaigns._record import Campaign, Size, Tally
+from tests.support.acknowledged import CALL_S, Load, done_in
+from tests.support.server_process import ServerProcess
+from tests.support.stubs import Stubs
+
+STREAMS = 4
+LATEST_S = 2.5
+"""Kills come up to so late: before, while and after checkpoints, which come every second."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often the server is killed, and which module it is."""
+
+    kills: int
+    module: str = "resultd_server"
+
+
+class _Follower:
+    """A stream over one group, resumed in each life of the server where it was."""
+
+    def __init__(self, number: int, tally: Tally) -> None:
+        self.group_id = f"g{number}"
+        self.position = 0
+        self._after = b""
+        self._tally = tally
+
+    async def follow(self, address: str, until_position: int | None = None) -> None:
+        """Reads until the server is gone, or has told of so many members."""
+        if until_position is not None and self.position >= until_position:
+            return
+        async with grpc.aio.insecure_channel(address) as channel:
+            request = pb.IterateRequest(group_id=self.group_id, after=self._after)
+            timeout_s = CALL_S if until_position is not None else None
+            stream = Stubs(channel).results.Iterate(request, timeout=timeout_s)
+            try:
+                async for frame in stream:
+                    self._take(frame)
+                    if until_position is not None and self.position >= until_position:
+                        return
+            except grpc.aio.AioRpcError as error:
+                if until_position is not None:
+                    self._fault(f"ended with {error.code().name}")
+            finally:
+                stream.cancel()
+
+    def _take(self, frame: pb.IterateResponse) -> None:
+        for event in frame.events:
+            if event.position != self.position + 1:
+                self._fault(f"position {event.position}")
+            self.position = event.position
+            self._tally.counts["events streamed"] += 1
+        if frame.after:
+            self._after = frame.after
+
+    def _fault(self, what: str) -> None:
+        self._tally.faults.append(f"stream of {self.group_id} after {self.position}: {what}")
+
+
+async def _life(
+    server: ServerProcess, load: Load, followers: list[_Follower], after_s: float
+) -> None:
+    """The server is loaded, streamed from, and killed."""
+    work = [load.run(server.address), *(each.follow(server.address) for each in followers)]
+    running = asyncio.gather(*work)
+    await asyncio.sleep(after_s)
+    await asyncio.to_thread(server.kill)
+    await running
+
+
+async def _campaign(directory: Path, plan: Plan, seed: int) -> Tally:
+    tally, dice = Tally(), random.Random(seed)
+    load = Load(dice.randrange(2**32))
+    followers = [_Follower(number, tally) for number in range(STREAMS)]
+    flags = ("--log-level", "error", "--workers", "1")
+    server = ServerProcess(directory, *flags, program=(plan.module,)).start()
+    for number in range(plan.kills):
+        after_s = dice.uniform(0.1, LATEST_S)
+        await _life(server, load, followers, after_s)
+        tally.counts["kills"] += 1
+        verdict = audit.verify(directory / "data", time.time_ns() // 1_000_000)
+        tally.counts["rows looked at"] += verdict.rows
+        tally.counts["journal entries done again"] += verdict.entries
+        for damage in verdict.damages:
+            tally.faults.append(f"kill {number}, after {after_s:.2f} s: {' '.join(damage)}")
+        server.start()
+        for line in await load.missing(server.address):
+            tally.faults.append(f"kill {number}, after {after_s:.2f} s: {line}")
+    await _catch_up(server, followers)
+    server.stop()
+    tally.counts["writes acknowledged"] = load.acknowledged
+    return tally
+
+
+async def _catch_up(server: ServerProcess, followers: list[_Follower]) -> None:
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        for each in followers:
+            await each.follow(server.address, await done_in(Stubs(channel), each.group_id))
+
+
+def run(plan: Plan, seed: int) -> Tally:
+    """Runs a plan."""
+    with tempfile.TemporaryDirectory(prefix="kills-") as directory:
+        return asyncio.run(_campaign(Path(directory), plan, seed))
+
+
+CAMPAIGN = Campaign(
+    "kills",
+    "A server that is killed loses nothing it acknowledged, leaves no half of a group and nothing "
+    "that cannot be read; streams go on with the next event.",
+    {Size.CI: Plan(kills=5), Size.DEEP: Plan(kills=200), Size.RELEASE: Plan(kills=2_000)},
+    run,
+)
+
+if __name__ == "__main__":
+    sys.exit(CAMPAIGN.main())
