@@ -55,6 +55,15 @@ class Hub:
             for subscription in there if isinstance(there, set) else (there,):
                 subscription.notice((kind, id_), committed_s)
 
+    def waiting(self, changed: Iterable[Changed]) -> int:
+        """How many streams of this process wait for these keys, one for several counted again."""
+        count = 0
+        for namespace, kind, id_ in changed:
+            there = self._waiting.get((namespace, kind), {}).get(id_)
+            if there is not None:
+                count += len(there) if isinstance(there, set) else 1
+        return count
+
     def lose(self) -> None:
         """Hints may have been lost: everybody reads everything again."""
         self.lost += 1

@@ -46,6 +46,9 @@ _LOOK_AGAIN_BYTES = 1 * limits.MIB
 _NEAR_BYTES = 32 * limits.MIB
 """This near to the limit it is counted for every commit."""
 
+HINTS_FIRST_MAX = 4
+"""Up to so many keys and waiters of a commit are told before its callers are answered."""
+
 _ROWS_BYTES = 512
 """What an operation writes beside what it was given, roughly: keys, headers, counters."""
 
@@ -271,7 +274,17 @@ class LmdbEngine(TransactionalEngine):
             self._answer(commit, done_s)
 
     def _answer(self, commit: Commit, done_s: float) -> None:
-        """Answers the callers of a commit that was done then, and gives its hints."""
+        """Answers the callers of a commit that was done then, and gives its hints.
+
+        A few waiters come first: gRPC writes an answer for 0.3 ms on this thread. Many would
+        hold up the answers, and none do not matter.
+        """
+        changed = commit.changed
+        hints_first = (
+            len(changed) <= HINTS_FIRST_MAX and self.hub.waiting(changed) <= HINTS_FIRST_MAX
+        )
+        if hints_first:
+            self.hub.announce(changed, done_s)
         for operation, result, error in commit.done:
             self._queued -= 1
             self._queued_bytes -= operation.size_bytes
@@ -281,7 +294,8 @@ class LmdbEngine(TransactionalEngine):
                 operation.future.set_result(result)
             else:
                 operation.future.set_exception(error)
-        self.hub.announce(commit.changed, done_s)
+        if not hints_first:
+            self.hub.announce(changed, done_s)
 
     def stats(self) -> EngineStats:
         since_s = self._writing_since_s  # the writer's, and may be gone with the next look

@@ -149,3 +149,14 @@ def test_a_hint_carries_when_its_change_was_committed() -> None:
     assert subscription.committed_s == 7.0
     hub.lose()
     assert hub.lost == 1
+
+
+def test_waiters_are_counted_by_key() -> None:
+    """Those of a commit's keys, in its namespace and of its kinds: nobody else."""
+    hub = Hub()
+    for ids in (["a"], ["a", "b"], ["c"]):
+        hub.subscribe("n").add(TASK, ids)
+    hub.subscribe("other").add(TASK, ["a"])
+    assert hub.waiting([]) == 0
+    assert hub.waiting([("n", TASK, "a")]) == 2
+    assert hub.waiting([("n", TASK, "a"), ("n", TASK, "b"), ("n", GROUP, "c")]) == 3

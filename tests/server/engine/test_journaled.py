@@ -19,7 +19,7 @@ import pytest
 from resultd_server import limits
 from resultd_server.engine import environment, journal, journaled, recovery
 from resultd_server.engine.journaled import JournaledEngine
-from resultd_server.engine.lmdb import LmdbEngine
+from resultd_server.engine.lmdb import HINTS_FIRST_MAX, LmdbEngine
 from resultd_server.errors import Overloaded, RecordCorrupt, StoreFailed, StoreFull
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import TASK, Unit
@@ -126,6 +126,29 @@ async def test_nothing_is_seen_before_it_is_on_disk(clock: Clock, tmp_path: Path
         assert subscription.take() == [(TASK, "t")]
         assert await store.state("t") == "SUCCESS"
         subscription.close()
+
+
+@pytest.mark.parametrize(("waiters", "first"), [(1, "waiter"), (HINTS_FIRST_MAX + 1, "caller")])
+async def test_a_few_waiters_hear_before_the_caller(
+    clock: Clock, tmp_path: Path, waiters: int, first: str
+) -> None:
+    """Whoever waits for a record is told before its storer; many do not hold up the answer."""
+    order: list[str] = []
+
+    async def wait() -> None:
+        subscription = store.engine.subscribe("default")
+        subscription.add(TASK, ["a"])
+        await subscription.wait(10.0)
+        order.append("waiter")
+
+    async with opened(clock, tmp_path) as store:
+        waiting = [asyncio.create_task(wait()) for _ in range(waiters)]
+        await asyncio.sleep(0)
+        await store.report("a")
+        order.append("caller")
+        await asyncio.gather(*waiting)
+    assert order[0] == first
+    assert sorted(order) == ["caller", *["waiter"] * waiters]
 
 
 @pytest.mark.parametrize("size_bytes", [0, MIB])
