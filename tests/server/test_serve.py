@@ -241,3 +241,15 @@ def test_flags_are_read_as_the_settings_read_them(tmp_path: Path) -> None:
     read = serve_command.settings(["--data", str(tmp_path), "--max-db-bytes", "10GiB"])
     assert read.max_db_bytes == 10 * 1024**3
     assert read.drain_s == Settings.model_fields["drain_s"].default
+
+
+def test_a_server_loads_only_what_it_is_asked_for() -> None:
+    """Without an admin port, TLS and an auth file their libraries are not imported."""
+    wanted = "prometheus_client", "cryptography", "jwt", "rich", "pydantic_settings"
+    program = (
+        f"import sys, resultd_server.serve; print([n for n in {wanted!r} if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
