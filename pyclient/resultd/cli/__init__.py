@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typer import Typer
 
 EXIT_USAGE = 2
 
@@ -19,6 +23,8 @@ def main() -> None:
     # Before grpc is imported: its core writes to a terminal what a peer sends, as it is.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
+        if sys.argv[1:2] == ["serve"] and (serve := _added("serve")) is not None:
+            serve(args=sys.argv[2:], prog_name="resultd serve")
         from resultd.cli.app import app
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _BROUGHT_BY_EXTRA:
@@ -29,3 +35,23 @@ def main() -> None:
         )
         raise SystemExit(EXIT_USAGE) from None
     app()
+
+
+def _added(name: str) -> Typer | None:
+    """A command of the entry points by itself: it starts sooner without all the others.
+
+    None where it is not installed, or something it needs.
+    """
+    from importlib.metadata import entry_points
+
+    from typer import Typer
+
+    for entry in entry_points(group="resultd.cli", name=name):
+        try:
+            command = entry.load()
+        except ModuleNotFoundError:
+            return None
+        alone = Typer(add_completion=False)
+        alone.command()(command)
+        return alone
+    return None
