@@ -40,10 +40,11 @@ ENDED = (grpc.aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError
 
 @dataclass(frozen=True)
 class Plan:
-    """`calls`: how many; `fault`: planted in the server."""
+    """`calls`: how many; `fault`: planted in the server; `settle_s`: what it has to let go."""
 
     calls: int
     fault: str = "none"
+    settle_s: float = SETTLE_S
 
 
 def _kinds(stubs: Stubs) -> list[Callable[[random.Random], Any]]:
@@ -104,9 +105,9 @@ async def _for_a_while(call: Any, dice: random.Random) -> None:
 async def _campaign(server: ObservedServer, plan: Plan, seed: int) -> Tally:
     tally = Tally()
     await _storm(server.address, seed, max(500, plan.calls // 4), Tally())
-    before = await _rested(server)
+    before = await _rested(server, plan.settle_s)
     await _storm(server.address, seed + 1, plan.calls, tally)
-    after = await _rested(server)
+    after = await _rested(server, plan.settle_s)
     tally.figures["objects more"] = after["objects"] - before["objects"]
     tally.figures["memory before, MiB"] = round(before["bytes"] / MIB, 1)
     tally.figures["memory after, MiB"] = round(after["bytes"] / MIB, 1)
@@ -124,10 +125,10 @@ async def _campaign(server: ObservedServer, plan: Plan, seed: int) -> Tally:
     return tally
 
 
-async def _rested(server: ObservedServer) -> dict[str, float]:
+async def _rested(server: ObservedServer, settle_s: float) -> dict[str, float]:
     """What it holds once it has let go, or after a while."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + SETTLE_S
+    deadline = loop.time() + settle_s
     seen = await asyncio.to_thread(server.look)
     while loop.time() < deadline and (seen["streams"] or seen["calls"] or seen["keys"]):
         await asyncio.sleep(0.5)

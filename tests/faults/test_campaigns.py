@@ -39,7 +39,8 @@ def test_cancelled_calls_leave_nothing() -> None:
 
 def test_the_cancels_bite() -> None:
     """A server that keeps what its streams waited for is found out."""
-    faults = cancels.run(cancels.Plan(calls=1_000, fault="kept-subscriptions"), SEED).faults
+    plan = cancels.Plan(calls=1_000, fault="kept-subscriptions", settle_s=3.0)
+    faults = cancels.run(plan, SEED).faults
     assert any("subscriptions are left" in fault for fault in faults), faults
 
 
