@@ -63,6 +63,13 @@ def _lose_wake_ups() -> None:
     _put(hints.Hub, "publish", forgetful)
 
 
+def _lose_all_wake_ups() -> None:
+    def deaf(self: hints.Hub, changed: Iterable[Any], *rest: Any) -> None:
+        """Nobody is told."""
+
+    _put(hints.Hub, "publish", deaf)
+
+
 def _read_before_subscribing() -> None:
     add, notice = tasks.TaskInterest.add, tasks.TaskInterest.notice
     late: dict[tasks.TaskInterest, set[str]] = {}
@@ -169,6 +176,7 @@ def _stop_the_clock() -> None:
 PLANTS: dict[str, Callable[[], None]] = {
     "none": lambda: None,
     "lost-wake-up": _lose_wake_ups,
+    "no-wake-ups": _lose_all_wake_ups,
     "read-before-subscribe": _read_before_subscribing,
     "skipped-entry": _tamper(lambda events: events[:1] + events[2:]),
     "repeated-entry": _tamper(lambda events: events[:2] + events[1:]),
