@@ -204,23 +204,12 @@ def _thrower(op: Op[Any], error: BaseException) -> Callable[[], Effect]:
 
 def each(op: Op[None], use: Callable[[Any], None]) -> Op[None]:
     """Drive an operation that emits values inside another: `use` is called with each."""
-    step: Callable[[], Effect] = op.__next__
-    try:
-        while True:
-            try:
-                effect = step()
-            except StopIteration:
-                return
-            if isinstance(effect, Emit):
-                use(effect.value)
-                step = op.__next__
-                continue
-            try:
-                step = _sender(op, (yield effect))
-            except BaseException as error:  # noqa: BLE001 (handed on)
-                step = _thrower(op, error)
-    finally:
-        op.close()
+
+    def used(value: Any) -> Iterable[Any]:
+        use(value)
+        return ()
+
+    return spread(op, used)
 
 
 def spread(op: Op[None], change: Callable[[Any], Iterable[Any]]) -> Op[None]:

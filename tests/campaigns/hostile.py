@@ -32,7 +32,6 @@ PROBE_S = 20.0
 """A call of a client that means no harm takes at most so long, on a machine that is busy."""
 
 GROWTH = 1.10
-SLACK_BYTES = 24 * MIB  # what the store's layers hold now and then
 SPARE_DESCRIPTORS = 4
 
 
@@ -47,6 +46,7 @@ class Plan:
         program: the server, or one with a fault planted.
         names: of the attacks.
         settle_s: how long the server may take to let go afterwards.
+        slack_bytes: memory allowed beside the 10 %, for sieges too short to warm up.
     """
 
     connections: int
@@ -55,6 +55,7 @@ class Plan:
     program: tuple[str, ...] = ("resultd_server",)
     names: tuple[str, ...] = field(default=tuple(ATTACKS))
     settle_s: float = 30.0
+    slack_bytes: int = 0
 
 
 async def _attacks(address: str, plan: Plan, seed: int, connections: int) -> Counter[str]:
@@ -112,7 +113,7 @@ async def _besiege(server: ServerProcess, plan: Plan, seed: int) -> Tally:
     await _attacks(server.address, plan, seed, _warm_up(plan))
     await _until(lambda: len(_descriptors(pid)) <= idle + SPARE_DESCRIPTORS, plan.settle_s)
     before_bytes = await _settled(lambda: anonymous_bytes(pid))
-    most_bytes = max(before_bytes * GROWTH, before_bytes + SLACK_BYTES)
+    most_bytes = max(before_bytes * GROWTH, before_bytes + plan.slack_bytes)
     tally.counts += await _attacks(server.address, plan, seed + 1, plan.connections)
     over.set()
     await probing

@@ -21,6 +21,7 @@ from tests.support import plants
 from tests.support.attacks import ATTACKS, START, half_call
 from tests.support.http2 import GOAWAY, PING, frame
 from tests.support.in_process import serving
+from tests.support.memory import MIB
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 
@@ -31,7 +32,9 @@ CLOSED_S = 20.0
 @pytest.mark.slow
 def test_the_server_outlives_every_attack_and_lets_go() -> None:
     """Every kind of attack, ten connections each: clients are served, memory comes back."""
-    plan = hostile.Plan(connections=len(ATTACKS) * 10, at_a_time=100, hold_s=(0.1, 0.5))
+    plan = hostile.Plan(
+        connections=len(ATTACKS) * 10, at_a_time=100, hold_s=(0.1, 0.5), slack_bytes=24 * MIB
+    )
     tally = hostile.run(plan, SEED)
     assert tally.faults == []
     assert tally.counts["connections"] == len(ATTACKS) * 10

@@ -8,6 +8,7 @@ async def test_something(store: Store) -> None:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,17 @@ class Store:
         while (swept := await self.engine.sweep(budget)).steps:
             sums = Swept(*map(sum, zip(sums, swept, strict=True)))
         return sums
+
+
+@asynccontextmanager
+async def opened(clock: Clock, directory: Path, **settings: Any) -> AsyncIterator[Store]:
+    """A store of LMDB alone in a directory, synced to disk unless told otherwise."""
+    engine = LmdbEngine(clock, directory, **{"max_db_bytes": MAP_BYTES, **settings})
+    await engine.start()
+    try:
+        yield Store(engine, clock)
+    finally:
+        await engine.close()
 
 
 def disposition(answer: pb.StoreResultResponse) -> str:

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import lmdb
 import pytest
 
-from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.errors import StoreFailed
-from tests.support.stores import MAP_BYTES, Clock, Store
-
-
-@asynccontextmanager
-async def opened(clock: Clock, directory: Path, **settings: Any) -> AsyncIterator[Store]:
-    """The store in a directory."""
-    engine = LmdbEngine(clock, directory, **{"max_db_bytes": MAP_BYTES, **settings})
-    await engine.start()
-    try:
-        yield Store(engine, clock)
-    finally:
-        await engine.close()
+from tests.support.stores import Clock, opened
 
 
 async def test_a_second_server_is_kept_off(clock: Clock, tmp_path: Path) -> None:

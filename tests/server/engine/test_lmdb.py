@@ -35,21 +35,11 @@ from tests.support.stores import (
     Store,
     disposition,
     make_report,
+    opened,
     task,
 )
 
 MIB = limits.MIB
-
-
-@asynccontextmanager
-async def opened(clock: Clock, directory: Path, **settings: Any) -> AsyncIterator[Store]:
-    """The store in a directory, synced to disk unless told otherwise."""
-    engine = LmdbEngine(clock, directory, **{"max_db_bytes": MAP_BYTES, **settings})
-    await engine.start()
-    try:
-        yield Store(engine, clock)
-    finally:
-        await engine.close()
 
 
 def lmdb_of(store: Store) -> LmdbEngine:
