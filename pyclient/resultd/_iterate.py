@@ -1,12 +1,13 @@
 """Streaming the members of a group of any size: resumed after breaks, each member once.
 
 What is kept is the server's `after`, and, so that a stream that starts again can be thinned
-out, one bit for each index delivered: 125 kB for a million members.
+out, eight bytes for each member delivered: 10 MB for a million.
 """
 
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,21 +62,27 @@ class MemberResult:
         return self.gone or self.state in _FAILED or self.meta is None
 
 
-class Bitmap:
-    """A set of small numbers in one bit each."""
+class Delivered:
+    """Which members were delivered: who stood at an index, as a hash.
+
+    A stream starts again where its group was run again, or its store restored: another id at
+    an index is another member then, and the same one is not. What is kept grows with the
+    members, however far apart their indexes are.
+    """
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
+        self._blocks: dict[int, array[int]] = {}
 
-    def add(self, number: int) -> bool:
-        """Add a number; says whether it is new."""
-        place, bit = number >> 3, 1 << (number & 7)
-        if place >= len(self._bytes):
-            # Twice what is needed, so that growing costs nothing on average.
-            self._bytes.extend(bytes(2 * place + 64 - len(self._bytes)))
-        new = not self._bytes[place] & bit
-        self._bytes[place] |= bit
-        return new
+    def add(self, index: int, id_: str) -> bool:
+        """Add a member; says whether it is new."""
+        block = self._blocks.get(index >> 6)
+        if block is None:
+            block = self._blocks[index >> 6] = array("q", bytes(64 * 8))
+        place, mark = index & 63, hash(id_) | 1  # never 0, which is nobody
+        if block[place] == mark:
+            return False
+        block[place] = mark
+        return True
 
 
 class Fresh(NamedTuple):
@@ -89,7 +96,7 @@ class Progress:
     """What a stream over a group has brought so far: the part without I/O."""
 
     def __init__(self) -> None:
-        self._seen = Bitmap()
+        self._delivered = Delivered()
         self.after = b""
         self.breaks = 0
 
@@ -97,7 +104,13 @@ class Progress:
         """Take a frame; gives the members in it that were not delivered before."""
         if frame.control.kind == stream_pb2.CONTROL_KIND_RESET:
             self.after = b""
-        fresh = [event for event in frame.events if self._seen.add(event.index)]
+        add = self._delivered.add
+        fresh = [
+            event
+            for event in frame.events
+            # A group is told from a task of the same id.
+            if add(event.index, event.task.task_id or f"\0{event.group.group_id}")
+        ]
         if frame.after:
             self.after = frame.after
         if frame.events or frame.control.kind == stream_pb2.CONTROL_KIND_SYNCED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from resultd import errors
 from resultd._core import ClientCore
 from resultd._effects import Effect, Open, Receive, Reconnect, iterate
-from resultd._iterate import Bitmap, Fresh, Progress, frames, members, values
+from resultd._iterate import Delivered, Fresh, Progress, frames, members, values
 from resultd.v1 import result_service_pb2, state_pb2, stream_pb2
 
 HEARTBEAT = stream_pb2.CONTROL_KIND_HEARTBEAT
@@ -39,25 +40,30 @@ def frame(*indexes: int, after: bytes = b"", kind: int = 0, **control: Any) -> A
     return made
 
 
-@given(st.lists(st.integers(0, 5000)))
-def test_a_bitmap_is_a_set_of_numbers(numbers: list[int]) -> None:
-    """It says what is new."""
-    bitmap, model = Bitmap(), set()
-    for number in numbers:
-        assert bitmap.add(number) == (number not in model)
-        model.add(number)
+@given(st.lists(st.tuples(st.integers(0, 2**31 - 1) | st.integers(0, 200), st.sampled_from("ab"))))
+def test_a_member_is_new_unless_the_same_stood_there(told: list[tuple[int, str]]) -> None:
+    """It says what is new: an index where nobody was delivered yet, or somebody else."""
+    delivered, model = Delivered(), dict[int, str]()
+    for index, id_ in told:
+        assert delivered.add(index, id_) == (model.get(index) != id_)
+        model[index] = id_
 
 
-def test_a_million_indexes_are_a_quarter_megabyte() -> None:
-    """One bit each, and at most twice that while it grows."""
-    bitmap = Bitmap()
-    for number in range(1_000_000):
-        bitmap.add(number)
-    assert len(bitmap._bytes) <= 250_100
+@pytest.mark.parametrize(("stride", "bytes_each"), [(1, 12), (1_000, 850)])
+def test_what_was_delivered_grows_with_the_members(stride: int, bytes_each: int) -> None:
+    """Eight bytes a member and a little; apart from one another, a block of 512 each."""
+    tracemalloc.start()
+    try:
+        delivered = Delivered()
+        for number in range(20_000):
+            delivered.add(number * stride, "t")
+        assert tracemalloc.get_traced_memory()[0] < 20_000 * bytes_each
+    finally:
+        tracemalloc.stop()
 
 
 def test_after_a_reset_only_what_is_new_is_delivered() -> None:
-    """The stream starts again; what was delivered is dropped by its index."""
+    """The stream starts again; what was delivered is dropped by its index and id."""
     progress = Progress()
     assert [event.index for event in progress.fresh(frame(3, 1, after=b"x")).events] == [3, 1]
     assert progress.after == b"x"
@@ -65,6 +71,19 @@ def test_after_a_reset_only_what_is_new_is_delivered() -> None:
     assert progress.after == b""
     assert [event.index for event in progress.fresh(frame(3, 2, 1, after=b"y")).events] == [2]
     assert progress.after == b"y"
+
+
+def test_after_a_reset_who_stands_elsewhere_is_new() -> None:
+    """Run again with other members, a group has others at the same indexes: none is dropped."""
+    progress = Progress()
+    progress.fresh(frame(0, 1, 2, after=b"x"))
+    progress.fresh(frame(kind=RESET))
+    again = frame(0, 1, 2)
+    again.events[1].task.task_id = "other"
+    again.events[2].ClearField("task")
+    again.events[2].group.group_id = "t2"
+    assert [event.index for event in progress.fresh(again).events] == [1, 2]
+    assert progress.fresh(again).events == []
 
 
 def mixed() -> Any:

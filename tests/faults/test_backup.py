@@ -11,9 +11,14 @@ from pathlib import Path
 import grpc
 import pytest
 
-from resultd_server.engine import audit
+from resultd import aio
+from resultd.v1 import group_pb2, group_service_pb2
+from resultd_server.engine import audit, backup
+from tests.support import reports
 from tests.support.acknowledged import FORGOTTEN, STARTED, UNKNOWN, Load, done_in, read_all
-from tests.support.in_process import until
+from tests.support.addresses import free_address
+from tests.support.frames import anext_of
+from tests.support.in_process import Served, serving, until
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 
@@ -78,3 +83,32 @@ async def test_what_was_acknowledged_before_a_backup_is_in_it(
         assert audit.verify(again / "data", int(time.time() * 1000)).count == 0
         with ServerProcess(again, *QUIET) as restored:
             assert await missing(before, load, restored.address) == []
+
+
+async def test_a_restore_under_a_stream_takes_nothing_from_its_user(tmp_path: Path) -> None:
+    """A cursor younger than the backup fits by chance: the stream begins again all the same."""
+    store, restored, address = tmp_path / "store", tmp_path / "restored", free_address()
+
+    async def report(served: Served, *task_ids: str) -> None:
+        for task_id in task_ids:
+            await served.results.StoreResult(reports.success(task_id, b'"%s"' % task_id.encode()))
+
+    async with serving(engine="lmdb", data=store, listen=address) as served:
+        members = [group_pb2.GroupMember(id=name) for name in "abcd"]
+        await served.groups.CreateGroup(
+            group_service_pb2.CreateGroupRequest(group_id="g", members=members, seal=True)
+        )
+        await report(served, "a")
+    backup.back_up(store, tmp_path / "b")
+    async with aio.Client(f"resultd://{address}?heartbeat=1") as client:
+        told = client.group("g").iterate(timeout=50)
+        async with serving(engine="lmdb", data=store, listen=address) as served:
+            await report(served, "b", "c")
+            values = [await anext_of(told) for _ in range(3)]
+        backup.restore(tmp_path / "b", restored, time.time_ns() // 10**6)
+        async with serving(engine="lmdb", data=restored, listen=address) as served:
+            await report(served, "d", "c")  # the third to be done is the same again
+            values.append(await anext_of(told))
+            await report(served, "b")
+            values += [value async for value in told]
+    assert values == ["a", "b", "c", "d"]

@@ -71,9 +71,9 @@ TOKEN: list[Wrong] = [("not base64", "§§", FIELD), ("cut", "abc", FIELD)]
 MEMBERS_TOKEN: list[Wrong] = [*TOKEN, ("of another list", "YWJj", FIELD)]
 AFTER: list[Wrong] = [
     ("too short", b"\1", FIELD),
-    ("of another order", b"\7" + b"\0" * 12 + b"t", FIELD),
-    ("not UTF-8", b"\1" + b"\0" * 12 + b"\xff", FIELD),
-    ("too long", b"\1" + b"\0" * 12 + b"t" * 300, FIELD),
+    ("of another order", b"\7" + b"\0" * 20 + b"t", FIELD),
+    ("not UTF-8", b"\1" + b"\0" * 20 + b"\xff", FIELD),
+    ("too long", b"\1" + b"\0" * 20 + b"t" * 300, FIELD),
 ]
 TIME: list[Wrong] = [
     ("before 1970", {"seconds": -1}, FIELD),

@@ -7,6 +7,8 @@ same for all.
 from __future__ import annotations
 
 import abc
+import functools
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -207,9 +209,15 @@ class TransactionalEngine(Engine):
             lambda view: listing.list_groups(view, self._known(view, namespace), wanted)
         )
 
+    @functools.cached_property
+    def _mark(self) -> bytes:
+        """What cursors say of this store."""
+        return hashlib.sha256(self.store_id.encode()).digest()[: progress.STORE_BYTES]
+
     async def group_step(self, namespace: str, group_id: str, cursor: Cursor) -> Step:
+        mark = self._mark
         return self._read(
-            lambda view: progress.step(view, self._known(view, namespace), group_id, cursor)
+            lambda view: progress.step(view, self._known(view, namespace), group_id, cursor, mark)
         )
 
     async def scan(self, namespace: str, wanted: result_service_pb2.ListResultsRequest) -> Page:

@@ -19,24 +19,29 @@ from resultd_server.ledger.unit import View
 AS_COMPLETED = pb.MEMBER_ORDER_AS_COMPLETED
 MEMBER = pb.MEMBER_ORDER_MEMBER
 
-_CURSOR = struct.Struct(">BIQ")
+STORE_BYTES = 8
+
+_CURSOR = struct.Struct(f">B{STORE_BYTES}sIQ")
 
 
 class Cursor(NamedTuple):
     """Where a stream stands.
 
     `position`: of the last entry sent, from 1; in member order one more than the last
-    index sent. `id`: who stood there, so that a store that is not the same is noticed.
+    index sent. `id`: who stood there. `store`: which store it was; one that was restored
+    from a backup is another, whatever else fits.
     """
 
     order: int
     epoch: int = 0
     position: int = 0
     id: str = ""
+    store: bytes = bytes(STORE_BYTES)
 
     def encode(self) -> bytes:
         """The opaque `after` of a frame."""
-        return _CURSOR.pack(self.order, self.epoch, self.position) + self.id.encode()
+        place = _CURSOR.pack(self.order, self.store, self.epoch, self.position)
+        return place + self.id.encode()
 
     @classmethod
     def decode(cls, after: bytes, order: int) -> Cursor:
@@ -44,8 +49,8 @@ class Cursor(NamedTuple):
         if not after:
             return cls(order)
         try:
-            said, epoch, position = _CURSOR.unpack_from(after)
-            found = cls(said, epoch, position, after[_CURSOR.size :].decode())
+            said, store, epoch, position = _CURSOR.unpack_from(after)
+            found = cls(said, epoch, position, after[_CURSOR.size :].decode(), store)
         except (struct.error, UnicodeDecodeError):
             found = cls(-1)
         if found.order != order or len(after) > _CURSOR.size + limits.ID_BYTES_MAX:
@@ -73,13 +78,13 @@ class Step(NamedTuple):
     reset: bool = False
 
 
-def step(view: View, namespace: Namespace, group_id: str, cursor: Cursor) -> Step:
-    """The next events, at most a frame."""
+def step(view: View, namespace: Namespace, group_id: str, cursor: Cursor, store: bytes) -> Step:
+    """The next events, at most a frame. `store`: which one this is, in STORE_BYTES."""
     group = group_rows.find(view, namespace, group_id)
     if group is None:
         existence = group_rows.absent(view, namespace, group_id).existence
         return Step(None, existence, [], cursor, more=False)
-    if cursor.position and not _fits(view, group, cursor):
+    if cursor.position and not (cursor.store == store and _fits(view, group, cursor)):
         return Step(group, records.KNOWN, [], Cursor(cursor.order), more=False, reset=True)
     if as_completed := cursor.order == AS_COMPLETED:
         found = memberships.log_rows(view, group.number, cursor.position)
@@ -104,7 +109,7 @@ def step(view: View, namespace: Namespace, group_id: str, cursor: Cursor) -> Ste
             break
         events.append(event)
         after, stands = position if as_completed else index + 1, id_
-    cursor = Cursor(cursor.order, group.epoch, after, stands.decode())
+    cursor = Cursor(cursor.order, group.epoch, after, stands.decode(), store)
     return Step(group, records.KNOWN, events, cursor, more)
 
 

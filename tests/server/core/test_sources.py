@@ -170,7 +170,8 @@ async def test_iterate_sends_counts_and_where_to_resume(store: Store) -> None:
 async def test_iterate_says_reset_and_gone(store: Store) -> None:
     """A cursor that does not fit gets RESET; a group that is deleted ends GONE."""
     await store.report("a", group="g")
-    source = IterateSource(store.engine, store.namespace, "g", Cursor(AS_COMPLETED, 7, 1, "a"))
+    stale = (await store.step("g")).cursor._replace(epoch=7)
+    source = IterateSource(store.engine, store.namespace, "g", stale)
     reset, again = await frames(source)
     assert reset.control.kind == stream_pb2.CONTROL_KIND_RESET
     assert [event.task.task_id for event in again.events] == ["a"]
@@ -224,11 +225,12 @@ async def test_watch_resumes_and_resets_a_group(store: Store) -> None:
     await store.put([make_report("a", group="g"), make_report("b", group="g")])
     source = WatchSource(store.engine, store.namespace)
     request = pb.WatchRequest()
-    request.add_groups.add(group_id="g", after=Cursor(AS_COMPLETED, 1, 1, "a").encode())
+    after_a = (await store.step("g")).cursor._replace(position=1, id="a")
+    request.add_groups.add(group_id="g", after=after_a.encode())
     source.apply(request)
     assert await events(source) == ["b"]
     again = pb.WatchRequest()
-    again.add_groups.add(group_id="g", after=Cursor(AS_COMPLETED, 1, 1, "x").encode())
+    again.add_groups.add(group_id="g", after=after_a._replace(id="x").encode())
     source.apply(again)
     reset, everything = await frames(source)
     assert (reset.control.kind, reset.group_id) == (stream_pb2.CONTROL_KIND_RESET, "g")

@@ -82,12 +82,15 @@ async def test_a_cursor_that_fits_goes_on(store: Store, order: int) -> None:
 @pytest.mark.parametrize("order", [AS_COMPLETED, MEMBER])
 @pytest.mark.parametrize("position", [2, 7, 2**32 - 1, 2**32, 2**64 - 1])
 async def test_a_cursor_of_another_store_is_reset(store: Store, order: int, position: int) -> None:
-    """A cursor whose entry is not there, or is another's, starts again from the beginning."""
+    """A cursor whose entry is not there, or another's, or elsewhere, starts from the beginning."""
     await store.report("t", group="g")
+    fits = (await store.step("g", Cursor(order))).cursor
+    assert not (await store.step("g", fits)).reset
     for cursor in (
-        Cursor(order, 1, position, "t"),
-        Cursor(order, 1, 1, "u"),
-        Cursor(order, 9, 1, "t"),
+        fits._replace(position=position),
+        fits._replace(id="u"),
+        fits._replace(epoch=9),
+        fits._replace(store=b"restored"),
     ):
         step = await store.step("g", Cursor.decode(cursor.encode(), order))
         assert (step.reset, step.events, step.cursor) == (True, [], Cursor(order))
