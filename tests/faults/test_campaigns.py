@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.campaigns import cancels, clocks, overload, races, restarts, soak
+from tests.campaigns import cancels, clocks, overload, races, restarts, soak, tenants
 from tests.support import plants
 
 SEED = 7
@@ -97,3 +97,19 @@ def test_the_soak_bites() -> None:
     """A server that keeps a little of every report has a slope."""
     faults = soak.run(soak.Plan(seconds=12.0, slope_max=360.0, fault="leak"), SEED).faults
     assert any("memory grows" in fault for fault in faults), faults
+
+
+def test_tenants_see_nothing_of_each_other() -> None:
+    """600 steps of three tenants with the same ids: each is answered as if it were alone."""
+    tally = tenants.run(tenants.Plan(steps=600), SEED)
+    assert tally.faults == []
+    assert min(tally.counts[what] for what in ("calls", "streams held", "trespasses")) > 0
+
+
+@pytest.mark.parametrize(
+    "fault", ["skipped-authorisation", "member-without-namespace", "hints-without-namespace"]
+)
+def test_the_tenants_bite(fault: str) -> None:
+    """A check that is skipped, a key or a hint that is shared: another tenant shows through."""
+    plan = tenants.Plan(steps=20_000, program=plants.program(fault))
+    assert tenants.run(plan, SEED).faults != []

@@ -25,10 +25,11 @@ from typing import Any
 import typer
 
 from resultd_server import app, serve
+from resultd_server.access.roles import Principal, Role
 from resultd_server.core import tasks
 from resultd_server.engine import hints, lmdb
 from resultd_server.interceptors import limits as admission
-from resultd_server.ledger import progress
+from resultd_server.ledger import keys, progress
 from resultd_server.service import validate
 
 OBSERVATIONS = "TEST_OBSERVATIONS"
@@ -173,6 +174,45 @@ def _stop_the_clock() -> None:
     _put(app, "time", SimpleNamespace(time_ns=lambda: began_ns))
 
 
+def _let_everybody_in() -> None:
+    _put(Principal, "role_in", lambda *_: Role.ADMIN)
+
+
+def _share_members() -> None:
+    """What a task of one tenant does counts in the groups of all."""
+    memberships = keys.memberships
+
+    def shared(namespace: keys.Namespace, kind: bytes, id_: str) -> bytes:
+        return memberships(namespace._replace(prefix=bytes(8)), kind, id_)
+
+    _put(keys, "memberships", shared)
+
+
+def _share_hints() -> None:
+    """Whoever waits for a task of that name is told again what it is."""
+    add, publish = hints.Hub._add, hints.Hub.publish
+    notice, counts = tasks.TaskInterest.notice, tasks.TaskInterest._counts
+    hinted = set()
+
+    def added(self: hints.Hub, _: str, *rest: Any) -> None:
+        add(self, "", *rest)
+
+    def published(self: hints.Hub, changed: Iterable[Any], *rest: Any) -> None:
+        publish(self, [("", kind, id_) for _, kind, id_ in changed], *rest)
+
+    def noticed(self: tasks.TaskInterest, task_id: str) -> None:
+        hinted.add(self)
+        notice(self, task_id)
+
+    def counted(self: tasks.TaskInterest, *rest: Any) -> bool:
+        return self in hinted or counts(self, *rest)
+
+    _put(hints.Hub, "_add", added)
+    _put(hints.Hub, "publish", published)
+    _put(tasks.TaskInterest, "notice", noticed)
+    _put(tasks.TaskInterest, "_counts", counted)
+
+
 PLANTS: dict[str, Callable[[], None]] = {
     "none": lambda: None,
     "lost-wake-up": _lose_wake_ups,
@@ -188,6 +228,9 @@ PLANTS: dict[str, Callable[[], None]] = {
     "kept-subscriptions": _keep_cancelled_streams,
     "overloaded-for-ever": _refuse_for_ever,
     "stopped-clock": _stop_the_clock,
+    "skipped-authorisation": _let_everybody_in,
+    "member-without-namespace": _share_members,
+    "hints-without-namespace": _share_hints,
 }
 
 
