@@ -95,9 +95,9 @@ class Fresh(NamedTuple):
 class Progress:
     """What a stream over a group has brought so far: the part without I/O."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: bytes = b"") -> None:
         self._delivered = Delivered()
-        self.after = b""
+        self.after = after
         self.breaks = 0
 
     def fresh(self, frame: result_service_pb2.IterateResponse) -> Fresh:
@@ -174,7 +174,7 @@ def frames(
 ) -> Op[None]:
     """Emit what each frame brings, every member once, until the group is complete.
 
-    The first that is emitted is empty: the server has been asked, and its answer not awaited.
+    Begins after `request.after`.
 
     Raises:
         TimeoutError: the time ran out before that.
@@ -182,7 +182,7 @@ def frames(
         ResultGoneError: the group was deleted, or expired.
     """
     deadline = Deadline(timeout)
-    progress = Progress()
+    progress = Progress(request.after)
     heartbeat = client.url.heartbeat
     request.heartbeat.FromNanoseconds(int(heartbeat * 1e9))
     pause: float | None = 0.0
@@ -194,7 +194,6 @@ def frames(
         request.after = progress.after
         stream: Stream = yield Open("Iterate", request)
         try:
-            yield Emit(Fresh([], group_pb2.GroupCounts()))
             pause = yield from _read(stream, progress, deadline, heartbeat)
         except ResultdError as error:
             if error.final or isinstance(error, (WaitTimeout, ResultGoneError)):

@@ -194,14 +194,15 @@ def stream(server: Server, timeout: float | None = None) -> list[int]:
     return [event.index for fresh in got for event in fresh.events]
 
 
-def test_the_server_is_asked_before_its_answer_is_awaited() -> None:
-    """The first that is emitted is empty: other calls may be made meanwhile."""
-    server = Server([frame(0), COMPLETE])
+def test_a_stream_begins_where_it_is_told_to() -> None:
+    """The request's own `after` is what is asked for first; a frame's takes its place."""
+    gone = errors.make("UNAVAILABLE", "gone")
+    server = Server([frame(7, after=b"7"), gone], [COMPLETE])
     client = WithMailbox("resultd://h?heartbeat=1")
-    got = iterate(frames(client, result_service_pb2.IterateRequest(group_id="g"), 5), server)
-    assert next(got).events == []
-    assert len(server.asked) == 1
-    assert [event.index for fresh in got for event in fresh.events] == [0]
+    request = result_service_pb2.IterateRequest(group_id="g", after=b"6")
+    got = iterate(frames(client, request, 5), server)
+    assert [event.index for fresh in got for event in fresh.events] == [7]
+    assert server.asked == [b"6", b"7"]
 
 
 COMPLETE = frame(kind=END, end_reason=stream_pb2.END_REASON_COMPLETE)

@@ -67,20 +67,19 @@ class Finisher:
         Without `callback` the body that lies with the group is taken.
         """
         claim = Claim(self._backend, group_id)
-        with contextlib.closing(Parts(self._backend, group_id)) as parts:
-            group = claim.acquire()
-            if group is None:
+        if not claim.acquire(with_members=True):
+            return False
+        group, parts = claim.group, Parts(self._backend, claim)
+        try:
+            body = maybe_signature(callback or self._continuation(group), app=self._backend.app)
+            if body is None:
+                logger.error("chord %s is complete, and nobody knows its body", group_id)
                 return False
-            try:
-                body = maybe_signature(callback or self._continuation(group), app=self._backend.app)
-                if body is None:
-                    logger.error("chord %s is complete, and nobody knows its body", group_id)
-                    return False
-                published = self._publish(group, parts, body, claim)
-            except (ResultdError, BrokerAwayError):
-                # Not known what is stored, or sent: somebody has to try again.
-                claim.release()
-                raise
+            published = self._publish(parts, body, claim)
+        except (ResultdError, BrokerAwayError):
+            # Not known what is stored, or sent: somebody has to try again.
+            claim.release()
+            raise
         if published and claim.done():
             self._forget_ignored(group, parts)
         return published
@@ -93,22 +92,16 @@ class Finisher:
         accept = prepare_accept_content(self._backend.app.conf.accept_content)
         return loads(payload.data, payload.content_type, "utf-8", accept=accept)
 
-    def _publish(
-        self,
-        group: group_pb2.GroupMeta,
-        parts: Parts,
-        body: Any,
-        claim: Claim,
-    ) -> bool:
+    def _publish(self, parts: Parts, body: Any, claim: Claim) -> bool:
         """Publish the body with all parts, or fail it; False if the claim was lost over it."""
-        group_id = group.group_id
+        group, group_id = claim.group, claim.group.group_id
         error: ChordError | None = None
         values: list[Any] = []
         try:
-            if self._was_published(body, group):
+            if not claim.first and self._was_published(body, group):
                 logger.info("the body of chord %s was published by another before", group_id)
                 return True
-            values = self._values(group, parts.read(group.counts.epoch))
+            values = self._values(group, parts.read())
         except ChordError as found:
             error = found
             logger.error("chord %s: %s", group_id, error)
@@ -224,39 +217,54 @@ class BrokerAwayError(Exception):
 
 
 class Parts:
-    """The records of a chord's parts. They are on their way from here on: claim it meanwhile."""
+    """The records of a chord's parts: those that came with its claim, and the rest."""
 
-    def __init__(self, backend: ResultdBackend, group_id: str) -> None:
-        client = backend.client
-        request = result_service_pb2.IterateRequest(
-            group_id=group_id, order=result_service_pb2.MEMBER_ORDER_MEMBER, require_known=True
-        )
+    def __init__(self, backend: ResultdBackend, claim: Claim) -> None:
+        self._client = backend.client
+        self._group = claim.group
+        self._first = claim.members
         #: What `read` returned.
         self.records: list[task_pb2.TaskMeta] = []
-        self._frames = client.iterate(_iterate.frames(client, request, client.url.timeout))
-        next(self._frames)  # asks
 
-    def read(self, epoch: int) -> list[task_pb2.TaskMeta]:
+    def read(self) -> list[task_pb2.TaskMeta]:
         """Return them in the order of the header.
 
         Raises:
             ResultdError: not all came, or they are those of another run of the chord.
         """
-        events: list[stream_pb2.Event] = []
-        try:
-            for fresh in self._frames:
-                if fresh.counts.epoch not in (0, epoch):
-                    raise make("UNAVAILABLE", "the chord was applied again meanwhile")
-                events += fresh.events
-        except WaitTimeout as error:
-            raise make("UNAVAILABLE", "the chord's parts did not come in time") from error
-        events.sort(key=lambda event: (event.index % LANE, event.index))
+        events = list(self._first.events) if self._first else []
+        if self._first is None or self._first.after:
+            events = self._rest(events)
+        events.sort(key=_in_header)
         self.records = [event.task for event in events]
         return self.records
 
-    def close(self) -> None:
-        """Read no more."""
-        self._frames.close()  # type: ignore[attr-defined]  # a generator
+    def _rest(self, events: list[stream_pb2.Event]) -> list[stream_pb2.Event]:
+        request = result_service_pb2.IterateRequest(
+            group_id=self._group.group_id,
+            order=result_service_pb2.MEMBER_ORDER_MEMBER,
+            after=self._first.after if self._first else b"",
+            require_known=True,
+        )
+        found = {event.index: event for event in events}
+        client = self._client
+        frames = client.iterate(_iterate.frames(client, request, client.url.timeout))
+        try:
+            for fresh in frames:
+                if fresh.counts.epoch not in (0, self._group.counts.epoch):
+                    raise make("UNAVAILABLE", "the chord was applied again meanwhile")
+                # A stream that starts again brings the first ones too.
+                found.update((event.index, event) for event in fresh.events)
+        except WaitTimeout as error:
+            raise make("UNAVAILABLE", "the chord's parts did not come in time") from error
+        finally:
+            frames.close()  # type: ignore[attr-defined]  # a generator
+        return list(found.values())
+
+
+def _in_header(event: stream_pb2.Event) -> tuple[int, int]:
+    index = event.index
+    return index % LANE, index
 
 
 class Claim:
@@ -268,22 +276,31 @@ class Claim:
         self._group_id = group_id
         self._token = uuid4().hex
         self._since = time.monotonic()
+        #: What the server said when it was taken: the group, whether nobody had it before, and
+        #: the first members, if they were asked for and are of that run.
+        self.group = group_pb2.GroupMeta()
+        self.first = False
+        self.members: group_service_pb2.ClaimedMembers | None = None
 
-    def acquire(self) -> group_pb2.GroupMeta | None:
-        """Take it, or renew it; gives the group, None if it is somebody else's or over."""
+    def acquire(self, *, with_members: bool = False) -> bool:
+        """Take it, or renew it; False if it is somebody else's or over."""
         began = time.monotonic()  # the lease does not begin before this
         try:
-            response = self._call(_ACQUIRE)
+            response = self._call(_ACQUIRE, with_members=with_members)
         except (GroupNotFoundError, FailedPreconditionError):
-            return None  # deleted or expired meanwhile
+            return False  # deleted or expired meanwhile
         self._since = began
-        return response.group if response.outcome == _GRANTED else None
+        if response.outcome != _GRANTED:
+            return False
+        self.group, self.first = response.group, response.first
+        self.members = response.members if response.HasField("members") else None
+        return True
 
     def holds(self) -> bool:
         """Whether nobody else can have it for a while yet; renews it if need be."""
         if time.monotonic() - self._since <= self._lease / 3:
             return True
-        return self.acquire() is not None
+        return self.acquire()
 
     def done(self) -> bool:
         """Say that the chord is finished; whether the claim was ours to the end."""
@@ -304,7 +321,11 @@ class Claim:
             self._call(_RELEASE, limit=1.0)
 
     def _call(
-        self, action: group_service_pb2.ClaimAction.ValueType, limit: float | None = None
+        self,
+        action: group_service_pb2.ClaimAction.ValueType,
+        *,
+        limit: float | None = None,
+        with_members: bool = False,
     ) -> group_service_pb2.ClaimGroupResponse:
         client = self._backend.client
         request = group_service_pb2.ClaimGroupRequest(
@@ -313,6 +334,7 @@ class Claim:
             token=self._token,
             lease=_records.duration(self._lease),
             holder=f"{socket.gethostname()}:{os.getpid()}",
+            with_members=with_members,
         )
         response: group_service_pb2.ClaimGroupResponse = client.run(
             client.operations.call("ClaimGroup", request, limit=limit)

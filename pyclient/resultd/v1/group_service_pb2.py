@@ -15,10 +15,11 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from resultd.v1 import group_pb2 as resultd_dot_v1_dot_group__pb2
+from resultd.v1 import stream_pb2 as resultd_dot_v1_dot_stream__pb2
 from resultd.v1 import value_pb2 as resultd_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eresultd/v1/group_service.proto\x12\nresultd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16resultd/v1/group.proto\x1a\x16resultd/v1/value.proto\"\xd4\x03\n\x12\x43reateGroupRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12(\n\x07members\x18\x02 \x03(\x0b\x32\x17.resultd.v1.GroupMember\x12)\n\x0c\x63ontinuation\x18\x03 \x01(\x0b\x32\x13.resultd.v1.Payload\x12\x13\n\x0b\x63laim_scope\x18\x04 \x01(\t\x12&\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tno_expiry\x18\x06 \x01(\x08\x12:\n\x06labels\x18\x07 \x03(\x0b\x32*.resultd.v1.CreateGroupRequest.LabelsEntry\x12\x38\n\x05\x65xtra\x18\x08 \x03(\x0b\x32).resultd.v1.CreateGroupRequest.ExtraEntry\x12\x0c\n\x04seal\x18\t \x01(\x08\x12\x11\n\tnew_epoch\x18\n \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x41\n\nExtraEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.resultd.v1.Payload:\x02\x38\x01\";\n\x13\x43reateGroupResponse\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x15.resultd.v1.GroupMeta\"T\n\x16\x41\x64\x64GroupMembersRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12(\n\x07members\x18\x02 \x03(\x0b\x32\x17.resultd.v1.GroupMember\"P\n\x17\x41\x64\x64GroupMembersResponse\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x15.resultd.v1.GroupMeta\x12\x0f\n\x07indexes\x18\x02 \x03(\r\"H\n\x11\x41\x64\x64ToTotalRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\r\x12\x12\n\nrequest_id\x18\x03 \x01(\t\":\n\x12\x41\x64\x64ToTotalResponse\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x15.resultd.v1.GroupMeta\"T\n\x10SealGroupRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x1b\n\x0e\x65xpected_total\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_expected_total\"9\n\x11SealGroupResponse\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x15.resultd.v1.GroupMeta\"#\n\x0fGetGroupRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\"8\n\x10GetGroupResponse\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x15.resultd.v1.GroupMeta\"\xab\x01\n\x11ListGroupsRequest\x12\x12\n\nincomplete\x18\x01 \x01(\x08\x12\x11\n\tclaimable\x18\x02 \x01(\x08\x12\x33\n\x0funchanged_since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63laim_scope\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\x12\n\npage_token\x18\x06 \x01(\t\"T\n\x12ListGroupsResponse\x12%\n\x06groups\x18\x01 \x03(\x0b\x32\x15.resultd.v1.GroupMeta\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"R\n\x17ListGroupMembersRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x18ListGroupMembersResponse\x12(\n\x07members\x18\x01 \x03(\x0b\x32\x17.resultd.v1.GroupMember\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12\x44\x65leteGroupRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\"&\n\x13\x44\x65leteGroupResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\"\x97\x01\n\x11\x43laimGroupRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\'\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x17.resultd.v1.ClaimAction\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05token\x18\x04 \x01(\t\x12\x0e\n\x06holder\x18\x05 \x01(\t\"e\n\x12\x43laimGroupResponse\x12)\n\x07outcome\x18\x01 \x01(\x0e\x32\x18.resultd.v1.ClaimOutcome\x12$\n\x05group\x18\x02 \x01(\x0b\x32\x15.resultd.v1.GroupMeta*v\n\x0b\x43laimAction\x12\x1c\n\x18\x43LAIM_ACTION_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LAIM_ACTION_ACQUIRE\x10\x01\x12\x15\n\x11\x43LAIM_ACTION_DONE\x10\x02\x12\x18\n\x14\x43LAIM_ACTION_RELEASE\x10\x03*\xae\x01\n\x0c\x43laimOutcome\x12\x1d\n\x19\x43LAIM_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43LAIM_OUTCOME_GRANTED\x10\x01\x12\x16\n\x12\x43LAIM_OUTCOME_HELD\x10\x02\x12\x16\n\x12\x43LAIM_OUTCOME_DONE\x10\x03\x12\x1c\n\x18\x43LAIM_OUTCOME_INCOMPLETE\x10\x04\x12\x16\n\x12\x43LAIM_OUTCOME_LOST\x10\x05\x32\xe1\x05\n\x0cGroupService\x12N\n\x0b\x43reateGroup\x12\x1e.resultd.v1.CreateGroupRequest\x1a\x1f.resultd.v1.CreateGroupResponse\x12Z\n\x0f\x41\x64\x64GroupMembers\x12\".resultd.v1.AddGroupMembersRequest\x1a#.resultd.v1.AddGroupMembersResponse\x12K\n\nAddToTotal\x12\x1d.resultd.v1.AddToTotalRequest\x1a\x1e.resultd.v1.AddToTotalResponse\x12H\n\tSealGroup\x12\x1c.resultd.v1.SealGroupRequest\x1a\x1d.resultd.v1.SealGroupResponse\x12\x45\n\x08GetGroup\x12\x1b.resultd.v1.GetGroupRequest\x1a\x1c.resultd.v1.GetGroupResponse\x12K\n\nListGroups\x12\x1d.resultd.v1.ListGroupsRequest\x1a\x1e.resultd.v1.ListGroupsResponse\x12]\n\x10ListGroupMembers\x12#.resultd.v1.ListGroupMembersRequest\x1a$.resultd.v1.ListGroupMembersResponse\x12N\n\x0b\x44\x65leteGroup\x12\x1e.resultd.v1.DeleteGroupRequest\x1a\x1f.resultd.v1.DeleteGroupResponse\x12K\n\nClaimGroup\x12\x1d.resultd.v1.ClaimGroupRequest\x1a\x1e.resultd.v1.ClaimGroupResponseBJ\n\x0e\x64\x65v.resultd.v1B\x11GroupServiceProtoP\x01Z#resultd.dev/go/resultd/v1;resultdv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eresultd/v1/group_service.proto\x12\nresultd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16resultd/v1/group.proto\x1a\x17resultd/v1/stream.proto\x1a\x16resultd/v1/value.proto\"\xd4\x03\n\x12\x43reateGroupRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12(\n\x07members\x18\x02 \x03(\x0b\x32\x17.resultd.v1.GroupMember\x12)\n\x0c\x63ontinuation\x18\x03 \x01(\x0b\x32\x13.resultd.v1.Payload\x12\x13\n\x0b\x63laim_scope\x18\x04 \x01(\t\x12&\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tno_expiry\x18\x06 \x01(\x08\x12:\n\x06labels\x18\x07 \x03(\x0b\x32*.resultd.v1.CreateGroupRequest.LabelsEntry\x12\x38\n\x05\x65xtra\x18\x08 \x03(\x0b\x32).resultd.v1.CreateGroupRequest.ExtraEntry\x12\x0c\n\x04seal\x18\t \x01(\x08\x12\x11\n\tnew_epoch\x18\n \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x41\n\nExtraEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.resultd.v1.Payload:\x02\x38\x01\";\n\x13\x43reateGroupResponse\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x15.resultd.v1.GroupMeta\"T\n\x16\x41\x64\x64GroupMembersRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12(\n\x07members\x18\x02 \x03(\x0b\x32\x17.resultd.v1.GroupMember\"P\n\x17\x41\x64\x64GroupMembersResponse\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x15.resultd.v1.GroupMeta\x12\x0f\n\x07indexes\x18\x02 \x03(\r\"H\n\x11\x41\x64\x64ToTotalRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\r\x12\x12\n\nrequest_id\x18\x03 \x01(\t\":\n\x12\x41\x64\x64ToTotalResponse\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x15.resultd.v1.GroupMeta\"T\n\x10SealGroupRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x1b\n\x0e\x65xpected_total\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_expected_total\"9\n\x11SealGroupResponse\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x15.resultd.v1.GroupMeta\"#\n\x0fGetGroupRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\"8\n\x10GetGroupResponse\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x15.resultd.v1.GroupMeta\"\xab\x01\n\x11ListGroupsRequest\x12\x12\n\nincomplete\x18\x01 \x01(\x08\x12\x11\n\tclaimable\x18\x02 \x01(\x08\x12\x33\n\x0funchanged_since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63laim_scope\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\x12\n\npage_token\x18\x06 \x01(\t\"T\n\x12ListGroupsResponse\x12%\n\x06groups\x18\x01 \x03(\x0b\x32\x15.resultd.v1.GroupMeta\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"R\n\x17ListGroupMembersRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x18ListGroupMembersResponse\x12(\n\x07members\x18\x01 \x03(\x0b\x32\x17.resultd.v1.GroupMember\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12\x44\x65leteGroupRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\"&\n\x13\x44\x65leteGroupResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\"\xad\x01\n\x11\x43laimGroupRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\'\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x17.resultd.v1.ClaimAction\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05token\x18\x04 \x01(\t\x12\x0e\n\x06holder\x18\x05 \x01(\t\x12\x14\n\x0cwith_members\x18\x06 \x01(\x08\"\xa1\x01\n\x12\x43laimGroupResponse\x12)\n\x07outcome\x18\x01 \x01(\x0e\x32\x18.resultd.v1.ClaimOutcome\x12$\n\x05group\x18\x02 \x01(\x0b\x32\x15.resultd.v1.GroupMeta\x12\r\n\x05\x66irst\x18\x03 \x01(\x08\x12+\n\x07members\x18\x04 \x01(\x0b\x32\x1a.resultd.v1.ClaimedMembers\"B\n\x0e\x43laimedMembers\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.resultd.v1.Event\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c*v\n\x0b\x43laimAction\x12\x1c\n\x18\x43LAIM_ACTION_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LAIM_ACTION_ACQUIRE\x10\x01\x12\x15\n\x11\x43LAIM_ACTION_DONE\x10\x02\x12\x18\n\x14\x43LAIM_ACTION_RELEASE\x10\x03*\xae\x01\n\x0c\x43laimOutcome\x12\x1d\n\x19\x43LAIM_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43LAIM_OUTCOME_GRANTED\x10\x01\x12\x16\n\x12\x43LAIM_OUTCOME_HELD\x10\x02\x12\x16\n\x12\x43LAIM_OUTCOME_DONE\x10\x03\x12\x1c\n\x18\x43LAIM_OUTCOME_INCOMPLETE\x10\x04\x12\x16\n\x12\x43LAIM_OUTCOME_LOST\x10\x05\x32\xe1\x05\n\x0cGroupService\x12N\n\x0b\x43reateGroup\x12\x1e.resultd.v1.CreateGroupRequest\x1a\x1f.resultd.v1.CreateGroupResponse\x12Z\n\x0f\x41\x64\x64GroupMembers\x12\".resultd.v1.AddGroupMembersRequest\x1a#.resultd.v1.AddGroupMembersResponse\x12K\n\nAddToTotal\x12\x1d.resultd.v1.AddToTotalRequest\x1a\x1e.resultd.v1.AddToTotalResponse\x12H\n\tSealGroup\x12\x1c.resultd.v1.SealGroupRequest\x1a\x1d.resultd.v1.SealGroupResponse\x12\x45\n\x08GetGroup\x12\x1b.resultd.v1.GetGroupRequest\x1a\x1c.resultd.v1.GetGroupResponse\x12K\n\nListGroups\x12\x1d.resultd.v1.ListGroupsRequest\x1a\x1e.resultd.v1.ListGroupsResponse\x12]\n\x10ListGroupMembers\x12#.resultd.v1.ListGroupMembersRequest\x1a$.resultd.v1.ListGroupMembersResponse\x12N\n\x0b\x44\x65leteGroup\x12\x1e.resultd.v1.DeleteGroupRequest\x1a\x1f.resultd.v1.DeleteGroupResponse\x12K\n\nClaimGroup\x12\x1d.resultd.v1.ClaimGroupRequest\x1a\x1e.resultd.v1.ClaimGroupResponseBJ\n\x0e\x64\x65v.resultd.v1B\x11GroupServiceProtoP\x01Z#resultd.dev/go/resultd/v1;resultdv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -30,50 +31,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEGROUPREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_CREATEGROUPREQUEST_EXTRAENTRY']._loaded_options = None
   _globals['_CREATEGROUPREQUEST_EXTRAENTRY']._serialized_options = b'8\001'
-  _globals['_CLAIMACTION']._serialized_start=2009
-  _globals['_CLAIMACTION']._serialized_end=2127
-  _globals['_CLAIMOUTCOME']._serialized_start=2130
-  _globals['_CLAIMOUTCOME']._serialized_end=2304
-  _globals['_CREATEGROUPREQUEST']._serialized_start=160
-  _globals['_CREATEGROUPREQUEST']._serialized_end=628
-  _globals['_CREATEGROUPREQUEST_LABELSENTRY']._serialized_start=516
-  _globals['_CREATEGROUPREQUEST_LABELSENTRY']._serialized_end=561
-  _globals['_CREATEGROUPREQUEST_EXTRAENTRY']._serialized_start=563
-  _globals['_CREATEGROUPREQUEST_EXTRAENTRY']._serialized_end=628
-  _globals['_CREATEGROUPRESPONSE']._serialized_start=630
-  _globals['_CREATEGROUPRESPONSE']._serialized_end=689
-  _globals['_ADDGROUPMEMBERSREQUEST']._serialized_start=691
-  _globals['_ADDGROUPMEMBERSREQUEST']._serialized_end=775
-  _globals['_ADDGROUPMEMBERSRESPONSE']._serialized_start=777
-  _globals['_ADDGROUPMEMBERSRESPONSE']._serialized_end=857
-  _globals['_ADDTOTOTALREQUEST']._serialized_start=859
-  _globals['_ADDTOTOTALREQUEST']._serialized_end=931
-  _globals['_ADDTOTOTALRESPONSE']._serialized_start=933
-  _globals['_ADDTOTOTALRESPONSE']._serialized_end=991
-  _globals['_SEALGROUPREQUEST']._serialized_start=993
-  _globals['_SEALGROUPREQUEST']._serialized_end=1077
-  _globals['_SEALGROUPRESPONSE']._serialized_start=1079
-  _globals['_SEALGROUPRESPONSE']._serialized_end=1136
-  _globals['_GETGROUPREQUEST']._serialized_start=1138
-  _globals['_GETGROUPREQUEST']._serialized_end=1173
-  _globals['_GETGROUPRESPONSE']._serialized_start=1175
-  _globals['_GETGROUPRESPONSE']._serialized_end=1231
-  _globals['_LISTGROUPSREQUEST']._serialized_start=1234
-  _globals['_LISTGROUPSREQUEST']._serialized_end=1405
-  _globals['_LISTGROUPSRESPONSE']._serialized_start=1407
-  _globals['_LISTGROUPSRESPONSE']._serialized_end=1491
-  _globals['_LISTGROUPMEMBERSREQUEST']._serialized_start=1493
-  _globals['_LISTGROUPMEMBERSREQUEST']._serialized_end=1575
-  _globals['_LISTGROUPMEMBERSRESPONSE']._serialized_start=1577
-  _globals['_LISTGROUPMEMBERSRESPONSE']._serialized_end=1670
-  _globals['_DELETEGROUPREQUEST']._serialized_start=1672
-  _globals['_DELETEGROUPREQUEST']._serialized_end=1710
-  _globals['_DELETEGROUPRESPONSE']._serialized_start=1712
-  _globals['_DELETEGROUPRESPONSE']._serialized_end=1750
-  _globals['_CLAIMGROUPREQUEST']._serialized_start=1753
-  _globals['_CLAIMGROUPREQUEST']._serialized_end=1904
-  _globals['_CLAIMGROUPRESPONSE']._serialized_start=1906
-  _globals['_CLAIMGROUPRESPONSE']._serialized_end=2007
-  _globals['_GROUPSERVICE']._serialized_start=2307
-  _globals['_GROUPSERVICE']._serialized_end=3044
+  _globals['_CLAIMACTION']._serialized_start=2185
+  _globals['_CLAIMACTION']._serialized_end=2303
+  _globals['_CLAIMOUTCOME']._serialized_start=2306
+  _globals['_CLAIMOUTCOME']._serialized_end=2480
+  _globals['_CREATEGROUPREQUEST']._serialized_start=185
+  _globals['_CREATEGROUPREQUEST']._serialized_end=653
+  _globals['_CREATEGROUPREQUEST_LABELSENTRY']._serialized_start=541
+  _globals['_CREATEGROUPREQUEST_LABELSENTRY']._serialized_end=586
+  _globals['_CREATEGROUPREQUEST_EXTRAENTRY']._serialized_start=588
+  _globals['_CREATEGROUPREQUEST_EXTRAENTRY']._serialized_end=653
+  _globals['_CREATEGROUPRESPONSE']._serialized_start=655
+  _globals['_CREATEGROUPRESPONSE']._serialized_end=714
+  _globals['_ADDGROUPMEMBERSREQUEST']._serialized_start=716
+  _globals['_ADDGROUPMEMBERSREQUEST']._serialized_end=800
+  _globals['_ADDGROUPMEMBERSRESPONSE']._serialized_start=802
+  _globals['_ADDGROUPMEMBERSRESPONSE']._serialized_end=882
+  _globals['_ADDTOTOTALREQUEST']._serialized_start=884
+  _globals['_ADDTOTOTALREQUEST']._serialized_end=956
+  _globals['_ADDTOTOTALRESPONSE']._serialized_start=958
+  _globals['_ADDTOTOTALRESPONSE']._serialized_end=1016
+  _globals['_SEALGROUPREQUEST']._serialized_start=1018
+  _globals['_SEALGROUPREQUEST']._serialized_end=1102
+  _globals['_SEALGROUPRESPONSE']._serialized_start=1104
+  _globals['_SEALGROUPRESPONSE']._serialized_end=1161
+  _globals['_GETGROUPREQUEST']._serialized_start=1163
+  _globals['_GETGROUPREQUEST']._serialized_end=1198
+  _globals['_GETGROUPRESPONSE']._serialized_start=1200
+  _globals['_GETGROUPRESPONSE']._serialized_end=1256
+  _globals['_LISTGROUPSREQUEST']._serialized_start=1259
+  _globals['_LISTGROUPSREQUEST']._serialized_end=1430
+  _globals['_LISTGROUPSRESPONSE']._serialized_start=1432
+  _globals['_LISTGROUPSRESPONSE']._serialized_end=1516
+  _globals['_LISTGROUPMEMBERSREQUEST']._serialized_start=1518
+  _globals['_LISTGROUPMEMBERSREQUEST']._serialized_end=1600
+  _globals['_LISTGROUPMEMBERSRESPONSE']._serialized_start=1602
+  _globals['_LISTGROUPMEMBERSRESPONSE']._serialized_end=1695
+  _globals['_DELETEGROUPREQUEST']._serialized_start=1697
+  _globals['_DELETEGROUPREQUEST']._serialized_end=1735
+  _globals['_DELETEGROUPRESPONSE']._serialized_start=1737
+  _globals['_DELETEGROUPRESPONSE']._serialized_end=1775
+  _globals['_CLAIMGROUPREQUEST']._serialized_start=1778
+  _globals['_CLAIMGROUPREQUEST']._serialized_end=1951
+  _globals['_CLAIMGROUPRESPONSE']._serialized_start=1954
+  _globals['_CLAIMGROUPRESPONSE']._serialized_end=2115
+  _globals['_CLAIMEDMEMBERS']._serialized_start=2117
+  _globals['_CLAIMEDMEMBERS']._serialized_end=2183
+  _globals['_GROUPSERVICE']._serialized_start=2483
+  _globals['_GROUPSERVICE']._serialized_end=3220
 # @@protoc_insertion_point(module_scope)

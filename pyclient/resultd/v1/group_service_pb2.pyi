@@ -12,6 +12,7 @@ import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import resultd.v1.group_pb2
+import resultd.v1.stream_pb2
 import resultd.v1.value_pb2
 import sys
 import typing
@@ -557,6 +558,7 @@ class ClaimGroupRequest(google.protobuf.message.Message):
     LEASE_FIELD_NUMBER: builtins.int
     TOKEN_FIELD_NUMBER: builtins.int
     HOLDER_FIELD_NUMBER: builtins.int
+    WITH_MEMBERS_FIELD_NUMBER: builtins.int
     group_id: builtins.str
     """Which group."""
     action: global___ClaimAction.ValueType
@@ -567,6 +569,8 @@ class ClaimGroupRequest(google.protobuf.message.Message):
     """
     holder: builtins.str
     """Who asks, for people."""
+    with_members: builtins.bool
+    """Answer with the group's first members too, where ACQUIRE is granted."""
     @property
     def lease(self) -> google.protobuf.duration_pb2.Duration:
         """How long the right lasts: 1 s to 1 h, 30 s if unset."""
@@ -579,9 +583,10 @@ class ClaimGroupRequest(google.protobuf.message.Message):
         lease: google.protobuf.duration_pb2.Duration | None = ...,
         token: builtins.str = ...,
         holder: builtins.str = ...,
+        with_members: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["lease", b"lease"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "group_id", b"group_id", "holder", b"holder", "lease", b"lease", "token", b"token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["action", b"action", "group_id", b"group_id", "holder", b"holder", "lease", b"lease", "token", b"token", "with_members", b"with_members"]) -> None: ...
 
 global___ClaimGroupRequest = ClaimGroupRequest
 
@@ -593,19 +598,59 @@ class ClaimGroupResponse(google.protobuf.message.Message):
 
     OUTCOME_FIELD_NUMBER: builtins.int
     GROUP_FIELD_NUMBER: builtins.int
+    FIRST_FIELD_NUMBER: builtins.int
+    MEMBERS_FIELD_NUMBER: builtins.int
     outcome: global___ClaimOutcome.ValueType
     """Whether the caller has what was asked for."""
+    first: builtins.bool
+    """With GRANTED to ACQUIRE: nobody else has had the claim on this run before, so
+    nobody can have acted. Not set: somebody may have, and died over it.
+    """
     @property
     def group(self) -> resultd.v1.group_pb2.GroupMeta:
         """The group, continuation included when the claim is the caller's."""
+
+    @property
+    def members(self) -> global___ClaimedMembers:
+        """What was asked for with `with_members`. Unset where the group was run again
+        meanwhile, or the answer has no room.
+        """
 
     def __init__(
         self,
         *,
         outcome: global___ClaimOutcome.ValueType = ...,
         group: resultd.v1.group_pb2.GroupMeta | None = ...,
+        first: builtins.bool = ...,
+        members: global___ClaimedMembers | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["group", b"group"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["group", b"group", "outcome", b"outcome"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["group", b"group", "members", b"members"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["first", b"first", "group", b"group", "members", b"members", "outcome", b"outcome"]) -> None: ...
 
 global___ClaimGroupResponse = ClaimGroupResponse
+
+@typing.final
+class ClaimedMembers(google.protobuf.message.Message):
+    """The first members of a claimed group, by index: about 1 MiB of them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    after: builtins.bytes
+    """Where Iterate by MEMBER order goes on with the rest; empty if these are all.
+    Opaque.
+    """
+    @property
+    def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[resultd.v1.stream_pb2.Event]:
+        """Each with its record."""
+
+    def __init__(
+        self,
+        *,
+        events: collections.abc.Iterable[resultd.v1.stream_pb2.Event] | None = ...,
+        after: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after", b"after", "events", b"events"]) -> None: ...
+
+global___ClaimedMembers = ClaimedMembers

@@ -261,13 +261,17 @@ def _claim(
     unit: Unit, namespace: Namespace, request: ClaimRequest
 ) -> group_service_pb2.ClaimGroupResponse:
     group = groups.require(unit, namespace, request.group_id)
+    first = False
     if request.action == group_service_pb2.CLAIM_ACTION_DONE:
         outcome = claims.finish(unit, group, request.token)
     elif request.action == group_service_pb2.CLAIM_ACTION_RELEASE:
         outcome = claims.release(unit, group, request.token)
     else:
         outcome = claims.acquire(unit, group, request.token, request.holder, request.lease_ms)
+        first = claims.is_first(unit, group, request.token)
     granted = outcome == group_service_pb2.CLAIM_OUTCOME_GRANTED
     return group_service_pb2.ClaimGroupResponse(
-        outcome=outcome, group=group_rows.to_message(unit, group, brief=not granted)
+        outcome=outcome,
+        group=group_rows.to_message(unit, group, brief=not granted),
+        first=first,
     )

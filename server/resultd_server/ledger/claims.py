@@ -18,26 +18,31 @@ _FIELDS = struct.Struct(">QBB")
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A claim as stored."""
+    """A claim as stored. `token` is empty if it was given back.
+
+    `again`: another token had it before, and may have acted on it.
+    """
 
     lease_ms: int
     token: str
     holder: str
+    again: bool
 
 
 def find(view: View, group: Counters) -> Held | None:
-    """The claim on a group, its lease running or run out."""
+    """The claim on a group: its lease running or run out, or given back."""
     raw = view.txn.get(Db.CLAIMS, keys.group(group.number))
     if raw is None:
         return None
-    lease_ms, token_bytes, _ = _FIELDS.unpack_from(raw)
+    lease_ms, token_bytes, again = _FIELDS.unpack_from(raw)
     token_end = _FIELDS.size + token_bytes
-    return Held(lease_ms, raw[_FIELDS.size : token_end].decode(), raw[token_end:].decode())
+    token, holder = raw[_FIELDS.size : token_end].decode(), raw[token_end:].decode()
+    return Held(lease_ms, token, holder, bool(again))
 
 
 def _put(unit: Unit, group: Counters, held: Held) -> None:
     token = held.token.encode()
-    row = _FIELDS.pack(held.lease_ms, len(token), 0) + token + held.holder.encode()
+    row = _FIELDS.pack(held.lease_ms, len(token), held.again) + token + held.holder.encode()
     unit.txn.put(Db.CLAIMS, keys.group(group.number), row)
 
 
@@ -52,9 +57,16 @@ def acquire(
     held = find(unit, group)
     if held is not None and held.token != token and held.lease_ms > unit.now_ms:
         return pb.CLAIM_OUTCOME_HELD
-    _put(unit, group, Held(unit.now_ms + lease_ms, token, holder))
+    again = held is not None and (held.again or held.token != token)
+    _put(unit, group, Held(unit.now_ms + lease_ms, token, holder, again))
     group.touch(unit)
     return pb.CLAIM_OUTCOME_GRANTED
+
+
+def is_first(view: View, group: Counters, token: str) -> bool:
+    """Whether this token has the claim, and no other had it before."""
+    held = find(view, group)
+    return held is not None and held.token == token and not held.again
 
 
 def finish(unit: Unit, group: Counters, token: str) -> pb.ClaimOutcome.ValueType:
@@ -79,7 +91,8 @@ def release(unit: Unit, group: Counters, token: str) -> pb.ClaimOutcome.ValueTyp
         return pb.CLAIM_OUTCOME_DONE
     if held is None or held.token != token:
         return pb.CLAIM_OUTCOME_LOST
-    unit.txn.delete(Db.CLAIMS, keys.group(group.number))
+    # Whoever has it next is to know that somebody had it.
+    _put(unit, group, Held(0, "", "", again=True))
     group.touch(unit)
     return pb.CLAIM_OUTCOME_GRANTED
 

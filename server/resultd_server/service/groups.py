@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from resultd.v1 import group_pb2, task_pb2
@@ -11,8 +12,14 @@ from resultd_server.engine.base import ClaimRequest, Engine
 from resultd_server.errors import FieldInvalid, LimitExceeded
 from resultd_server.ledger import keys, wire
 from resultd_server.ledger.groups import Declaration, NewMember
+from resultd_server.ledger.progress import MEMBER, Cursor
 from resultd_server.service import validate
 from resultd_server.service.registry import Call
+
+_MEMBERS = pb.ClaimGroupResponse.MEMBERS_FIELD_NUMBER
+_AFTER = pb.ClaimedMembers.AFTER_FIELD_NUMBER
+_AFTER_BYTES_MAX = 1024
+"""Of `after`, and of what frames it and the members."""
 
 
 class GroupService:
@@ -102,7 +109,7 @@ class GroupService:
         deleted = await self._engine.group_delete(call.namespace, group_id)
         return pb.DeleteGroupResponse(deleted=deleted)
 
-    async def claim_group(self, request: pb.ClaimGroupRequest, call: Call) -> pb.ClaimGroupResponse:
+    async def claim_group(self, request: pb.ClaimGroupRequest, call: Call) -> bytes:
         lease_ms = limits.LEASE_DEFAULT_MS
         if request.HasField("lease"):
             lease_ms = validate.duration_ms(
@@ -116,7 +123,35 @@ class GroupService:
             validate.text("holder", request.holder),
             lease_ms,
         )
-        return await self._engine.group_claim(call.namespace, claim)
+        answer = await self._engine.group_claim(call.namespace, claim)
+        encoded = answer.SerializeToString()
+        acquired = request.action not in (pb.CLAIM_ACTION_DONE, pb.CLAIM_ACTION_RELEASE)
+        if not (request.with_members and acquired and answer.outcome == pb.CLAIM_OUTCOME_GRANTED):
+            return encoded
+        room_bytes = limits.RESPONSE_BYTES_MAX - len(encoded)
+        members = await self._first_members(call.namespace, answer.group, room_bytes)
+        return encoded if members is None else encoded + wire.message_field(_MEMBERS, members)
+
+    async def _first_members(
+        self, namespace: str, group: group_pb2.GroupMeta, room_bytes: int
+    ) -> bytes | None:
+        """ClaimedMembers of a complete group; None if it is run again, or not one of them fits."""
+        taken: list[bytes] = []
+        cursor, more, size_bytes = Cursor(MEMBER), True, 0
+        while more and size_bytes < limits.FRAME_BYTES:
+            step = await self._engine.group_step(namespace, group.group_id, cursor)
+            if step.group is None or step.reset or step.group.epoch != group.counts.epoch:
+                return None
+            frame = b"".join(step.events)
+            size_bytes += len(frame)
+            if size_bytes + _AFTER_BYTES_MAX > room_bytes:
+                break
+            taken.append(frame)
+            cursor, more = step.cursor, step.more
+            await asyncio.sleep(0)  # as many as are in a large group: others have their turn
+        if not more:
+            return b"".join(taken)
+        return b"".join(taken) + wire.message_field(_AFTER, cursor.encode()) if taken else None
 
 
 def _members(members: Sequence[group_pb2.GroupMember], group_id: str) -> list[NewMember]:

@@ -208,6 +208,21 @@ def test_whatever_the_order_the_body_is_published_once_with_all_parts(
     assert chord.group().claim.state == group_pb2.CLAIM_STATE_DONE
 
 
+def test_parts_that_do_not_come_with_the_claim_are_read_after_it(
+    app_and_sent: tuple[Any, Publisher],
+) -> None:
+    """A claim brings about 1 MiB of parts; the body gets those beyond it too, in their order."""
+    app, publisher = app_and_sent
+    chord = Chord(app)
+    names = [f"{number}" * 400_000 for number in range(6)]
+    chord.size(len(names))
+    for index in (3, 0, 5, 1, 4, 2):
+        chord.app.backend.mark_as_done(
+            f"{chord.id}-{index}", names[index], request=chord.request(str(index), index)
+        )
+    assert publisher.sent == [(chord.body.id, names)]
+
+
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

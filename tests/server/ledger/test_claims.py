@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from resultd.v1 import group_pb2
+from resultd.v1 import group_service_pb2 as pb
 from resultd_server import limits
+from resultd_server.engine.base import ClaimRequest
 from tests.support.stores import HOUR_MS, Store, task
 
 
@@ -75,6 +77,28 @@ async def test_a_claim_given_back_is_free(store: Store) -> None:
     await store.claim("g", "me")
     assert await store.claim("g", "me", "RELEASE") == "GRANTED"
     assert await store.claim("g", "you") == "GRANTED"
+
+
+async def test_the_first_to_claim_is_told_so(store: Store) -> None:
+    """Until another token has had the claim on this run, lease run out or given back."""
+    first = pb.CLAIM_ACTION_ACQUIRE
+
+    async def claim(token: str, action: pb.ClaimAction.ValueType = first) -> bool:
+        said = ClaimRequest("g", action, token, "", 1_000)
+        return (await store.engine.group_claim(store.namespace, said)).first
+
+    await complete(store)
+    assert await claim("me")
+    assert await claim("me")
+    assert not await claim("you")
+    store.clock.advance(1_000)
+    assert not await claim("you")
+    store.clock.advance(1_000)
+    assert not await claim("me")
+    await store.create("g", seal=True, new_epoch=True)
+    assert await claim("you")
+    await claim("you", pb.CLAIM_ACTION_RELEASE)
+    assert not await claim("you")
 
 
 async def test_reports_of_the_scope_hear_of_claimable_groups(store: Store) -> None:
