@@ -24,7 +24,8 @@ STOP_S = 20.0
 class ServerProcess:
     """`python -m resultd_server` on a data directory; what it logs is kept.
 
-    `program`: another module to run, and its first arguments.
+    `program`: another module to run, and its first arguments. `within`: a command that runs
+    the one that follows it, somewhere else.
     """
 
     def __init__(
@@ -34,10 +35,11 @@ class ServerProcess:
         listen: str = "127.0.0.1:0",
         program: tuple[str, ...] = ("resultd_server",),
         environ: Mapping[str, str] | None = None,
+        within: tuple[str, ...] = (),
     ) -> None:
         self._log = directory / "server.log"
         self._environ = {**os.environ, **(environ or {})}
-        self._command = [sys.executable, "-m", *program]
+        self._command = [*within, sys.executable, "-m", *program]
         self._command += ["--data", str(directory / "data"), "--listen", listen]
         self._command += [*workers.FLAGS, *flags]
         self.address = ""
