@@ -21,6 +21,7 @@ ALL: dict[str, Any] = {
     "serviceMonitor": {"enabled": True},
     "prometheusRule": {"enabled": True},
     "dashboard": {"enabled": True},
+    "backup": {"enabled": True},
 }
 
 Objects = dict[tuple[str, str], dict[str, Any]]

@@ -46,6 +46,7 @@ def test_every_object_is_one_that_kubernetes_takes() -> None:
     objects = rendered(ALL)
     assert {kind for kind, _ in objects} >= CUSTOM | {
         "StatefulSet", "Service", "PodDisruptionBudget", "NetworkPolicy", "ConfigMap",
+        "CronJob", "PersistentVolumeClaim", "Role", "RoleBinding", "ServiceAccount",
     }  # fmt: skip
     for (kind, _), each in objects.items():
         if kind not in CUSTOM:
@@ -160,6 +161,48 @@ def test_the_network_policy_lets_in_callers_and_scrapers_only() -> None:
     assert [rule["ports"][0]["port"] for rule in spec["ingress"]] == ["grpc", "admin"]
     assert all(rule["from"] for rule in spec["ingress"])
     assert (spec["policyTypes"], spec["egress"]) == (["Ingress", "Egress"], [])
+
+
+def test_backups_are_taken_beside_the_server() -> None:
+    """The CronJob has the server's own container copy the store onto a volume mounted there."""
+    objects = rendered(ALL)
+    pod = objects["StatefulSet", "resultd"]["spec"]["template"]["spec"]
+    job = objects["CronJob", "resultd-backup"]["spec"]["jobTemplate"]["spec"]["template"]
+    said = container(job["spec"])["args"]
+    words = said[said.index("--") + 1 :]
+    assert (said[0], said[2:4]) == ("exec", ["resultd-0", f"--container={container(pod)['name']}"])
+    assert words[:2] == ["sh", "-ec"]
+    first, *others = words[2].splitlines()
+    _, command, data, _, into = first.split()
+    mounts = {mount["mountPath"]: mount["name"] for mount in container(pod)["volumeMounts"]}
+    assert (command, data) == ("backup", flags(pod)["data"])
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    claim = volumes[mounts[into]]["persistentVolumeClaim"]["claimName"]
+    assert ("PersistentVolumeClaim", claim) in objects
+    assert all(line.split()[:2] == ["find", into] for line in others)
+
+
+def test_the_backups_job_may_do_that_and_nothing_else() -> None:
+    """It may enter one pod; to services and policies it is no server."""
+    objects = rendered(ALL)
+    rules = objects["Role", "resultd-backup"]["rules"]
+    assert {name for rule in rules for name in rule["resourceNames"]} == {"resultd-0"}
+    assert {kind for rule in rules for kind in rule["resources"]} == {"pods", "pods/exec"}
+    job = objects["CronJob", "resultd-backup"]["spec"]["jobTemplate"]["spec"]["template"]
+    for kind, name in (("Service", "resultd"), ("NetworkPolicy", "resultd")):
+        spec = objects[kind, name]["spec"]
+        chosen = spec["podSelector"]["matchLabels"] if kind != "Service" else spec["selector"]
+        assert not chosen.items() <= job["metadata"]["labels"].items()
+
+
+def test_without_backups_nobody_may_enter_the_pod() -> None:
+    """Off unless asked for; a claim of one's own is used, and none made."""
+    kinds = {kind for kind, _ in rendered(SECURE)}
+    assert not kinds & {"CronJob", "Role", "RoleBinding", "PersistentVolumeClaim"}
+    own = rendered({**SECURE, "backup": {"enabled": True, "existingClaim": "mine"}})
+    assert "PersistentVolumeClaim" not in {kind for kind, _ in own}
+    volumes = own["StatefulSet", "resultd"]["spec"]["template"]["spec"]["volumes"]
+    assert {"claimName": "mine"} in [volume.get("persistentVolumeClaim") for volume in volumes]
 
 
 @pytest.mark.parametrize(
