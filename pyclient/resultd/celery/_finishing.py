@@ -242,7 +242,7 @@ class Parts:
     def _rest(self, events: list[stream_pb2.Event]) -> list[stream_pb2.Event]:
         request = result_service_pb2.IterateRequest(
             group_id=self._group.group_id,
-            order=result_service_pb2.MEMBER_ORDER_MEMBER,
+            order=result_service_pb2.MEMBER_ORDER_AS_COMPLETED,
             after=self._first.after if self._first else b"",
             require_known=True,
         )

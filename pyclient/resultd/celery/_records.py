@@ -280,10 +280,20 @@ class Codec:
         What each has is read as if it stood alone: a mark nobody can have written stands
         between any two, and comes out between them only if each is whole.
         """
-        if not all(map(_is_plain_value, messages)):
-            return None
+        texts: list[bytes] = []
+        for message in messages:  # thousands: no call for each
+            payload = message.value
+            if (
+                message.state != state_pb2.STATE_SUCCESS
+                or message.existence != state_pb2.EXISTENCE_KNOWN
+                or payload.content_type != serialization.JSON
+                or payload.content_encoding
+                or PART in message.extra
+            ):
+                return None
+            texts.append(payload.data)
         mark = uuid4().hex
-        text = f',"{mark}",'.encode().join([message.value.data for message in messages])
+        text = f',"{mark}",'.encode().join(texts)
         try:
             found = loads(b"[%b]" % text, serialization.JSON, "utf-8", accept=self._backend.accept)
         except (ContentDisallowed, DecodeError):
@@ -399,17 +409,6 @@ def _tupled(node: Any) -> Any:
     return (
         (id_, None if parent is None else _tupled(parent)),
         None if nodes is None else [_tupled(each) for each in nodes],
-    )
-
-
-def _is_plain_value(message: task_pb2.TaskMeta) -> bool:
-    payload = message.value
-    return (
-        message.state == state_pb2.STATE_SUCCESS
-        and message.existence == state_pb2.EXISTENCE_KNOWN
-        and payload.content_type == serialization.JSON
-        and not payload.content_encoding
-        and PART not in message.extra
     )
 
 

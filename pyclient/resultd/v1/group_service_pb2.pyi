@@ -631,15 +631,15 @@ global___ClaimGroupResponse = ClaimGroupResponse
 
 @typing.final
 class ClaimedMembers(google.protobuf.message.Message):
-    """The first members of a claimed group, by index: about 1 MiB of them."""
+    """The first members of a claimed group as they were done: about 1 MiB of them."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EVENTS_FIELD_NUMBER: builtins.int
     AFTER_FIELD_NUMBER: builtins.int
     after: builtins.bytes
-    """Where Iterate by MEMBER order goes on with the rest; empty if these are all.
-    Opaque.
+    """Where Iterate by AS_COMPLETED order goes on with the rest; empty if these are
+    all. Opaque.
     """
     @property
     def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[resultd.v1.stream_pb2.Event]:

@@ -12,7 +12,7 @@ from resultd_server.engine.base import ClaimRequest, Engine
 from resultd_server.errors import FieldInvalid, LimitExceeded
 from resultd_server.ledger import keys, wire
 from resultd_server.ledger.groups import Declaration, NewMember
-from resultd_server.ledger.progress import MEMBER, Cursor
+from resultd_server.ledger.progress import AS_COMPLETED, Cursor, Step
 from resultd_server.service import validate
 from resultd_server.service.registry import Call
 
@@ -109,7 +109,9 @@ class GroupService:
         deleted = await self._engine.group_delete(call.namespace, group_id)
         return pb.DeleteGroupResponse(deleted=deleted)
 
-    async def claim_group(self, request: pb.ClaimGroupRequest, call: Call) -> bytes:
+    async def claim_group(
+        self, request: pb.ClaimGroupRequest, call: Call
+    ) -> pb.ClaimGroupResponse | bytes:
         lease_ms = limits.LEASE_DEFAULT_MS
         if request.HasField("lease"):
             lease_ms = validate.duration_ms(
@@ -123,35 +125,54 @@ class GroupService:
             validate.text("holder", request.holder),
             lease_ms,
         )
-        answer = await self._engine.group_claim(call.namespace, claim)
+        acquires = request.action not in (pb.CLAIM_ACTION_DONE, pb.CLAIM_ACTION_RELEASE)
+        if not (request.with_members and acquires):
+            return await self._engine.group_claim(call.namespace, claim)
+        # The members are read while the claim is written: a complete group's stay what they are.
+        answer, pages = await asyncio.gather(
+            self._engine.group_claim(call.namespace, claim),
+            self._first_pages(call.namespace, claim.group_id),
+        )
         encoded = answer.SerializeToString()
-        acquired = request.action not in (pb.CLAIM_ACTION_DONE, pb.CLAIM_ACTION_RELEASE)
-        if not (request.with_members and acquired and answer.outcome == pb.CLAIM_OUTCOME_GRANTED):
+        if answer.outcome != pb.CLAIM_OUTCOME_GRANTED:
             return encoded
-        room_bytes = limits.RESPONSE_BYTES_MAX - len(encoded)
-        members = await self._first_members(call.namespace, answer.group, room_bytes)
+        members = _claimed(answer.group, pages, limits.RESPONSE_BYTES_MAX - len(encoded))
         return encoded if members is None else encoded + wire.message_field(_MEMBERS, members)
 
-    async def _first_members(
-        self, namespace: str, group: group_pb2.GroupMeta, room_bytes: int
-    ) -> bytes | None:
-        """ClaimedMembers of a complete group; None if it is run again, or not one of them fits."""
-        taken: list[bytes] = []
-        cursor, more, size_bytes = Cursor(MEMBER), True, 0
-        while more and size_bytes < limits.FRAME_BYTES:
-            step = await self._engine.group_step(namespace, group.group_id, cursor)
-            if step.group is None or step.reset or step.group.epoch != group.counts.epoch:
-                return None
-            frame = b"".join(step.events)
-            size_bytes += len(frame)
-            if size_bytes + _AFTER_BYTES_MAX > room_bytes:
-                break
-            taken.append(frame)
-            cursor, more = step.cursor, step.more
-            await asyncio.sleep(0)  # as many as are in a large group: others have their turn
-        if not more:
-            return b"".join(taken)
-        return b"".join(taken) + wire.message_field(_AFTER, cursor.encode()) if taken else None
+    async def _first_pages(self, namespace: str, group_id: str) -> list[Step]:
+        """A complete group's first members as they were done, about 1 MiB; none of another's."""
+        pages: list[Step] = []
+        cursor, size_bytes = Cursor(AS_COMPLETED), 0
+        while not pages or (pages[-1].more and size_bytes < limits.FRAME_BYTES):
+            # Others have their turn; at first the writer, for the claim.
+            await asyncio.sleep(0)
+            step = await self._engine.group_step(namespace, group_id, cursor)
+            if step.group is None or not step.group.complete or step.reset:
+                return []
+            pages.append(step)
+            cursor = step.cursor
+            size_bytes += sum(map(len, step.events))
+        return pages
+
+
+def _claimed(group: group_pb2.GroupMeta, pages: list[Step], room_bytes: int) -> bytes | None:
+    """ClaimedMembers that fit; None if none do, or they are another run's."""
+    taken: list[bytes] = []
+    room_bytes -= _AFTER_BYTES_MAX
+    last: Step | None = None
+    for page in pages:
+        if page.group is None or page.group.epoch != group.counts.epoch:
+            return None
+        room_bytes -= sum(map(len, page.events))
+        if room_bytes < 0:
+            break
+        taken += page.events
+        last = page
+    if last is None:
+        return None
+    if last is pages[-1] and not last.more:
+        return b"".join(taken)
+    return b"".join(taken) + wire.message_field(_AFTER, last.cursor.encode())
 
 
 def _members(members: Sequence[group_pb2.GroupMember], group_id: str) -> list[NewMember]:

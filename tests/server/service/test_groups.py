@@ -215,7 +215,7 @@ async def test_a_claim_is_exclusive_until_it_is_given_back(served: Served) -> No
 async def test_a_granted_claim_brings_the_first_members(
     served: Served, count: int, value_bytes: int
 ) -> None:
-    """With Iterate's rest after them all members by index; the answer fits what clients take."""
+    """With Iterate's rest after them all members as done; the answer fits what clients take."""
     await served.groups.CreateGroup(create("g"))
     for index in range(count):
         report = reports.success(f"t{index}", b"x" * value_bytes)
@@ -232,7 +232,7 @@ async def test_a_granted_claim_brings_the_first_members(
     if answer.members.after:
         rest = result_service_pb2.IterateRequest(
             group_id="g",
-            order=result_service_pb2.MEMBER_ORDER_MEMBER,
+            order=result_service_pb2.MEMBER_ORDER_AS_COMPLETED,
             after=answer.members.after,
         )
         events += [event async for frame in served.results.Iterate(rest) for event in frame.events]
