@@ -41,6 +41,9 @@ FEATURES = ("wait_for", "iterate", "watch", "groups", "claims", "revocations")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
+_LAST_WORD_S = 0.1
+"""When the store has failed: for callers to hear of it, and whoever watches health."""
+
 # so_reuseport is said besides: for anybody else a second server on the same port would take
 # half the calls, silently.
 OPTIONS: tuple[tuple[str, int], ...] = (
@@ -164,6 +167,7 @@ class App:
         await self._set_health(SERVING)
         self._tasks = [
             asyncio.create_task(self.streams.watch_stalled(), name="watch-stalled"),
+            asyncio.create_task(self._watch_writer(), name="watch-writer"),
         ]
         for name, work in self._entrance.work().items():
             self._tasks.append(asyncio.create_task(work, name=name))
@@ -206,9 +210,7 @@ class App:
 
     async def _livez(self) -> Answer:
         # That anything is answered shows that the event loop runs.
-        writing_s = self.engine.stats().writing_s
-        stuck = writing_s > limits.WRITER_STUCK_S
-        return verdict(f"one commit has taken {writing_s:.0f} s so far" if stuck else "")
+        return verdict(self._why_stuck())
 
     async def _readyz(self) -> Answer:
         return verdict(self._why_not_ready())
@@ -218,7 +220,12 @@ class App:
             return "the store failed"
         if self.admission.closed:
             return "draining"
-        return "" if self._serving else "starting"
+        return self._why_stuck() if self._serving else "starting"
+
+    def _why_stuck(self) -> str:
+        writing_s = self.engine.writing_s()
+        stuck = writing_s > limits.WRITER_STUCK_S
+        return f"one commit has taken {writing_s:.0f} s so far" if stuck else ""
 
     async def _listen(self) -> str:
         try:
@@ -272,6 +279,17 @@ class App:
         for name in ("", *self._names):
             await self._health.set(name, status)
 
+    async def _watch_writer(self) -> None:
+        """Has health say whether the writer is stuck."""
+        stuck = False
+        while not self.admission.closed:
+            await asyncio.sleep(limits.WRITER_LOOK_S)
+            if stuck != bool(self._why_stuck()):
+                stuck = not stuck
+                log.warning("writer stuck" if stuck else "writer goes on")
+                await self._set_health(NOT_SERVING if stuck else SERVING)
+        await self._set_health(NOT_SERVING)  # a drain that began meanwhile has the last word
+
     def _on_failure(self, error: BaseException) -> None:
         log.critical("store failed", error=str(error))
         self.failed.set()
@@ -308,6 +326,9 @@ class App:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.failed.is_set():
+            await self._set_health(NOT_SERVING)
+            await self._server.stop(_LAST_WORD_S)
         await self._server.stop(None)
         await self.engine.close()  # what is under way is changed, and heard of
         if self._peers is not None:

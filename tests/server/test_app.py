@@ -67,6 +67,19 @@ async def test_health_follows_the_drain() -> None:
         await draining
 
 
+async def test_health_says_that_the_store_has_failed() -> None:
+    """A server that ends because its store has failed says NOT_SERVING before it goes."""
+    async with serving() as served:
+        stub: Any = health_pb2_grpc.HealthStub(served.channel)
+        watch = Frames(stub.Watch(health_pb2.HealthCheckRequest()))
+        assert (await watch.next()).status == app.SERVING
+        assert served.app.engine.on_failure is not None
+        served.app.engine.on_failure(OSError("Input/output error"))
+        stopping = asyncio.create_task(served.app.stop())
+        assert (await watch.next()).status == app.NOT_SERVING
+        await stopping
+
+
 async def test_without_reflection_there_is_none() -> None:
     """Reflection can be switched off; the services stay."""
     async with serving(reflection=False) as served:
@@ -247,8 +260,8 @@ async def test_ready_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
         await served.app.drain()
         assert await get_soon(address, "/readyz") == (503, "draining\n")
         assert await get_soon(address, "/livez") == (200, "ok\n")
-        stats = served.app.engine.stats()._replace(writing_s=limits.WRITER_STUCK_S + 1)
-        monkeypatch.setattr(served.app.engine, "stats", lambda: stats)
+        stuck_s = limits.WRITER_STUCK_S + 1
+        monkeypatch.setattr(served.app.engine, "writing_s", lambda: stuck_s)
         status, trouble = await get_soon(address, "/livez")
         assert (status, trouble) == (503, "one commit has taken 61 s so far\n")
 
