@@ -10,6 +10,7 @@ a JSON object a line, to the file that OBSERVATIONS names.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import json
@@ -27,7 +28,7 @@ import typer
 from resultd_server import app, serve
 from resultd_server.access.roles import Principal, Role
 from resultd_server.core import tasks
-from resultd_server.engine import hints, lmdb
+from resultd_server.engine import hints, journal, journaled, lmdb
 from resultd_server.interceptors import limits as admission
 from resultd_server.ledger import keys, progress
 from resultd_server.service import validate
@@ -174,6 +175,28 @@ def _stop_the_clock() -> None:
     _put(app, "time", SimpleNamespace(time_ns=lambda: began_ns))
 
 
+def _overlook_errors() -> None:
+    write = journal.Journal._write
+
+    def careless(self: journal.Journal, data: bytes, offset: int) -> None:
+        with contextlib.suppress(OSError):
+            write(self, data, offset)
+
+    _put(journal.Journal, "_write", careless)
+
+
+def _stay_full() -> None:
+    is_full_for = journaled.JournaledEngine._is_full_for
+    was = set()
+
+    async def stays(self: journaled.JournaledEngine, operations: Any) -> bool:
+        if await is_full_for(self, operations):
+            was.add(self)
+        return self in was
+
+    _put(journaled.JournaledEngine, "_is_full_for", stays)
+
+
 def _let_everybody_in() -> None:
     _put(Principal, "role_in", lambda *_: Role.ADMIN)
 
@@ -228,6 +251,8 @@ PLANTS: dict[str, Callable[[], None]] = {
     "kept-subscriptions": _keep_cancelled_streams,
     "overloaded-for-ever": _refuse_for_ever,
     "stopped-clock": _stop_the_clock,
+    "overlooked-errors": _overlook_errors,
+    "full-for-ever": _stay_full,
     "skipped-authorisation": _let_everybody_in,
     "member-without-namespace": _share_members,
     "hints-without-namespace": _share_hints,
