@@ -81,6 +81,7 @@ ADMIN_REQUEST_BYTES_MAX = 8 * KIB  # of the head; nothing is read beyond it
 ADMIN_EXCHANGE_S = 10.0  # from the connection to the answer taken
 ADMIN_FETCH_S = 2.0  # what a worker has to answer its supervisor: a probe waits meanwhile
 WRITER_STUCK_S = 60.0  # a commit that takes longer will not end: the server is not live
+WRITER_LOOK_S = 1.0  # how often that is looked at, for health
 
 READ_ROWS_MAX = 1_000  # rows of one read transaction: it pins pages while it lives
 CALLS_MAX = 4_000  # unary ones under way: half a second's work; more would only wait longer

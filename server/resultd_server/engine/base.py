@@ -194,6 +194,10 @@ class Engine(abc.ABC):
     async def sweep(self, budget: int) -> Swept:
         """Deletes what has expired, in about `budget` steps; more to do if that many."""
 
+    def writing_s(self) -> float:
+        """How long the writer has been at what it is at; 0 while it rests."""
+        return 0.0
+
     @abc.abstractmethod
     def stats(self) -> EngineStats:
         """The engine's numbers now; cheap enough to be asked for every few seconds.

@@ -297,14 +297,17 @@ class LmdbEngine(TransactionalEngine):
         if not hints_first:
             self.hub.announce(changed, done_s)
 
-    def stats(self) -> EngineStats:
+    def writing_s(self) -> float:
         since_s = self._writing_since_s  # the writer's, and may be gone with the next look
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
+    def stats(self) -> EngineStats:
         return EngineStats(
             self._commit_seconds,
             self._commit_operations,
             writes_queued=self._queued,
             writes_queued_bytes=self._queued_bytes,
-            writing_s=0.0 if since_s is None else time.monotonic() - since_s,
+            writing_s=self.writing_s(),
             revocations=self._revocations,
             space=self._space(),
         )
