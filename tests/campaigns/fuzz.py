@@ -1,4 +1,7 @@
-"""Any bytes to every RPC, record, address and setting: `python -m tests.campaigns.fuzz`.
+"""Any bytes wherever bytes come in: `python -m tests.campaigns.fuzz`.
+
+Every RPC, page tokens and cursors, credentials and the files that say whom to trust, settings and
+addresses, records, rows, the journal, backups.
 
 Messages made from the descriptors with what is on the edge in every field, seeds, and bytes of
 both changed, each target for its share of the time. `python -m tests.fuzz.guided` lets coverage
@@ -67,7 +70,7 @@ def fuzz(targets: Mapping[str, Target], plan: Plan, seed: int) -> Tally:
 def run(plan: Plan, seed: int) -> Tally:
     """Runs a plan over everything."""
     with Rpcs() as rpcs:
-        return fuzz({**PLAIN, **{name: rpcs.target(name) for name in METHODS}}, plan, seed)
+        return fuzz({**PLAIN, **rpcs.targets()}, plan, seed)
 
 
 CAMPAIGN = Campaign(

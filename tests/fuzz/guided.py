@@ -33,7 +33,7 @@ def main() -> None:
         if name in targets.PLAIN:
             target = targets.PLAIN[name]
         else:
-            target = stack.enter_context(targets.Rpcs()).target(name)
+            target = stack.enter_context(targets.Rpcs()).targets()[name]
         corpus = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corpus-")))
         for number, seed in enumerate(seeds_of(name)):
             (corpus / str(number)).write_bytes(seed)

@@ -21,10 +21,12 @@ from google.protobuf.message import DecodeError
 
 from resultd import _records, _url
 from resultd.serialization import Registry
-from resultd.v1 import state_pb2, stream_pb2, task_pb2
+from resultd.v1 import group_pb2, group_service_pb2, state_pb2, stream_pb2, task_pb2
+from resultd.v1 import result_service_pb2 as pb
 from resultd_server import config
-from resultd_server.engine.environment import unseal
-from resultd_server.errors import DomainError
+from resultd_server.ledger.progress import Cursor
+from tests.fuzz import credentials, stored
+from tests.support import reports
 from tests.support.in_process import Served, serving
 from tests.support.request_fields import METHODS
 
@@ -33,6 +35,9 @@ HANG_S = 5.0
 
 STREAM_S = 0.02
 """How long a stream that has nothing to say is listened to."""
+
+GROUP = "fuzzed"
+BY_MEMBER = pb.MEMBER_ORDER_MEMBER
 
 Target = Callable[[bytes], None]
 BUGS = frozenset(
@@ -64,7 +69,47 @@ class Rpcs:
         self._loop = asyncio.new_event_loop()
         self._serving = serving()
         self._served: Served = self._loop.run_until_complete(self._serving.__aenter__())
+        self._loop.run_until_complete(self._fill())
         return self
+
+    async def _fill(self) -> None:
+        """A group with two members, one of them done: there is something to page through."""
+        members = [group_pb2.GroupMember(id=f"t{number}") for number in range(2)]
+        await self._served.groups.CreateGroup(
+            group_service_pb2.CreateGroupRequest(group_id=GROUP, members=members)
+        )
+        await self._served.results.StoreResult(reports.success("t0"))
+
+    def targets(self) -> dict[str, Target]:
+        """Every RPC; and what servers hand out, given back to each RPC that takes it."""
+        names = {name: self.target(name) for name in METHODS}
+        return {**names, "page token": self._page_token, "cursor": self._cursor}
+
+    def _page_token(self, raw: bytes) -> None:
+        """Every list, with a page token that is none."""
+        token = raw.decode(errors="replace")
+        for name, request in (
+            ("ResultService.ListResults", pb.ListResultsRequest()),
+            ("ResultService.ListResults", pb.ListResultsRequest(group_id=GROUP)),
+            ("GroupService.ListGroups", group_service_pb2.ListGroupsRequest()),
+            (
+                "GroupService.ListGroups",
+                group_service_pb2.ListGroupsRequest(claimable=True, claim_scope="s"),
+            ),
+            ("GroupService.ListGroupMembers", _members_of()),
+        ):
+            request.page_token = token
+            self.target(f"resultd.v1.{name}")(request.SerializeToString())
+
+    def _cursor(self, raw: bytes) -> None:
+        """Every stream over a group, resumed where nobody was."""
+        groups = [pb.GroupWatch(group_id=GROUP, after=raw)]
+        for name, request in (
+            ("Iterate", pb.IterateRequest(group_id=GROUP, after=raw)),
+            ("Iterate", pb.IterateRequest(group_id=GROUP, after=raw, order=BY_MEMBER)),
+            ("Watch", pb.WatchRequest(add_groups=groups, sequence=1)),
+        ):
+            self.target(f"resultd.v1.ResultService.{name}")(request.SerializeToString())
 
     def __exit__(
         self,
@@ -135,6 +180,10 @@ class Rpcs:
         self._loop.run_until_complete(answered())
 
 
+def _members_of() -> Any:
+    return group_service_pb2.ListGroupMembersRequest(group_id=GROUP)
+
+
 class Refused(Exception):
     """An answer that says no, with a reason."""
 
@@ -171,14 +220,6 @@ def environment(raw: bytes) -> None:
         return
 
 
-def row(raw: bytes) -> None:
-    """What the disk returns for a key: the value that was stored, or RECORD_CORRUPT."""
-    try:
-        unseal(b"key", raw)
-    except DomainError:
-        return
-
-
 def record(raw: bytes) -> None:
     """A record as the client reads it: a dict, whatever a worker wrote."""
     try:
@@ -194,8 +235,9 @@ PLAIN: dict[str, Target] = {
     "url": url,
     "settings file": settings_file,
     "environment": environment,
-    "row": row,
     "record": record,
+    **credentials.TARGETS,
+    **stored.TARGETS,
 }
 SEEDS: dict[str, tuple[bytes, ...]] = {
     "url": (
@@ -208,6 +250,9 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b'engine = "memory"\nreflection = false\nlisten = "unix:x"\n',
     ),
     "environment": (b"DATA=x\nLISTEN=[::1]:5\nMAX_DB_BYTES=1.5T", b"WORKERS=3\nDRAIN_S=inf"),
-    "row": (b"value\x00\x00\x00\x00", b""),
     "record": (),
+    **credentials.seeds(),
+    **stored.seeds(),
+    "page token": (b"dDE=", b"AAAAAAAAAAE=", b""),
+    "cursor": (Cursor(1, 1, 1, "t0").encode(), Cursor(2, 1, 1, "t0").encode(), b""),
 }

@@ -44,6 +44,12 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found]  # 3.10 only
 
 CACHED_MAX = 4_096  # JWTs and certificates checked before: about 1 KiB each
+_STRANGE = (
+    ValueError,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _IDENTITY = re.compile(r"(dns|uri|email|cn):\S(.*\S)?")
 
@@ -233,7 +239,7 @@ class Authority:
         try:
             found = x509.load_pem_x509_certificate(pem)
             names = identities(found)
-        except ValueError:  # what gRPC's TLS took, and this library does not
+        except _STRANGE:  # what gRPC's TLS took, and this library does not
             raise CredentialInvalid from None
         for name in names:
             principal = self._known.certificates.get(name)

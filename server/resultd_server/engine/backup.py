@@ -188,7 +188,7 @@ def restore(backup: Path, directory: Path, now_ms: int) -> audit.Verdict:
     verdict = None
     try:
         _unpack(backup, note, data)
-        verdict = audit.examine(directory, str(note["store_id"]), now_ms)
+        verdict = audit.examine(directory, note["store_id"], now_ms)
     finally:
         (directory / "lock.mdb").unlink(missing_ok=True)
         if verdict is None or verdict.count:
@@ -213,7 +213,8 @@ def read_note(backup: Path) -> dict[str, Any]:
     try:
         note: dict[str, Any] = json.loads(text)
         whole = (note["data_bytes"], note["format"]) == (begin, lease.DATA_FORMAT)
-    except (ValueError, KeyError, TypeError):
+        note["store_id"] = str(note["store_id"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise _no_backup(backup, "its note is damaged") from None
     if not whole:
         raise _no_backup(backup, f"it is of format {note['format']}, or not whole")
