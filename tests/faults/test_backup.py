@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.support.addresses import free_address
 from tests.support.frames import anext_of
 from tests.support.in_process import Served, serving, until
 from tests.support.server_process import ServerProcess
+from tests.support.stores import Clock, Store, make_engine
 from tests.support.stubs import Stubs
 
 QUIET = ("--log-level", "error")
@@ -112,3 +114,50 @@ async def test_a_restore_under_a_stream_takes_nothing_from_its_user(tmp_path: Pa
             await report(served, "b")
             values += [value async for value in told]
     assert values == ["a", "b", "c", "d"]
+
+
+STALLED = """
+import sys, time
+from pathlib import Path
+from resultd_server.engine import backup, environment
+
+def stall(*_):
+    print("reading", flush=True)
+    time.sleep(3600)
+
+environment.copy_to = stall
+backup.back_up(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("name", ["journaled", "lmdb"])
+async def test_a_backup_that_was_killed_pins_no_pages(name: str, tmp_path: Path) -> None:
+    """Its reader is cleared while the server writes, and freed pages are used again."""
+    clock = Clock()
+    engine = make_engine(name, clock, tmp_path / "store")
+    await engine.start()
+    store = Store(engine, clock)
+    await store.report("t")
+
+    def pinned() -> int:
+        space = engine.stats().space
+        assert space is not None
+        return space.oldest_reader_transactions
+
+    copying = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", STALLED, str(tmp_path / "store"), str(tmp_path / "b"),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert copying.stdout is not None
+    assert await copying.stdout.readline() == b"reading\n"
+    numbers = itertools.count()
+    while not pinned():
+        await store.report(f"t{next(numbers)}", value=bytes(100_000))
+        await asyncio.sleep(0.01)
+    copying.kill()
+    await copying.wait()
+    while pinned():
+        await store.report(f"t{next(numbers)}", value=bytes(100_000))
+        await asyncio.sleep(0.01)
+    await engine.close()
+    assert not (tmp_path / "b").exists()

@@ -29,6 +29,9 @@ HEADROOM_BYTES_MIN = 256 * limits.MIB
 make 64 MiB of pages at worst, and a checkpoint's transaction copies up to 40 MiB. The map
 is sparse, so this costs nothing."""
 
+JOURNAL = b"journal"
+"""The database that says how far the others have the journal; `recovery` reads it."""
+
 DISK_LOW_BYTES = 4 * limits.MIB
 """Below this a failed write is a full disk, which ends; above it a broken one."""
 
@@ -129,14 +132,23 @@ def copy_to(environment: Environment, txn: Transaction, descriptor: int) -> None
 
 
 def open_databases(environment: Environment, directory: Path) -> dict[Db, Any]:
-    """The named databases, made if they are missing. Raises StoreFailed."""
+    """The named databases, made where there are none. Raises StoreFailed.
+
+    Either all are there or none: one that is missing has a damaged name, and what was in it
+    would seem never to have been.
+    """
     try:
-        return {db: environment.open_db(db.value) for db in Db}
+        with environment.begin(write=True) as txn:
+            there, ours = names(txn), {db.value for db in Db}
+            if there and there - {JOURNAL} != ours:
+                wrong = sorted(there - {JOURNAL} ^ ours)
+                raise cannot_open(directory, f"its databases are not ours, see {wrong}")
+            return {db: environment.open_db(db.value, txn=txn) for db in Db}
     except lmdb.Error as error:
         raise cannot_open(directory, error) from error
 
 
-def cannot_open(directory: Path, error: BaseException) -> StoreFailed:
+def cannot_open(directory: Path, error: BaseException | str) -> StoreFailed:
     return StoreFailed(
         f"The store in {directory} cannot be opened: {error}. Restore it from a "
         "backup, or name another directory."

@@ -25,7 +25,6 @@ TXN_ROWS = 8_000
 SLICE_ROWS = 64
 """About 0.1 ms, in which the event loop waits for Python's lock."""
 
-_DATABASE = b"journal"
 _KEY = b"progress"
 _MARK = b"partial"
 
@@ -47,7 +46,7 @@ class Target(NamedTuple):
 
 def open_target(opened: Environment, dbs: dict[Db, Any]) -> Target:
     """The target in an environment. Raises environment.Error."""
-    return Target(opened, dbs, opened.open_db(_DATABASE))
+    return Target(opened, dbs, opened.open_db(environment.JOURNAL))
 
 
 def find_target(opened: Environment) -> Target:
@@ -56,7 +55,7 @@ def find_target(opened: Environment) -> Target:
     Its journal's database may be: several processes have no journal.
     """
     dbs = {db: opened.open_db(db.value, create=False) for db in Db}
-    return Target(opened, dbs, environment.find_database(opened, _DATABASE))
+    return Target(opened, dbs, environment.find_database(opened, environment.JOURNAL))
 
 
 def begin_run(target: Target) -> bytes:
@@ -143,8 +142,8 @@ def replay(directory: Path) -> None:
     try:
         target = open_target(opened, environment.open_databases(opened, directory))
         progress = progress_of(target)
-        if progress is None:
-            return
+        if progress is None:  # it was written before the files were made
+            raise environment.cannot_open(directory, "it does not know its journal")
         entry, layer = journal.read(directory, progress.run, progress.entry)
         if layer:
             write(target, layer, Progress(progress.run, entry))

@@ -105,6 +105,32 @@ def test_what_was_left_is_written_once_or_twice(target: Target, tmp_path: Path) 
         opened.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "flipped"), [(b"journal", b"kournal"), (b"tasks", b"taskr"), (b"log", b"loo")]
+)
+def test_a_flipped_bit_in_a_databases_name_is_no_empty_database(
+    target: Target, tmp_path: Path, name: bytes, flipped: bytes
+) -> None:
+    """Neither the journal nor what was in it seems never to have been: the start is refused."""
+    left_behind(target, tmp_path)
+    target.environment.close()
+    data = tmp_path / "data.mdb"
+    data.write_bytes(data.read_bytes().replace(name, flipped))
+    for _ in range(2):
+        with pytest.raises(StoreFailed, match=f"{flipped.decode()}.*backup"):
+            recovery.replay(tmp_path)
+
+
+def test_a_journal_that_lmdb_does_not_know_is_refused(target: Target, tmp_path: Path) -> None:
+    """Files of a journal, and nothing that says how far it is done: not taken for done."""
+    left_behind(target, tmp_path)
+    with target.environment.begin(write=True) as txn:
+        txn.drop(target.progress_db, delete=False)
+    target.environment.close()
+    with pytest.raises(StoreFailed, match="does not know its journal"):
+        recovery.replay(tmp_path)
+
+
 def test_a_store_without_a_journal_is_left_alone(tmp_path: Path) -> None:
     """Where no journal was ever written nothing is opened."""
     recovery.replay(tmp_path)
