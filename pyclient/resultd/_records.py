@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -63,6 +64,12 @@ class Progress(NamedTuple):
     message: str = ""
 
 
+# What a report has in fields of the same name, set only where there is something to say.
+_PLAIN_FIELDS = (
+    "attempt", "worker", "name", "queue", "retries", "parent_id", "root_id", "group_id",
+)  # fmt: skip
+
+
 @dataclass
 class Report:
     """What a worker says about a task: one element of `store_results`.
@@ -118,20 +125,18 @@ class Report:
             SerializationError: the value cannot be encoded.
             TypeError, ValueError: a field is not what it should be.
         """
-        meta = task_pb2.TaskMeta(
-            task_id=self.task_id,
-            attempt=self.attempt,
-            worker=self.worker or "",
-            name=self.name or "",
-            queue=self.queue or "",
-            retries=self.retries,
-            parent_id=self.parent_id or "",
-            root_id=self.root_id or "",
-            group_id=self.group_id or "",
-            index=self.index,
-            labels=self.labels or {},
-            children=[child(item) for item in self.children or ()],
-        )
+        request = result_service_pb2.StoreResultRequest(**ttl_fields(self.ttl))
+        meta = request.meta  # written in place: a message that is handed in is copied
+        meta.task_id = self.task_id
+        for field in _PLAIN_FIELDS:
+            if value := getattr(self, field):
+                setattr(meta, field, value)
+        if self.index is not None:
+            meta.index = self.index
+        if self.labels:
+            meta.labels.update(self.labels)
+        if self.children:
+            meta.children.extend(map(child, self.children))
         _tracing.stamp(meta)
         self._write_state(meta)
         self._write_outcome(meta, registry, serializer)
@@ -139,9 +144,9 @@ class Report:
             meta.args.CopyFrom(registry.encode(self.args, serializer))
         if self.kwargs is not None:
             meta.kwargs.CopyFrom(registry.encode(self.kwargs, serializer))
-        return result_service_pb2.StoreResultRequest(
-            meta=meta, claim_scope=self.claim_scope or "", **ttl_fields(self.ttl)
-        )
+        if self.claim_scope:
+            request.claim_scope = self.claim_scope
+        return request
 
     def _write_state(self, meta: task_pb2.TaskMeta) -> None:
         if not self.state:
@@ -331,6 +336,7 @@ def _progress_in(result: object) -> Progress | None:
     return Progress(current, total)  # type: ignore[arg-type]  # checked in the loop
 
 
+@functools.lru_cache(maxsize=256)
 def enum_name(enum: Any, number: int) -> str:
     """Return an enum value's name without its prefix, "" for 0 and unknown numbers."""
     value = enum.DESCRIPTOR.values_by_number.get(number)

@@ -179,8 +179,7 @@ def _decompress(data: bytes, encoding: str) -> bytes:
 
 def _to_json(value: object) -> bytes:
     try:
-        text = json.dumps(value, default=_plain, separators=(",", ":"), ensure_ascii=False)
-        return text.encode()
+        return _encode_json(value).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise SerializationError(
             f"the value cannot be written as JSON ({error}): convert it, or register a serializer"
@@ -197,6 +196,10 @@ def _plain(value: object) -> object:
     if isinstance(value, (uuid.UUID, decimal.Decimal)):
         return str(value)
     raise TypeError(f"it contains a {type(value).__name__}")
+
+
+# Made once: `json.dumps` makes one for each value.
+_encode_json = json.JSONEncoder(default=_plain, separators=(",", ":"), ensure_ascii=False).encode
 
 
 def _from_json(data: bytes) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import json
 import logging
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -114,17 +115,20 @@ class Codec:
         Raises:
             kombu.exceptions.EncodeError: the result cannot be serialised, or is too large.
         """
+        # Not asked for as one that is ready: only the time would be added, and the app's clock,
+        # in its own zone, costs as much as the rest.
         meta = self._backend._get_result_meta(
-            result=result, state=state, traceback=traceback, request=request, format_date=False
+            result=result, state=states.PENDING, traceback=traceback, request=request
         )
         message = task_pb2.TaskMeta(task_id=task_id)
         _tracing.stamp(message)
         message.state, message.custom_state = _records.state_fields(state)
         self._write_outcome(message, result, state, traceback)
         self._write_request(message, meta, request)
-        self._write_children(message, meta["children"], final=state in states.READY_STATES)
-        if meta["date_done"] is not None:
-            message.done_time.CopyFrom(_records.timestamp(meta["date_done"]))
+        final = state in states.READY_STATES
+        self._write_children(message, meta["children"], final)
+        if final:
+            message.done_time.FromNanoseconds(time.time_ns())
         expires = self._backend.expires_of(state)
         store = result_service_pb2.StoreResultRequest(meta=message, **ttl_fields(expires))
         self._fit(store.meta, state)
