@@ -52,7 +52,8 @@ class Settings(BaseModel):
     admin: str = Field(
         "",
         description="host:port for /metrics, /livez and /readyz over HTTP, for instance "
-        "127.0.0.1:7759; empty: none. It tells no names, ids or values.",
+        "127.0.0.1:7759; empty: none. It tells no names, ids or values, and asks nobody who "
+        "they are.",
     )
     engine: Literal["lmdb", "memory"] = Field(
         "lmdb", description="lmdb keeps everything on disk; memory loses it when it stops."
@@ -143,13 +144,22 @@ class Settings(BaseModel):
     @property
     def loopback(self) -> bool:
         """Whether nobody but this host can connect."""
-        host = self.listen.rpartition(":")[0].strip("[]")
-        if self.listen.startswith("unix:") or host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False  # a name, whatever it begins with
+        return _is_loopback(self.listen)
+
+    @property
+    def admin_open(self) -> bool:
+        """Whether others than this host can reach the admin port, which asks nobody."""
+        return bool(self.admin) and not _is_loopback(self.admin)
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    if address.startswith("unix:") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, whatever it begins with
 
 
 def load(

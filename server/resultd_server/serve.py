@@ -97,6 +97,8 @@ async def _serve(
         engine=settings.engine,
         data=str(settings.data or ""),
     )
+    if settings.admin_open:
+        log.warning("admin port open: /metrics asks nobody who they are", admin=running.admin)
     # For whoever started the server: the address is known and it answers.
     sys.stdout.write(f"resultd ready on {address}\n")
     sys.stdout.flush()

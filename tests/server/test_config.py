@@ -169,3 +169,14 @@ def test_lmdb_is_the_default(tmp_path: Path) -> None:
     """With a directory nothing else needs to be said."""
     found = settings(data=tmp_path)
     assert (found.engine, found.data) == ("lmdb", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("admin", "is_open"),
+    [("", False), ("127.0.0.1:7759", False), ("[::1]:0", False), ("localhost:7759", False),
+     ("0.0.0.0:7759", True), ("10.0.0.1:7759", True), ("metrics.internal:7759", True)],
+)  # fmt: skip
+def test_an_admin_port_beyond_loopback_is_open(admin: str, is_open: bool) -> None:
+    """It asks nobody who they are, so it matters who can connect; by default nobody can."""
+    assert settings(admin=admin).admin_open is is_open
+    assert not settings().admin_open

@@ -253,3 +253,11 @@ def test_a_server_loads_only_what_it_is_asked_for() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("host", "warnings"), [("127.0.0.1", 0), ("0.0.0.0", 1)])
+def test_an_admin_port_for_others_is_told(tmp_path: Path, host: str, warnings: int) -> None:
+    """A warning says that everybody who can connect may read the metrics."""
+    with ServerProcess(tmp_path, "--engine", "memory", "--admin", f"{host}:0") as server:
+        said = [line["event"] for line in server.log_lines() if line["level"] == "warning"]
+    assert sum("admin port open" in event for event in said) == warnings
