@@ -20,7 +20,7 @@ import grpc
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server.engine import audit
 from tests.campaigns._record import Campaign, Size, Tally
-from tests.support.acknowledged import CALL_S, Load, done_in
+from tests.support.acknowledged import CALL_S, VALUE_BYTES_MAX, Load, done_in
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 
@@ -31,9 +31,19 @@ LATEST_S = 2.5
 
 @dataclass(frozen=True)
 class Plan:
-    """How often the server is killed, and which module it is."""
+    """How often the server is killed, or oftener.
+
+    Attributes:
+        acknowledged: as many writes at least.
+        store_kills: after so many a new store is begun: all of one is read after each kill.
+        value_bytes: the largest a value is.
+        module: the server, or one with a fault planted.
+    """
 
     kills: int
+    acknowledged: int = 0
+    store_kills: int = 20
+    value_bytes: int = VALUE_BYTES_MAX
     module: str = "resultd_server"
 
 
@@ -89,16 +99,19 @@ async def _life(
     await running
 
 
-async def _campaign(directory: Path, plan: Plan, seed: int) -> Tally:
-    tally, dice = Tally(), random.Random(seed)
-    load = Load(dice.randrange(2**32))
+async def _store(directory: Path, plan: Plan, dice: random.Random, tally: Tally) -> None:
+    """One store: killed again and again, and looked at."""
+    load = Load(dice.randrange(2**32), plan.value_bytes)
     followers = [_Follower(number, tally) for number in range(STREAMS)]
     flags = ("--log-level", "error", "--workers", "1")
     server = ServerProcess(directory, *flags, program=(plan.module,)).start()
-    for number in range(plan.kills):
+    kills = tally.counts["kills"]
+    for number in range(kills, kills + plan.store_kills):
         after_s = dice.uniform(0.1, LATEST_S)
+        before = load.acknowledged
         await _life(server, load, followers, after_s)
         tally.counts["kills"] += 1
+        tally.counts["writes acknowledged"] += load.acknowledged - before
         verdict = audit.verify(directory / "data", time.time_ns() // 1_000_000)
         tally.counts["rows looked at"] += verdict.rows
         tally.counts["journal entries done again"] += verdict.entries
@@ -107,10 +120,15 @@ async def _campaign(directory: Path, plan: Plan, seed: int) -> Tally:
         server.start()
         for line in await load.missing(server.address):
             tally.faults.append(f"kill {number}, after {after_s:.2f} s: {line}")
+        if _done(plan, tally):
+            break
     await _catch_up(server, followers)
     server.stop()
-    tally.counts["writes acknowledged"] = load.acknowledged
-    return tally
+
+
+def _done(plan: Plan, tally: Tally) -> bool:
+    counts = tally.counts
+    return counts["kills"] >= plan.kills and counts["writes acknowledged"] >= plan.acknowledged
 
 
 async def _catch_up(server: ServerProcess, followers: list[_Follower]) -> None:
@@ -121,15 +139,22 @@ async def _catch_up(server: ServerProcess, followers: list[_Follower]) -> None:
 
 def run(plan: Plan, seed: int) -> Tally:
     """Runs a plan."""
-    with tempfile.TemporaryDirectory(prefix="kills-") as directory:
-        return asyncio.run(_campaign(Path(directory), plan, seed))
+    tally, dice = Tally(), random.Random(seed)
+    while not _done(plan, tally):
+        with tempfile.TemporaryDirectory(prefix="kills-") as directory:
+            asyncio.run(_store(Path(directory), plan, dice, tally))
+    return tally
 
 
 CAMPAIGN = Campaign(
     "kills",
     "A server that is killed loses nothing it acknowledged, leaves no half of a group and nothing "
     "that cannot be read; streams go on with the next event.",
-    {Size.CI: Plan(kills=5), Size.DEEP: Plan(kills=200), Size.RELEASE: Plan(kills=2_000)},
+    {
+        Size.CI: Plan(kills=5),
+        Size.DEEP: Plan(kills=500, acknowledged=5_000_000, value_bytes=300),
+        Size.RELEASE: Plan(kills=2_000, acknowledged=20_000_000),
+    },
     run,
 )
 

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.campaigns import report
 from tests.campaigns._record import Campaign, Entry, Size, Tally, entry_of, keep, kept
 from tests.tooling.repository import ROOT
+
+CAMPAIGNS = "tests/faults/test_campaigns.py"
+BITES = {
+    "cancels": f"{CAMPAIGNS}::test_the_cancels_bite",
+    "clocks": f"{CAMPAIGNS}::test_the_clocks_bite",
+    "disk_faults": "tests/faults/test_disk.py::test_the_disk_faults_bite",
+    "flips": "tests/server/engine/test_audit.py::test_values_that_nobody_checks_are_found_out",
+    "fuzz": "tests/fuzz/test_fuzz.py::test_the_fuzzer_bites_in_a_call",
+    "hostile": "tests/faults/test_hostile.py::test_the_campaign_bites",
+    "kills": "tests/faults/test_kill.py::test_answers_before_the_journal_is_written_are_found_out",
+    # Its judge is the streams' own.
+    "links": "tests/faults/test_streams.py::test_the_validator_bites",
+    "overload": f"{CAMPAIGNS}::test_the_overload_bites",
+    "power_cuts": "tests/faults/test_power_cut.py::"
+    "test_a_journal_that_is_not_waited_for_is_found_out",
+    "races": f"{CAMPAIGNS}::test_the_races_bite",
+    "restarts": f"{CAMPAIGNS}::test_the_restarts_bite",
+    "soak": f"{CAMPAIGNS}::test_the_soak_bites",
+    "streams": "tests/faults/test_streams.py::test_the_validator_bites",
+    "tenants": f"{CAMPAIGNS}::test_the_tenants_bite",
+}
+"""The test that shows it: it runs the campaign where a fault is planted."""
 
 
 def entry(broken: int = 0, events: int = 10, memory_mib: float = 1.0) -> Entry:
@@ -50,6 +75,26 @@ def test_every_campaign_has_a_size_for_ci_and_a_deep_one() -> None:
     for campaign in report.known().values():
         assert {Size.CI, Size.DEEP} <= set(campaign.plans), campaign.name
         assert campaign.law.endswith(".")
+
+
+def test_every_campaign_has_a_goal_in_what_it_counts() -> None:
+    """Each has one, nothing else has, and what is to be reached is something that is counted."""
+    assert set(report.GOALS) == set(report.known())
+    for run in kept():
+        counted = {*run.counts, report.MINUTES, report.LONGEST}
+        assert counted & set(report.GOALS[run.campaign]), run
+
+
+@pytest.mark.parametrize("name", report.known())
+def test_every_campaign_is_shown_to_bite(name: str) -> None:
+    """A test plants a fault, and demands that the campaign finds it."""
+    path, _, test = BITES[name].partition("::")
+    text = (ROOT / path).read_text()
+    found = next(each for each in ast.walk(ast.parse(text)) if getattr(each, "name", "") == test)
+    assert {"faults", "missing"} & {
+        each.attr for each in ast.walk(found) if isinstance(each, ast.Attribute)
+    }
+    assert name in text or name == "links"
 
 
 def test_a_run_that_breaks_a_law_ends_with_1_and_says_how_to_repeat_it(tmp_path: Path) -> None:

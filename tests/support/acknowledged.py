@@ -38,8 +38,10 @@ class Load:
     asked for and not answered.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, value_bytes: int = VALUE_BYTES_MAX) -> None:
+        """`value_bytes`: the largest a value is."""
         self._random = random.Random(seed)
+        self._value_bytes = value_bytes
         self.stood: dict[str, list[Standing]] = defaultdict(lambda: [UNKNOWN])
         self.counted: dict[str, list[int]] = {}
         self.acknowledged = 0
@@ -77,7 +79,7 @@ class Load:
                 await stubs.results.StoreResult(
                     reports.state(ids[0], state_pb2.STATE_STARTED), timeout=CALL_S
                 )
-        contents = [chance.randbytes(chance.randint(1, VALUE_BYTES_MAX)) for _ in ids]
+        contents = [chance.randbytes(chance.randint(1, self._value_bytes)) for _ in ids]
         finished = [
             reports.success(id_, content, group_id=group_id)
             for id_, content in zip(ids, contents, strict=True)

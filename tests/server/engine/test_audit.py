@@ -109,3 +109,10 @@ def test_flipped_bits_never_make_another_value() -> None:
     tally = flips.run(flips.Plan(25), seed=5)
     assert tally.faults == []
     assert tally.counts["found by verify"] > 5
+
+
+def test_values_that_nobody_checks_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without checksums the campaign reads values that nobody has stored."""
+    monkeypatch.setattr(environment, "crc32", lambda *_: 0)
+    faults = flips.run(flips.Plan(40), seed=5).faults
+    assert any("a wrong value was read" in fault for fault in faults), faults
