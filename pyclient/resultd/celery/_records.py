@@ -120,7 +120,9 @@ class Codec:
         meta = self._backend._get_result_meta(
             result=result, state=states.PENDING, traceback=traceback, request=request
         )
-        message = task_pb2.TaskMeta(task_id=task_id)
+        store = result_service_pb2.StoreResultRequest(**ttl_fields(self._backend.expires_of(state)))
+        message = store.meta  # written in place: a message that is handed in is copied
+        message.task_id = task_id
         _tracing.stamp(message)
         message.state, message.custom_state = _records.state_fields(state)
         self._write_outcome(message, result, state, traceback)
@@ -129,9 +131,7 @@ class Codec:
         self._write_children(message, meta["children"], final)
         if final:
             message.done_time.FromNanoseconds(time.time_ns())
-        expires = self._backend.expires_of(state)
-        store = result_service_pb2.StoreResultRequest(meta=message, **ttl_fields(expires))
-        self._fit(store.meta, state)
+        self._fit(message, state)
         return store
 
     def part(
