@@ -108,21 +108,22 @@ class JournaledEngine(LmdbEngine):
         self._committing = self._loop.create_task(self._commit_pending())  # kept: else collected
 
     async def _commit_pending(self) -> None:
-        while self._pending:
-            operations = self._take()
-            self._writing_since_s = time.monotonic()
-            try:
-                await self._commit_batch(operations, self._writing_since_s)
-            except DomainError as refusal:
-                self._answer(refused(operations, refusal), time.monotonic())
-            except Exception as error:  # noqa: BLE001  whatever it is, callers are told
-                self._fail(error)
-                self._answer(refused(operations, failed(error)), time.monotonic())
-            self._writing_since_s = None
-            self._checkpoints.begin_if_due()
-            await asyncio.sleep(0)  # calls that came meanwhile share the next commit
+        operations = self._take()
+        self._writing_since_s = time.monotonic()
+        try:
+            await self._commit_batch(operations, self._writing_since_s)
+        except DomainError as refusal:
+            self._answer(refused(operations, refusal), time.monotonic())
+        except Exception as error:  # noqa: BLE001  whatever it is, callers are told
+            self._fail(error)
+            self._answer(refused(operations, failed(error)), time.monotonic())
+        self._writing_since_s = None
+        self._checkpoints.begin_if_due()
         self._handing_over = False
-        self._idle.set()
+        if self._pending:
+            self._hand_over_soon()
+        else:
+            self._idle.set()
 
     def _take(self) -> list[Operation]:
         """What the next commit is made of, at least one operation."""

@@ -18,7 +18,9 @@ import pytest
 
 from resultd_server import limits
 from resultd_server.engine import environment
-from resultd_server.engine.lmdb import LmdbEngine
+from resultd_server.engine import lmdb as lmdb_engine
+from resultd_server.engine.journaled import JournaledEngine
+from resultd_server.engine.lmdb import GATHER_TURNS, LmdbEngine
 from resultd_server.errors import (
     Overloaded,
     RecordCorrupt,
@@ -248,6 +250,36 @@ async def test_writes_that_come_together_share_a_commit(clock: Clock, tmp_path: 
             await asyncio.sleep(0)
         await asyncio.gather(*writes)
         assert lmdb_of(store).commits - before == 2
+
+
+async def commits_of(store: Store, *task_ids: str) -> int:
+    """How many commits writes take that begin a few turns of the event loop apart."""
+    before = lmdb_of(store).commits
+    writes = []
+    for task_id in task_ids:
+        writes.append(asyncio.ensure_future(store.report(task_id)))
+        for _ in range(GATHER_TURNS // 2):
+            await asyncio.sleep(0)
+    await asyncio.gather(*writes)
+    return lmdb_of(store).commits - before
+
+
+@pytest.mark.parametrize("engine", [LmdbEngine, JournaledEngine])
+async def test_a_commit_waits_for_who_is_on_the_way(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: type[LmdbEngine]
+) -> None:
+    """Where writes came together lately, those that follow at once share a commit too."""
+    monkeypatch.setattr(lmdb_engine, "GATHER_S", 60.0)  # turns decide, however slow the machine
+    store = Store(engine(clock, tmp_path, max_db_bytes=MAP_BYTES, sync=False), clock)
+    await store.engine.start()
+    try:
+        await asyncio.gather(store.report("a"), store.report("b"))
+        assert await commits_of(store, "c", "d", "e") == 1
+        for number in range(3):  # each by itself, one after the other: forgotten by then
+            await store.report(f"alone-{number}")
+        assert await commits_of(store, "f", "g", "h") > 1
+    finally:
+        await store.engine.close()
 
 
 async def test_an_operation_that_breaks_fails_alone(clock: Clock, tmp_path: Path) -> None:
