@@ -37,7 +37,7 @@ from resultd_server.engine.lmdb import (
 from resultd_server.engine.overlay import Layer, OverlayTxn, WriteSet
 from resultd_server.engine.transactional import T
 from resultd_server.errors import DomainError
-from resultd_server.ledger.unit import Changed, Unit, View
+from resultd_server.ledger.unit import Changed, Place, Unit, View
 
 COMMIT_BYTES = 1 * limits.MIB
 """A commit takes no more than this and one operation."""
@@ -47,6 +47,9 @@ ON_LOOP_BYTES = 24 * limits.KIB
 ON_LOOP_BYTES_EACH = 2 * limits.KIB
 """What runs on the event loop's thread, for 1.5 ms at most as a rule. Going to another thread
 and back costs 0.1 ms, more than most commits take."""
+
+VACANT_MAX = 1_000
+"""How many empty places are kept in mind from commit to commit: three for each namespace."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -79,6 +82,7 @@ class JournaledEngine(LmdbEngine):
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
         self._jobs = queue.SimpleQueue()
         self._take_max = limits.COMMIT_OPERATIONS_MAX
+        self._vacant: set[Place] = set()
 
     async def close(self) -> None:
         writer, self._writer = self._writer, None
@@ -203,7 +207,9 @@ class JournaledEngine(LmdbEngine):
         self, operations: list[Operation], layers: Sequence[Layer], below: Txn, *, is_full: bool
     ) -> _Batch:
         txn = WriteSet(layers, below)
-        unit = Unit(txn, self.clock())
+        if len(self._vacant) > VACANT_MAX:
+            self._vacant.clear()
+        unit = Unit(txn, self.clock(), self._vacant)
         done = run_all(unit, operations, is_full=is_full)
         return _Batch(Commit(done, unit.changed), txn.own)
 

@@ -20,6 +20,9 @@ REVOCATION = "revocation"
 Changed = tuple[str, str, str]
 """(namespace, kind, id): the key of a hint."""
 
+Place = tuple[Db, bytes]
+"""The keys of a database that begin so."""
+
 
 class View:
     """A reading unit. `now_ms` decides what has expired."""
@@ -42,13 +45,18 @@ class Unit(View):
     written once, by `flush`; so is what `records` stamps new records with.
     An operation checks before it changes anything: one that raises a `DomainError`
     leaves the unit as it was.
+
+    `vacant`: where no rows are, as units before it found. Given by who is the store's only
+    writer; one set for all its units, not larger than a few hundred of them.
     """
 
-    __slots__ = ("_empty", "changed", "counters", "dirty", "expired_incomplete", "stamps", "txn")
+    __slots__ = (
+        "_filled", "changed", "counters", "dirty", "expired_incomplete", "stamps", "txn", "vacant",
+    )  # fmt: skip
 
     txn: WriteTxn
 
-    def __init__(self, txn: WriteTxn, now_ms: int) -> None:
+    def __init__(self, txn: WriteTxn, now_ms: int, vacant: set[Place] | None = None) -> None:
         super().__init__(txn, now_ms)
         self.txn = txn
         self.counters: dict[int, Counters] = {}
@@ -56,28 +64,32 @@ class Unit(View):
         self.changed: set[Changed] = set()
         self.stamps: dict[tuple[int, int, bool, int], Stamp] = {}
         self.expired_incomplete = 0
-        self._empty: dict[tuple[Db, bytes], bool] = {}
+        self.vacant: set[Place] = set() if vacant is None else vacant
+        self._filled: set[Place] = set()
 
     def empty(self, db: Db, prefix: bytes) -> bool:
         """Whether no key of a database begins so: looked up once.
 
         What most tasks do not have (a tombstone, a group, somebody who revoked them) is not
-        looked for in every report of a unit. Only who puts a row there says `fill`, so it
-        holds: nobody else writes while a unit lives.
+        looked for in every report. Only who puts a row there says `fill`, so it holds: nobody
+        else writes while a unit lives, or while `vacant` is kept.
         """
         there = (db, prefix)
-        empty = self._empty.get(there)
-        if empty is None:
-            try:
-                empty = next(self.txn.scan(db, prefix, after_prefix(prefix)), None) is None
-            except RecordCorrupt:
-                empty = False  # there is one, and whoever needs it is told
-            self._empty[there] = empty
+        if there in self.vacant:
+            return True
+        if there in self._filled:
+            return False
+        try:
+            empty = next(self.txn.scan(db, prefix, after_prefix(prefix)), None) is None
+        except RecordCorrupt:
+            empty = False  # there is one, and whoever needs it is told
+        (self.vacant if empty else self._filled).add(there)
         return empty
 
     def fill(self, db: Db, prefix: bytes) -> None:
         """A row is put whose key begins so."""
-        self._empty[db, prefix] = False
+        self.vacant.discard((db, prefix))
+        self._filled.add((db, prefix))
 
     def hint(self, namespace: Namespace, kind: str, id_: str) -> None:
         """Whoever waits for this key is to read it again after the commit."""

@@ -9,7 +9,7 @@ from resultd_server.errors import RecordCorrupt
 from resultd_server.ledger import keys, memberships, tombstones
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.txn import Db
-from resultd_server.ledger.unit import GROUP, TASK, Unit, View
+from resultd_server.ledger.unit import GROUP, TASK, Place, Unit, View
 from tests.server.ledger.test_txn import empty_txn
 
 
@@ -47,6 +47,19 @@ def test_what_no_task_has_is_looked_for_once() -> None:
         assert tombstones.find(unit, space, keys.TASK, f"t{number}") is None
         assert memberships.of(unit, space, keys.TASK, f"t{number}") == []
     assert txn.looked == 2
+
+
+def test_what_is_known_to_be_missing_is_not_looked_for_by_the_next_unit() -> None:
+    """With a set of empty places that outlives units; a row that one puts the others find."""
+    space = Namespace("n", bytes(8))
+    txn = CountingTxn(empty_txn()._maps)
+    vacant: set[Place] = set()
+    for _ in range(3):
+        assert tombstones.find(Unit(txn, 0, vacant), space, keys.TASK, "t") is None
+    assert txn.looked == 1
+    tombstones.put(Unit(txn, 0, vacant), space, keys.TASK, "t", existence=4, version=1)
+    assert tombstones.find(Unit(txn, 0, vacant), space, keys.TASK, "t") is not None
+    assert not vacant
 
 
 def test_what_is_put_is_found_though_there_was_none() -> None:
