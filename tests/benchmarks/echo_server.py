@@ -1,21 +1,28 @@
 """The yardstick of calls and streams: bare grpc.aio on uvloop, bytes in, bytes out.
 
 Echo returns what it gets. Wait sends an empty message, so that who waits knows it is
-expected, and then what a Ping for the same name says; it ends with that.
+expected, and then what a Ping for the same name says; it ends with that. KeptEcho and
+KeptPing do so once a block of a file is on disk, with one write for all that came together:
+what keeping something costs before anything is made of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import uvloop
 
 _STREAMS_MAX = 100_000
 _GRACE_S = 1.0
+_BLOCK = bytes(4096)
 _waiting: dict[bytes, asyncio.Future[bytes]] = {}
 
 
@@ -39,13 +46,64 @@ async def _ping(request: bytes, _: object) -> bytes:
     return said
 
 
+class _Disk:
+    """A block that is written again and again, each time for everybody who asked meanwhile."""
+
+    def __init__(self) -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            self._file = os.open(file.name, os.O_RDWR | os.O_DSYNC)
+        os.pwrite(self._file, _BLOCK, 0)
+        self._thread = ThreadPoolExecutor(1)
+        self._asking: list[asyncio.Future[None]] = []
+        self._writing = False
+
+    async def written(self) -> None:
+        """Returns when a write that began after the call is on disk."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._asking.append(done)
+        if not self._writing:
+            self._writing = True
+            loop.call_soon(self._write)
+        await done
+
+    def _write(self) -> None:
+        together, self._asking = self._asking, []
+        writing = asyncio.get_running_loop().run_in_executor(
+            self._thread, os.pwrite, self._file, _BLOCK, 0
+        )
+        writing.add_done_callback(functools.partial(self._answer, together))
+
+    def _answer(self, together: list[asyncio.Future[None]], writing: asyncio.Future[int]) -> None:
+        writing.result()
+        for done in together:
+            if not done.done():
+                done.set_result(None)
+        self._writing = bool(self._asking)
+        if self._writing:
+            self._write()
+
+    async def echo(self, request: bytes, _: object) -> bytes:
+        """As Echo."""
+        await self.written()
+        return request
+
+    async def ping(self, request: bytes, context: object) -> bytes:
+        """As Ping."""
+        await self.written()
+        return await _ping(request, context)
+
+
 async def _serve() -> None:
     options = (("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", _STREAMS_MAX))
     server = grpc.aio.server(options=options)
+    disk = _Disk()
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Echo": grpc.unary_unary_rpc_method_handler(_echo),
         "Wait": grpc.unary_stream_rpc_method_handler(_wait),
         "Ping": grpc.unary_unary_rpc_method_handler(_ping),
+        "KeptEcho": grpc.unary_unary_rpc_method_handler(disk.echo),
+        "KeptPing": grpc.unary_unary_rpc_method_handler(disk.ping),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Echo", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")

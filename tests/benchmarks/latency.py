@@ -3,7 +3,7 @@
 One storer and one waiter, each on a connection of its own. The event often arrives before
 the storer has its OK: the time from OK to event is then negative, and is shown as it is.
 The yardstick does the same with nothing behind it: a bare server where a unary call makes a
-stream, opened for it as ours is, send a message.
+stream, opened for it as ours is, send a message; at once, or with something on disk before.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 STREAMS = 100
 _CELERY = "tests.benchmarks.celery_client"
 _FLOOR = "bare unary echo that makes an open stream send"
+_KEPT = "the same once 4 KiB are on disk"
 _THEIRS = "Celery on Redis, appendfsync always"
 
 _Seen = dict[str, list[float]]
@@ -61,7 +62,8 @@ async def run(size: Size) -> list[Row]:
                 times = await _resultd(server, samples, numbers)
                 _note(seen, "call", times.since_call)
                 _note(seen, "ok", times.since_ok)
-                _note(seen, "echo", await _echo(bare, samples))
+                _note(seen, "echo", await _echo(bare, samples, "Ping"))
+                _note(seen, "kept", await _echo(bare, samples, "KeptPing"))
                 times = await _among_many(server, samples, waited)
                 _note(seen, "many", times.since_call)
                 for name, ask in sides.items():
@@ -76,6 +78,7 @@ def _rows(seen: _Seen, waited: int, missing: str | None) -> list[Row]:
         call = f"call of StoreResult → WaitFor's event, {p}"
         rows += [
             Row(call, "µs", seen[f"call {p}"], seen[f"echo {p}"], _FLOOR, at_most(1.5)),
+            Row(call, "µs", seen[f"call {p}"], seen[f"kept {p}"], _KEPT),
             Row(f"StoreResult's OK → WaitFor's event, {p}", "µs", seen[f"ok {p}"]),
             Row(f"the call with {waited:,} tasks waited for by {STREAMS} streams, {p}", "µs",
                 seen[f"many {p}"], seen[f"call {p}"], "with the one",
@@ -161,10 +164,12 @@ async def _among_many(server: Running, samples: int, waited: int) -> _Times:
     return times
 
 
-async def _echo(bare: Running, samples: int) -> list[float]:
+async def _echo(bare: Running, samples: int, method: str) -> list[float]:
     said = report("task").SerializeToString()
     async with _two_channels(bare) as (pinging, waiting):
-        ping: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = pinging.unary_unary("/Echo/Ping")
+        ping: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = pinging.unary_unary(
+            f"/Echo/{method}"
+        )
         wait: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = waiting.unary_stream("/Echo/Wait")
         numbers = itertools.count()
 

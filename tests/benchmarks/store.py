@@ -16,6 +16,7 @@ from tests.support.redis_server import RedisServer, why_no_redis
 
 _BATCH_CALLERS = 8
 _ECHO = "bare grpc.aio echo of the same bytes"
+_KEPT = "the same, answered once 4 KiB are on disk for all that came together"
 _PUTS = f"raw LMDB puts, {BATCH} a durable commit"
 _PIPELINE = f"redis-py pipelines of SET EX + PUBLISH, {BATCH} each, appendfsync always"
 _PACKED = "the same commands packed beforehand, answers not parsed"
@@ -25,7 +26,7 @@ _Seen = dict[str, list[float]]
 
 async def run(size: Size) -> list[Row]:
     """Singles beside an echo of the same bytes; batches beside LMDB itself and Redis."""
-    calls, batches, rounds = size.of(8_000, 256), size.of(240, 10), size.of(5, 1)
+    calls, batches, rounds = size.of(6_000, 256), size.of(240, 10), size.of(5, 1)
     seen: _Seen = defaultdict(list)
     numbers = itertools.count()
     async with resultd() as server, echo() as bare:
@@ -47,7 +48,9 @@ def _rows(seen: _Seen) -> list[Row]:
     return [
         Row(f"{single}: server CPU a call", "µs", seen["cpu"], seen["echo cpu"], _ECHO,
             at_most(1.3)),
+        Row(f"{single}: server CPU a call", "µs", seen["cpu"], seen["kept cpu"], _KEPT),
         Row(f"{single}: calls", "1/s", seen["rate"], seen["echo rate"], _ECHO),
+        Row(f"{single}: calls", "1/s", seen["rate"], seen["kept rate"], _KEPT),
         Row(f"{single}: CPU of who calls, a call", "µs", seen["caller"], seen["echo caller"],
             _ECHO),
         Row(f"{many}: server CPU a result", "µs", seen["batch cpu"], seen["puts cpu_us"], _PUTS,
@@ -73,6 +76,7 @@ async def _singles(
     for prefix, running, method in (
         ("", server, SERVICE + "StoreResult"),
         ("echo ", bare, "/Echo/Echo"),
+        ("kept ", bare, "/Echo/KeptEcho"),
     ):
         requests = [report(f"task-{next(numbers)}").SerializeToString() for _ in range(calls)]
         _note(seen, prefix, await load(running, method, requests), measured(calls))
