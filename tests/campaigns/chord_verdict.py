@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -42,22 +42,15 @@ class Publication:
 
 @dataclass
 class Verdict:
-    """Figures for the table, and the laws that were broken."""
+    """What was counted, and the laws that were broken.
 
-    begun: int
-    figures: dict[str, object]
+    `log`: what the workers wrote. `slowest_s`: the longest that a chord took.
+    """
+
+    counts: dict[str, int]
     faults: list[str]
-    #: Publications after the first one, each with its reason.
-    repeats: list[str] = field(default_factory=list)
     log: str = ""
-
-    def table(self) -> str:
-        """All of it as text."""
-        width = max(map(len, self.figures))
-        lines = [f"{name:<{width}}  {value}" for name, value in self.figures.items()]
-        lines += [f"repeat: {repeat}" for repeat in self.repeats]
-        lines += [f"BROKEN: {fault}" for fault in self.faults] or ["no law was broken"]
-        return "\n".join(lines)
+    slowest_s: float = 0.0
 
 
 def judge(
@@ -83,13 +76,14 @@ def judge(
     for publication in publications(published):
         tries[publication.chord].append(publication)
     faults: list[str] = []
-    repeats: list[str] = []
+    repeats = 0
     for number, size in sizes.items():
         faults += _broken(number, size, told[number], stored[number], runs[number])
         for earlier, later in pairwise(tries[number]):
-            reason = explanation(earlier, later, deaths, outages)
-            said = f"chord {number} {later.at - earlier.at:.1f} s after: {reason or 'NO REASON'}"
-            (repeats if reason else faults).append(said)
+            repeats += 1
+            if not explained(earlier, later, deaths, outages):
+                after_s = later.at - earlier.at
+                faults.append(f"chord {number}: published again {after_s:.1f} s after, NO REASON")
         if len({each.body for each in tries[number]}) > 1:
             faults.append(f"chord {number}: published under several ids")
     for number in lost:
@@ -97,15 +91,15 @@ def judge(
         if not sent or not any(death.at >= min(sent) for death in deaths):
             faults.append(f"chord {number}: its body was never sent, and the claim says done")
     again = [number for number in sizes if len(runs[number]) > 1]
-    figures: dict[str, object] = {
+    counts = {
         "bodies missing": sum(not ran for ran in runs.values()),
         "bodies run": sum(map(len, runs.values())),
         "bodies run more than once": len(again),
         "publications": sum(map(len, tries.values())),
-        "publications beyond the first": len(repeats) + sum("NO REASON" in f for f in faults),
+        "publications beyond the first": repeats,
         "waiters told": sum(map(len, told.values())),
     }
-    return Verdict(len(sizes), figures, faults, repeats)
+    return Verdict(counts, faults)
 
 
 def _broken(
@@ -157,20 +151,18 @@ def publications(published: Sequence[str]) -> list[Publication]:
     return sorted(found, key=lambda publication: publication.at)
 
 
-def explanation(
+def explained(
     earlier: Publication,
     later: Publication,
     deaths: Sequence[Death],
     outages: Sequence[Outage],
-) -> str | None:
-    """Why a body was published again; None if nothing that happened is a reason."""
-    sent = "after" if earlier.sent_at else "before"
-    for death in deaths:
-        last = min(later.at, earlier.at + BETWEEN_S)
-        if death.pid == earlier.pid and earlier.at <= death.at <= last:
-            return f"{earlier.pid} was killed {sent} publishing"
-    for outage in outages:
-        # It could not say that it was done; its lease ran out, or it died of something else.
-        if outage.began - BETWEEN_S <= earlier.at <= outage.ended and later.at > outage.began:
-            return f"the server was away when {earlier.pid} had published"
-    return None
+) -> bool:
+    """Whether something that happened is a reason for publishing a body again."""
+    last = min(later.at, earlier.at + BETWEEN_S)
+    if any(death.pid == earlier.pid and earlier.at <= death.at <= last for death in deaths):
+        return True
+    # It could not say that it was done; its lease ran out, or it died of something else.
+    return any(
+        outage.began - BETWEEN_S <= earlier.at <= outage.ended and later.at > outage.began
+        for outage in outages
+    )

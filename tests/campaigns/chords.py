@@ -1,4 +1,4 @@
-"""The chord campaign: `python -m tests.campaigns.chords --chords 300 --members 50 --seed 1`.
+"""Chords while everything is killed: `python -m tests.campaigns.chords --size ci --seed 1`.
 
 Chords run on real workers while children of workers, whole workers and the result server are
 killed at random and started again. Afterwards every chord's body has to have run with all its
@@ -8,7 +8,6 @@ first has to be explained by a death between publishing and saying so.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import queue
@@ -28,12 +27,16 @@ import celery
 from resultd import testing
 from resultd.v1 import group_pb2
 from tests.campaigns import chord_tasks
+from tests.campaigns._record import Campaign, Size, Tally
 from tests.campaigns.chord_verdict import Death, Outage, Verdict, judge
 from tests.support.celery_worker import CeleryWorker
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, why_no_redis
 
 #: Seconds between two looks for messages that the broker has lost.
 LOOK_S = 2.0
+
+LOG_CHARS = 20_000
+"""What is shown of the workers' log where a law was broken."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,6 @@ class Plan:
 
     Attributes:
         chords, members: how many, and of how many parts (at least, at most).
-        seed: of the faults and the sizes; processes take their own time all the same.
         seconds: no chord is begun, and nothing killed, after this.
         settle_s: how long after the last fault all bodies have to be there.
         parallel: chords under way at a time.
@@ -56,7 +58,6 @@ class Plan:
 
     chords: int = 20
     members: tuple[int, int] = (10, 50)
-    seed: int = 1
     seconds: float = 30.0
     settle_s: float = 60.0
     parallel: int = 8
@@ -99,10 +100,12 @@ class Faults:
 class Killer:
     """Kills at random until told to stop; what it killed is running again then."""
 
-    def __init__(self, plan: Plan, server: testing.Server, workers: list[CeleryWorker]) -> None:
+    def __init__(
+        self, plan: Plan, seed: int, server: testing.Server, workers: list[CeleryWorker]
+    ) -> None:
         self.faults = Faults()
         self._plan = plan
-        self._random = random.Random(plan.seed)
+        self._random = random.Random(seed)
         self._server = server
         self._workers = workers
         self._over = threading.Event()
@@ -158,7 +161,7 @@ class Killer:
 class Run:
     """The chords of a plan, begun as others end, and what came of each."""
 
-    def __init__(self, plan: Plan, app: Any, broker: Any, faults: Faults) -> None:
+    def __init__(self, plan: Plan, seed: int, app: Any, broker: Any, faults: Faults) -> None:
         self.sizes: dict[int, int] = {}
         self.results: dict[int, Any] = {}
         self.told: dict[int, list[Any]] = {}
@@ -170,7 +173,7 @@ class Run:
         self._app = app
         self._broker = broker
         self._faults = faults
-        self._random = random.Random(plan.seed + 1)
+        self._random = random.Random(seed + 1)
         self._ready: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._nowhere: set[str] = set()
         self._looked = time.monotonic()
@@ -285,7 +288,7 @@ class Run:
         return "".join(self._broker.lrange("celery", 0, -1) + self._broker.hvals("unacked"))
 
 
-def run(plan: Plan) -> Verdict:
+def conduct(plan: Plan, seed: int) -> Verdict:
     """Runs a plan and judges what came of it."""
     with contextlib.ExitStack() as stack:
         redis_server = stack.enter_context(RedisServer())
@@ -310,9 +313,8 @@ def run(plan: Plan) -> Verdict:
         stack.callback(app.close)
         stack.callback(app.backend.client.close)
         client = stack.enter_context(redis_server.client())
-        began = time.time()
-        with Killer(plan, server, workers).at_work() as faults:
-            campaign = Run(plan, app, client, faults)
+        with Killer(plan, seed, server, workers).at_work() as faults:
+            campaign = Run(plan, seed, app, client, faults)
             campaign.go()
         campaign.settle()
         verdict = judge(
@@ -326,12 +328,10 @@ def run(plan: Plan) -> Verdict:
             lost=campaign.lost_bodies,
         )
         verdict.faults += campaign.stuck()
-        verdict.figures |= {
-            "seed": plan.seed,
-            "chords begun": len(campaign.sizes),
+        verdict.slowest_s = max(campaign.took.values(), default=0.0)
+        verdict.counts |= {
+            "chords": len(campaign.sizes),
             "parts": sum(campaign.sizes.values()),
-            "seconds": round(time.time() - began, 1),
-            "slowest chords, s": [round(s, 1) for s in sorted(campaign.took.values())[-5:]],
             "children killed": faults.children,
             "workers killed": faults.workers,
             "server killed": len(faults.outages),
@@ -357,29 +357,35 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def main() -> int:
-    """Runs what was asked for and prints the table; 1 if a law was broken."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.chords", description=__doc__)
-    parser.add_argument("--chords", type=int, default=300)
-    parser.add_argument("--members", type=int, default=50, help="parts of each chord")
-    parser.add_argument("--seconds", type=float, default=1800.0, help="kill nothing after this")
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--log", type=Path, help="where to write what the workers logged")
-    arguments = parser.parse_args()
-    plan = Plan(
-        chords=arguments.chords,
-        members=(arguments.members, arguments.members),
-        seed=arguments.seed,
-        seconds=arguments.seconds,
-        settle_s=120.0,
-        parallel=12,
-    )
-    verdict = run(plan)
-    print(verdict.table())
-    if arguments.log is not None:
-        arguments.log.write_text(verdict.log)
-    return 1 if verdict.faults else 0
+def run(plan: Plan, seed: int) -> Tally:
+    """Runs a plan, where there is a broker. The seed is of the faults and the sizes; processes
+    take their own time all the same.
+    """
+    tally = Tally()
+    reason = why_no_redis()
+    if reason is not None:
+        print(f"chords: left out, {reason}")
+        return tally
+    verdict = conduct(plan, seed)
+    tally.counts.update(verdict.counts)
+    tally.figures["slowest chord, s"] = round(verdict.slowest_s, 1)
+    tally.faults += verdict.faults
+    if verdict.faults:
+        print(verdict.log[-LOG_CHARS:])
+    return tally
 
+
+CAMPAIGN = Campaign(
+    "chords",
+    "Whatever is killed, the body of every chord runs with all its parts in their order, its "
+    "result is stored and told once, and what is published again has a death for its reason.",
+    {
+        Size.CI: Plan(seconds=10.0, parallel=20, visibility_s=3),
+        Size.DEEP: Plan(300, (50, 50), seconds=1_800.0, settle_s=120.0, parallel=12),
+        Size.RELEASE: Plan(3_000, (50, 50), seconds=18_000.0, settle_s=120.0, parallel=12),
+    },
+    run,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(CAMPAIGN.main())

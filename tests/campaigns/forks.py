@@ -1,24 +1,22 @@
-"""Forks under Celery's API: `python -m tests.campaigns.forks [--count 200] [NAME …]`.
+"""Forks under Celery's API: `python -m tests.campaigns.forks --size ci`.
 
 Every way a process may have used the backend before it forks, times who goes on afterwards;
-and forks while other threads are inside calls. Each fork has to leave both sides working:
-what hangs or fails is counted, and the command ends with 1 if there is any.
+and forks while other threads are inside calls. Each fork has to leave both sides working.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from resultd import testing
-from tests.support.celery_forker import SIDES, STATES
+from tests.campaigns._record import Campaign, Size, Tally
+from tests.support.celery_forker import SIDES, STATES, UNGUARDED
+from tests.tooling.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 # Seconds one fork may take on a machine that is busy with other things; it needs 0.05.
 FORK_S = 2.0
 START_S = 30.0
@@ -51,20 +49,29 @@ class Outcome:
     lost: int = 0
     errors: tuple[str, ...] = ()
 
-    @property
-    def good(self) -> bool:
-        """Whether every fork left both sides working, without a word."""
-        return not (self.hangs or self.failures or self.lost or self.errors or self.noise)
+    def broken(self) -> list[str]:
+        """Where a fork did not leave both sides working, without a word."""
+        said = {
+            "hang": self.hangs,
+            "fail": self.failures,
+            "calls of other threads are lost": self.lost,
+            "errors": self.errors,
+            "said": self.noise,
+        }
+        return [f"{what}: {found}" for what, found in said.items() if found]
 
 
-def run(name: str, url: str, count: int) -> Outcome:
-    """Forks `count` times in one way."""
+def fork(name: str, url: str, count: int, *, guarded: bool = True) -> Outcome:
+    """Forks `count` times in one way. `guarded`: False with a fault planted."""
     state, side = CASES[name]
     # From 3.12 on Python warns of forks in processes with threads, which is what is tried.
     command = [sys.executable, "-W", "ignore::DeprecationWarning"]
     command += ["-m", "tests.support.celery_forker", url, state, side, str(count)]
+    environ = os.environ if guarded else {**os.environ, UNGUARDED: "1"}
     limit_s = START_S + count * FORK_S
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, env=environ
+    )
     if done.returncode:
         raise AssertionError(f"{name}: exit code {done.returncode}\n{done.stderr}")
     found = json.loads(done.stdout)
@@ -72,32 +79,35 @@ def run(name: str, url: str, count: int) -> Outcome:
     return Outcome(noise=done.stderr, errors=errors, **found)
 
 
-def main() -> int:
-    """Runs what was asked for and prints the figures."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.forks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--count", type=int, default=200, help="forks of each; 200 unless told")
-    arguments = parser.parse_args()
-    unknown = sorted(set(arguments.names) - set(CASES))
-    if unknown:
-        parser.error(f"no case {', '.join(unknown)}: known are {', '.join(CASES)}")
-    good = True
-    with testing.Server(engine="memory") as server:
-        for name in arguments.names or CASES:
-            began = time.monotonic()
-            outcome = run(name, server.url, arguments.count)
-            good = good and outcome.good
-            line = f"{name:18} {outcome.forks} forks, {outcome.hangs} hangs, "
-            line += f"{outcome.failures} failures"
-            if outcome.calls:
-                line += f"; {outcome.calls} calls of other threads, some in flight at "
-                line += f"{outcome.forks_with_calls_in_flight} forks, "
-                line += f"{len(outcome.errors)} failed, {outcome.lost} lost"
-            print(f"{line}; {time.monotonic() - began:.0f} s", flush=True)
-            if outcome.noise or outcome.errors:
-                print(outcome.noise, *outcome.errors, sep="\n", flush=True)
-    return 0 if good else 1
+@dataclass(frozen=True)
+class Plan:
+    """How many forks of each case, which cases, and whether with a fault planted."""
 
+    each: int
+    names: tuple[str, ...] = tuple(CASES)
+    guarded: bool = True
+
+
+def run(plan: Plan, seed: int) -> Tally:
+    """Runs a plan. The moments are the processes' own: a seed changes nothing."""
+    tally = Tally()
+    with testing.Server(engine="memory") as server:
+        for name in plan.names:
+            found = fork(name, server.url, plan.each, guarded=plan.guarded)
+            tally.counts["forks"] += found.forks
+            tally.counts["calls of other threads"] += found.calls
+            tally.counts["forks with calls in flight"] += found.forks_with_calls_in_flight
+            tally.faults += [f"{name}: {line}" for line in found.broken()]
+    return tally
+
+
+CAMPAIGN = Campaign(
+    "forks",
+    "Whatever a process has done with the Celery backend when it forks, and whichever side goes "
+    "on, both work: no fork hangs or fails, and no call of another thread fails or is lost.",
+    {Size.CI: Plan(each=5), Size.DEEP: Plan(each=200), Size.RELEASE: Plan(each=2_000)},
+    run,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(CAMPAIGN.main())

@@ -1,29 +1,28 @@
-"""A client process that lives long: `python -m tests.campaigns.leaks [--size 1]`.
+"""A client process that lives long: `python -m tests.campaigns.leaks --size ci`.
 
-20,000 times delay() and get(), 2,000 groups of 10 and 200 chords of 100 with a real worker.
-Compares what the process holds after a warm-up of a twentieth with what it holds at the end,
-and looks into the server for streams and waits that were left there.
+The deep size does 20,000 times delay() and get(), 2,000 groups of 10 and 200 chords of 100 with
+a real worker. Compares what the process holds after a warm-up of a twentieth with what it holds
+at the end, and looks into the server for streams and waits that were left there.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import sys
 import tempfile
-import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.campaigns._record import Campaign, Size, Tally
 from tests.support.celery_worker import ROOT, CeleryWorker
 from tests.support.in_process import Served, serving
 from tests.support.memory import MIB, anonymous_bytes
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, why_no_redis
 
 SINGLES, GROUPS, CHORDS = 20_000, 2_000, 200
 GROWTH_BYTES_MAX = 5 * MIB
@@ -32,6 +31,18 @@ SPARE_DESCRIPTORS = 4
 # For all of it; on a quiet machine it takes a sixth of that.
 FULL_S = 3_600.0
 START_S = 30.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of it all, 1 for the whole; and whether the client is one that lets nothing go."""
+
+    size: float
+    hoarding: bool = False
+
+    def counts(self) -> list[int]:
+        """How many single tasks, groups and chords."""
+        return [max(1, round(self.size * n)) for n in (SINGLES, GROUPS, CHORDS)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,6 @@ class Outcome:
 
     warm: Held
     end: Held
-    seconds: float
 
     @property
     def growth_bytes(self) -> int:
@@ -76,9 +86,8 @@ class Outcome:
         return found
 
 
-async def run(size: float, directory: Path) -> Outcome:
+async def live(plan: Plan, directory: Path) -> Outcome:
     """Does `size` of it all."""
-    began = time.monotonic()
     with RedisServer() as redis_server:
         async with serving() as served:
             url = f"resultd://{served.address}"
@@ -88,14 +97,15 @@ async def run(size: float, directory: Path) -> Outcome:
             # Its server lives in this loop, which goes on meanwhile.
             await asyncio.to_thread(worker.start)
             try:
-                counts = [str(max(1, round(size * n))) for n in (SINGLES, GROUPS, CHORDS)]
+                hoarding = ("hoarding",) if plan.hoarding else ()
+                counts = (*map(str, plan.counts()), *hoarding)
                 async with _client(redis_server.url, url, *counts) as client:
-                    limit_s = START_S + FULL_S * size
+                    limit_s = START_S + FULL_S * plan.size
                     warm = await _held(client, served, worker, limit_s)
                     end = await _held(client, served, worker, limit_s)
             finally:
                 await asyncio.to_thread(worker.stop)
-    return Outcome(warm, end, time.monotonic() - began)
+    return Outcome(warm, end)
 
 
 @contextlib.asynccontextmanager
@@ -125,21 +135,30 @@ async def _held(client: Process, served: Served, worker: CeleryWorker, limit_s: 
     return held
 
 
-async def main() -> int:
-    """Runs it and prints the figures."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.leaks", description=__doc__)
-    parser.add_argument("--size", type=float, default=1.0, help="0.05 is a twentieth")
-    arguments = parser.parse_args()
+def run(plan: Plan, seed: int) -> Tally:
+    """Runs a plan, where there is a broker. It is always the same: a seed changes nothing."""
+    tally = Tally()
+    reason = why_no_redis()
+    if reason is not None:
+        print(f"leaks: left out, {reason}")
+        return tally
     with tempfile.TemporaryDirectory(prefix="leaks-") as directory:
-        outcome = await run(arguments.size, Path(directory))
-    warm, end = outcome.warm, outcome.end
-    for name in ("bytes", "descriptors", "threads"):
-        print(f"client's {name}: {warm.client[name]:,} after the warm-up, {end.client[name]:,}")
-    print(f"worker's bytes: {warm.worker_bytes:,} after the warm-up, {end.worker_bytes:,}")
-    print(f"(streams, subscriptions, ids) on the server: {end.waiting}")
-    print(f"{outcome.seconds:.0f} s; leaks: {outcome.leaks() or 'none'}")
-    return 1 if outcome.leaks() else 0
+        outcome = asyncio.run(live(plan, Path(directory)))
+    tally.counts.update(dict(zip(("gets", "groups", "chords"), plan.counts(), strict=True)))
+    tally.figures["growth, MiB"] = round(outcome.growth_bytes / MIB, 1)
+    worker_bytes = outcome.end.worker_bytes - outcome.warm.worker_bytes
+    tally.figures["growth of the worker, MiB"] = round(worker_bytes / MIB, 1)
+    tally.faults += outcome.leaks()
+    return tally
 
+
+CAMPAIGN = Campaign(
+    "leaks",
+    "A client that calls, waits and lets go for long holds at the end what it held at first: "
+    "memory, descriptors, threads, results; and nothing is left for it on the server.",
+    {Size.CI: Plan(0.02), Size.DEEP: Plan(1.0), Size.RELEASE: Plan(10.0)},
+    run,
+)
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(CAMPAIGN.main())

@@ -27,6 +27,7 @@ LONGEST = "minutes in one run"
 
 GOALS: dict[str, dict[str, int]] = {
     "cancels": {"cancelled": 200_000},
+    "chords": {"chords": 300},
     "clocks": {"jumps": 1_000},
     "disk_faults": {
         "write of the journal": 100,
@@ -36,9 +37,11 @@ GOALS: dict[str, dict[str, int]] = {
         "full store": 100,
     },
     "flips": {"damages": 2_000},
+    "forks": {"forks": 2_600},
     "fuzz": {MINUTES: 60},
     "hostile": {"connections": 200_000},
     "kills": {"kills": 500, "writes acknowledged": 5_000_000},
+    "leaks": {"gets": 20_000, "groups": 2_000},
     "links": {"events": 500_000},
     "overload": {"batches offered": 5_000},
     "power_cuts": {"cuts on ext4": 30, "cuts on xfs": 30},

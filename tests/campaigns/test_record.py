@@ -17,12 +17,15 @@ from tests.tooling.repository import ROOT
 CAMPAIGNS = "tests/faults/test_campaigns.py"
 BITES = {
     "cancels": f"{CAMPAIGNS}::test_the_cancels_bite",
+    "chords": "tests/end_to_end/celery/test_chord_campaign.py::test_the_judge_bites",
     "clocks": f"{CAMPAIGNS}::test_the_clocks_bite",
     "disk_faults": "tests/faults/test_disk.py::test_the_disk_faults_bite",
     "flips": "tests/server/engine/test_audit.py::test_values_that_nobody_checks_are_found_out",
+    "forks": "tests/end_to_end/celery/test_forks.py::test_the_forks_bite",
     "fuzz": "tests/fuzz/test_fuzz.py::test_the_fuzzer_bites_in_a_call",
     "hostile": "tests/faults/test_hostile.py::test_the_campaign_bites",
     "kills": "tests/faults/test_kill.py::test_answers_before_the_journal_is_written_are_found_out",
+    "leaks": "tests/end_to_end/celery/test_leaks.py::test_the_leaks_bite",
     # Its judge is the streams' own.
     "links": "tests/faults/test_streams.py::test_the_validator_bites",
     "overload": f"{CAMPAIGNS}::test_the_overload_bites",

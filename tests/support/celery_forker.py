@@ -28,6 +28,12 @@ from typing import Any
 import celery
 import celery.exceptions
 
+from resultd import _fork
+
+#: In the environment: a fault planted, the child does not make anew what its threads had.
+UNGUARDED = "TESTS_UNGUARDED"
+UNGUARDED_SIDE_S = 3
+
 STATES = ("never-used", "first-use", "channel", "stream", "in-flight")
 SIDES = ("parent", "child", "both")
 # Seconds that one side has; it needs some 20 ms. One that hangs needs for ever, and dies of
@@ -44,6 +50,8 @@ FIRST_CALL_S = 0.02
 def main() -> None:
     """Does what the command line says."""
     url, state, side, count = sys.argv[1:]
+    if UNGUARDED in os.environ:
+        _take_the_guard_away()
     app = celery.Celery("forks", broker="memory://", backend=url)
     assert app.backend  # made before any fork, as in a worker's main process
     # kombu's cached properties hold a lock while they are computed, which a child that is
@@ -64,6 +72,19 @@ def main() -> None:
 
 
 _more: dict[str, Any] = {}
+
+
+def _take_the_guard_away() -> None:
+    global SIDE_S
+    SIDE_S = UNGUARDED_SIDE_S
+    os.register_at_fork(after_in_child=lambda: setattr(_fork, "gate", _taken()))
+
+
+def _taken() -> threading.Lock:
+    """A lock that nobody gives back: its thread is not here."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 def in_child(work: Callable[[], object]) -> int:

@@ -1,6 +1,6 @@
 """A client process that lives long: `python -m tests.support.celery_leaker BROKER RESULTS …`.
 
-    … SINGLES GROUPS CHORDS
+    … SINGLES GROUPS CHORDS [hoarding]
 
 Calls and waits; a twentieth first, to warm up. Then, and at the end, it prints what it holds
 as a line of JSON and goes on when it reads a line.
@@ -30,12 +30,16 @@ CHORD = 100
 #: What may not be left when nobody holds a result any more.
 KINDS = ("AsyncResult", "GroupResult", "Wait", "Callback", "ThreadStream", "promise", "barrier")
 
+kept: list[list[Any]] = []
+
 
 def main() -> None:
     """Warms up, tells, does it all, tells again."""
     broker, results, *sizes = sys.argv[1:]
     app = celery_tasks.create_app(broker, results)
-    singles, groups, chords = map(int, sizes)
+    singles, groups, chords = map(int, sizes[:3])
+    if sizes[3:]:
+        kept.append([])  # a fault planted: results are not let go
     # Celery and kombu have pools and caches of their own, which the first thousands fill.
     work(app, *(max(1, size // WARM_UP) for size in (singles, groups, chords)))
     tell(app)
@@ -47,7 +51,10 @@ def work(app: Any, singles: int, groups: int, chords: int) -> None:
     """Calls and waits, one after the other."""
     tasks = celery_tasks.named(app)
     for number in range(singles):
-        assert tasks.add.delay(number, 1).get(timeout=TIMEOUT_S) == number + 1
+        result = tasks.add.delay(number, 1)
+        for hoard in kept:
+            hoard.append(result)
+        assert result.get(timeout=TIMEOUT_S) == number + 1
     for number in range(groups):
         group = celery.group([tasks.add.s(number, n) for n in range(GROUP)], app=app)
         assert group().get(timeout=TIMEOUT_S) == [number + n for n in range(GROUP)]

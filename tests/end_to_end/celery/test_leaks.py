@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.campaigns import leaks
 
-SIZE = 0.05
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("differs_from_redis", "redis_server"),
+]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("differs_from_redis", "redis_server")
-async def test_a_client_holds_no_more_than_after_its_warm_up(tmp_path: Path) -> None:
+def test_a_client_holds_no_more_than_after_its_warm_up() -> None:
     """1,000 gets, 100 groups and 10 chords leave nothing: no memory, wait, stream or thread."""
-    outcome = await leaks.run(SIZE, tmp_path)
-    assert outcome.leaks() == []
+    assert leaks.run(leaks.Plan(0.05), 0).faults == []
+
+
+def test_the_leaks_bite() -> None:
+    """A client that keeps its results is found out."""
+    faults = leaks.run(leaks.Plan(0.001, hoarding=True), 0).faults
+    assert any("AsyncResult" in fault for fault in faults), faults
