@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import ipaddress
 import os
 import re
 from dataclasses import dataclass, replace
@@ -112,6 +110,8 @@ def _loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
+        import ipaddress  # late, as difflib below: each takes milliseconds, few addresses need it
+
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False  # a name
@@ -221,6 +221,8 @@ def _shown(base: str, namespace: str, query: dict[str, str]) -> str:
 
 
 def _suggestion(word: str, known: tuple[str, ...] | list[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(word, known, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"

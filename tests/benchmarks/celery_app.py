@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from celery import Celery
+from celery import Celery, current_app
 
 #: A queue that no worker takes from: tasks sent there stay pending.
 NOBODY = "nobody"
@@ -18,7 +18,7 @@ def create_app(broker: str, backend: str) -> Any:
     """An app with the tasks below, of Celery's own defaults."""
     made = Celery("benchmark", broker=broker, backend=backend, set_as_current=False)
     made.conf.broker_connection_retry_on_startup = True
-    for task in (add, now, latest):
+    for task in (add, now, latest, hand):
         made.task(name=task.__name__, shared=False)(task)
     made.finalize()
     return made
@@ -37,6 +37,12 @@ def now() -> float:
 def latest(times: list[float]) -> list[float]:
     """A chord's body: when the last part ran, and when this does."""
     return [max(times), time.time()]
+
+
+def hand(count: int) -> str:
+    """Publishes the body of a chord of so many as whoever ends it does, without a chord; its id."""
+    values = [time.time() for _ in range(count)]
+    return str(current_app.tasks["latest"].delay(values).id)
 
 
 if BROKER in os.environ:  # a worker's

@@ -91,6 +91,8 @@ def _cases(size: Size) -> list[_Case]:
         _Case("chord", thousand, (
             _Answer("body", f"chord of {thousand:,}: last part's end → body called", *ms,
                     {DURABLE: at_most(0.5)}),
+            _Answer("handed", f"{thousand:,} values published → body called with them, no chord",
+                    *ms, their_key="body"),
             _Answer("took", f"chord of {thousand:,}: the whole", *s),
         ), _STORES),
         _Case("get_one", few, (_Answer("p50", "get() of a ready result", *ms),)),

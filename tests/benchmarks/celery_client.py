@@ -179,7 +179,10 @@ class Program:
         return {"took": _took(lambda: group.apply_async(queue=NOBODY))}
 
     def chord(self, count: int) -> dict[str, float]:
-        """A chord on a real worker: the whole, and from its last part to its body."""
+        """A chord on a real worker: the whole, and from its last part to its body.
+
+        And what of it is Celery's and the broker's: as many values handed to a body, no chord.
+        """
         header = [self._app.tasks["now"].si() for _ in range(count)]
         seen: list[float] = []
 
@@ -189,7 +192,13 @@ class Program:
 
         took = _took(whole)
         last_s, body_s = seen
-        return {"took": took, "body": (body_s - last_s) * 1e6}
+        body_id = self._app.tasks["hand"].delay(count).get(timeout=_LIMIT_S)
+        handed_s, called_s = self._result(body_id).get(timeout=_LIMIT_S)
+        return {
+            "took": took,
+            "body": (body_s - last_s) * 1e6,
+            "handed": (called_s - handed_s) * 1e6,
+        }
 
     # How
 
