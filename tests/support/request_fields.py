@@ -201,6 +201,7 @@ KINDS: dict[str, list[Wrong] | None] = {
     "ClaimGroupRequest.lease": between(1, 3_600),
     "ClaimGroupRequest.token": ID,
     "ClaimGroupRequest.holder": TEXT,
+    "ClaimGroupRequest.with_members": ANYTHING,
     "RevokeTasksRequest.task_ids": SOME_IDS,
     "RevokeTasksRequest.terminate": ANYTHING,
     "RevokeTasksRequest.signal": [*_too_long(32), *_CONTROL],

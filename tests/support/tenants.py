@@ -355,6 +355,7 @@ VOCABULARY: dict[str, Chooser] = {
     "ClaimGroupRequest.lease": _lasting,
     "ClaimGroupRequest.token": Writer.secret,
     "ClaimGroupRequest.holder": Writer.word,
+    "ClaimGroupRequest.with_members": _one_of(False, True),
     "RevokeTasksRequest.task_ids": _tasks,
     "RevokeTasksRequest.terminate": _one_of(False, True),
     "RevokeTasksRequest.signal": _one_of("", "SIGINT"),
