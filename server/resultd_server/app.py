@@ -29,6 +29,7 @@ from resultd_server.interceptors.access_log import log_calls
 from resultd_server.interceptors.errors import answer_errors
 from resultd_server.interceptors.limits import Admission, CallBound, bound_streams
 from resultd_server.interceptors.metrics import Calls
+from resultd_server.ledger.usage import Allowance
 from resultd_server.service import registry
 from resultd_server.service.groups import GroupService
 from resultd_server.service.quotas import Quotas
@@ -79,14 +80,23 @@ def wall_clock_ms() -> int:
 
 def make_engine(settings: Settings, clock: Clock, *, shared: bool = False) -> Engine:
     """The engine the settings name; `shared`: with other processes."""
+    allowance = Allowance(settings.records_per_namespace, settings.bytes_per_namespace)
     if settings.engine == "memory":
         from resultd_server.engine.memory import MemoryEngine
 
-        return MemoryEngine(clock)
+        return MemoryEngine(clock, allowance=allowance)
     assert settings.data is not None  # the settings were checked
     if shared:
-        return LmdbEngine(clock, settings.data, max_db_bytes=settings.max_db_bytes, shared=True)
-    return JournaledEngine(clock, settings.data, max_db_bytes=settings.max_db_bytes)
+        return LmdbEngine(
+            clock,
+            settings.data,
+            max_db_bytes=settings.max_db_bytes,
+            allowance=allowance,
+            shared=True,
+        )
+    return JournaledEngine(
+        clock, settings.data, max_db_bytes=settings.max_db_bytes, allowance=allowance
+    )
 
 
 class Place(NamedTuple):
@@ -239,7 +249,9 @@ class App:
         return f"{self._settings.listen.rpartition(':')[0]}:{port}"
 
     def _add_services(self) -> None:
-        info = ServerInfo(metadata.version("resultd"), FEATURES, self._clock())
+        info = ServerInfo(
+            metadata.version("resultd"), FEATURES, self._clock(), self._settings.quotas
+        )
         interceptors: list[Interceptor] = [answer_errors]
         if self._settings.log_level == "debug":
             interceptors.append(log_calls)

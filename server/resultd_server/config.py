@@ -27,6 +27,13 @@ ENV_PREFIX = "RESULTD_"
 NOT_SETTINGS = frozenset({"RESULTD_URL", "RESULTD_TOKEN", "RESULTD_TOKEN_FILE", "RESULTD_CONFIG"})
 """Variables of the same prefix that other parts read."""
 
+SIZES = ("max_db_bytes", "bytes_per_namespace")
+"""Settings that people write with a unit."""
+
+_QUOTAS = frozenset(
+    f"{what}_per_namespace" for what in ("streams", "waited_ids", "records", "bytes")
+)
+
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+):(?P<port>\d{1,5})")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -86,6 +93,15 @@ class Settings(BaseModel):
         description="Ids and groups the streams of one namespace may wait for in a process, all "
         "together; as many as fit.",
     )
+    records_per_namespace: int | None = Field(
+        None, ge=1, description="Records of tasks one namespace may hold; as many as fit."
+    )
+    bytes_per_namespace: int | None = Field(
+        None,
+        ge=1,
+        description="Bytes one namespace may hold, '10GiB' or a number: keys and values of "
+        "records, groups, members, revocations and tombstones; as many as fit.",
+    )
     tls_cert: Path | None = Field(
         None, description="PEM file with the server's certificate and those above it; reloaded."
     )
@@ -108,7 +124,7 @@ class Settings(BaseModel):
         "info", description="The least level logged."
     )
 
-    @field_validator("max_db_bytes", mode="before")
+    @field_validator(*SIZES, mode="before")
     @classmethod
     def _size(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -135,6 +151,12 @@ class Settings(BaseModel):
         if value and (match is None or int(match["port"]) > 65_535):
             raise ValueError("is not host:port, for instance 127.0.0.1:7759")
         return value
+
+    @property
+    def quotas(self) -> dict[str, int]:
+        """What one namespace may have: the quotas that are set, by the settings' names."""
+        said = {name: getattr(self, name) for name in type(self).model_fields if name in _QUOTAS}
+        return {name: limit for name, limit in said.items() if limit is not None}
 
     @property
     def authenticates(self) -> bool:

@@ -189,8 +189,40 @@ def _of_engine(stats: EngineStats) -> Iterator[Metric]:
         "resultd_writer_busy_seconds", "How long the commit under way has taken.", stats.writing_s
     )
     yield _counter("resultd_revocations_total", "Tasks asked to stop.", stats.revocations)
+    yield from _of_usage(stats)
     if stats.space is not None:
         yield from _of_space(stats.space)
+
+
+def _of_usage(stats: EngineStats) -> Iterator[Metric]:
+    """Of all namespaces together, and of the fullest: whose it is the server tells nobody."""
+    refused = CounterMetricFamily(
+        "resultd_quota_refusals_total",
+        "Reports and group calls refused by a quota, those of a batch one by one.",
+        labels=("quota",),
+    )
+    share = GaugeMetricFamily(
+        "resultd_quota_used_ratio_max",
+        "How much of its quota the namespace holds that holds most, 1: all.",
+        labels=("quota",),
+    )
+    held, allowed = stats.held, stats.allowance
+    for quota, limit in (("records", allowed.records_max), ("bytes", allowed.bytes_max)):
+        if limit is not None:
+            refused.add_metric((quota,), allowed.refused[quota])
+            if held is not None:
+                most = held.records_max if quota == "records" else held.bytes_max
+                share.add_metric((quota,), most / limit)
+    yield refused
+    yield share
+    if held is not None:
+        yield _gauge("resultd_namespaces", "Namespaces ever written in.", held.namespaces)
+        yield _gauge("resultd_records", "Records of tasks stored.", held.records)
+        yield _gauge(
+            "resultd_records_bytes",
+            "What namespaces hold, as quotas count it.",
+            held.size_bytes,
+        )
 
 
 def _of_space(space: Space) -> Iterator[Metric]:

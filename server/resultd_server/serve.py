@@ -152,9 +152,6 @@ _FLAG_TYPES: dict[str, type] = {
 }
 """What a flag takes, by its setting's type; text where the settings parse it."""
 
-_WRITTEN = frozenset({"max_db_bytes"})
-"""Numbers that people write with a unit: the settings read them too."""
-
 
 def _command_signature() -> inspect.Signature:
     """A flag for every setting, so that none can be forgotten."""
@@ -171,7 +168,7 @@ def _command_signature() -> inspect.Signature:
         option = typer.Option(
             help=f"{field.description} [default: {field.default}]", show_default=False
         )
-        kind = str if name in _WRITTEN else _FLAG_TYPES.get(str(field.annotation), str)
+        kind = str if name in config.SIZES else _FLAG_TYPES.get(str(field.annotation), str)
         parameters.append(
             inspect.Parameter(
                 name,

@@ -6,9 +6,10 @@ from typing import Any
 
 from resultd_server.engine.base import Engine
 from resultd_server.engine.memory import MemoryEngine
-from resultd_server.ledger import consistency, keys
+from resultd_server.ledger import consistency, keys, namespaces, usage
 from resultd_server.ledger.consistency import Broken
 from resultd_server.ledger.txn import Db
+from resultd_server.ledger.unit import View
 
 
 def broken_in(engine: Engine) -> list[Broken]:
@@ -35,3 +36,20 @@ def tamper(engine: MemoryEngine, db: Db, key: bytes, value: bytes | None) -> Non
         del engine._maps[db][key]
     else:
         engine._maps[db][key] = value
+
+
+def usage_of(engine: Engine, namespace: str = "default") -> tuple[int, int]:
+    """(records, bytes) that a namespace is said to hold; asserts that a recount agrees."""
+    transactional: Any = engine
+
+    def looked_up(view: View) -> tuple[dict[bytes, tuple[int, int]], bytes]:
+        rows = {prefix: (records, size) for prefix, records, size in usage.rows(view.txn)}
+        found = consistency.recount(view.txn)
+        for prefix in rows.keys() | found.keys():
+            assert rows.get(prefix, (0, 0)) == found.get(prefix, (0, 0))
+        known = namespaces.find(view.txn, namespace)
+        return rows, b"" if known is None else known.prefix
+
+    rows, prefix = transactional._read(looked_up)
+    held: tuple[int, int] = rows.get(prefix, (0, 0))
+    return held

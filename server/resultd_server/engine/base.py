@@ -26,6 +26,7 @@ from resultd_server.ledger.groups import Declaration, NewMember
 from resultd_server.ledger.listing import Page
 from resultd_server.ledger.progress import Cursor, Step
 from resultd_server.ledger.records import Record, Report
+from resultd_server.ledger.usage import UNLIMITED, Allowance, Held
 from resultd_server.tallies import Histogram
 
 Clock = Callable[[], int]
@@ -76,6 +77,8 @@ class EngineStats(NamedTuple):
     writing_s: float = 0.0
     """How long the writer has been at what it is at; 0 while it rests."""
     revocations: int = 0
+    held: Held | None = None
+    allowance: Allowance = UNLIMITED
     space: Space | None = None
 
 

@@ -209,7 +209,7 @@ class JournaledEngine(LmdbEngine):
         txn = WriteSet(layers, below)
         if len(self._vacant) > VACANT_MAX:
             self._vacant.clear()
-        unit = Unit(txn, self.clock(), self._vacant)
+        unit = Unit(txn, self.clock(), self._vacant, allowance=self.allowance)
         done = run_all(unit, operations, is_full=is_full)
         return _Batch(Commit(done, unit.changed), txn.own)
 

@@ -36,9 +36,10 @@ from resultd_server.errors import (
     StoreFailed,
     StoreFull,
 )
-from resultd_server.ledger import counters
+from resultd_server.ledger import counters, usage
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Changed, Unit, View
+from resultd_server.ledger.usage import UNLIMITED, Allowance
 
 _LOOK_AGAIN_BYTES = 1 * limits.MIB
 """How much may be written before live data is counted again: it takes a look at every database."""
@@ -97,8 +98,9 @@ class LmdbEngine(TransactionalEngine):
         max_db_bytes: int,
         sync: bool = True,
         shared: bool = False,
+        allowance: Allowance = UNLIMITED,
     ) -> None:
-        super().__init__(clock)
+        super().__init__(clock, allowance)
         self._directory = directory
         self._max_db_bytes = max_db_bytes
         self._sync = sync
@@ -266,7 +268,7 @@ class LmdbEngine(TransactionalEngine):
 
     def _attempt(self, operations: list[Operation]) -> Commit:
         with self._env.begin(write=True) as txn:
-            unit = Unit(Txn(txn, self._dbs), self.clock())
+            unit = Unit(Txn(txn, self._dbs), self.clock(), allowance=self.allowance)
             done = run_all(unit, operations, is_full=self._is_full(txn, operations))
         self.commits += 1
         return Commit(done, unit.changed)
@@ -339,6 +341,8 @@ class LmdbEngine(TransactionalEngine):
             writes_queued_bytes=self._queued_bytes,
             writing_s=self.writing_s(),
             revocations=self._revocations,
+            held=self._held(),
+            allowance=self.allowance,
             space=self._space(),
         )
 
@@ -387,6 +391,7 @@ def run_all(unit: Unit, operations: list[Operation], *, is_full: bool) -> list[D
         except DomainError as error:
             done.append(Done(operation, None, error))
     counters.flush(unit)
+    usage.flush(unit)
     return done
 
 

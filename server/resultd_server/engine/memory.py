@@ -10,9 +10,10 @@ from sortedcontainers import SortedDict
 
 from resultd_server.engine.base import EngineStats
 from resultd_server.engine.transactional import T, TransactionalEngine
-from resultd_server.ledger import counters
+from resultd_server.ledger import counters, usage
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Unit, View
+from resultd_server.ledger.usage import UNLIMITED, Allowance
 
 
 class MemoryTxn:
@@ -58,8 +59,8 @@ class MemoryEngine(TransactionalEngine):
 
     name = "memory"
 
-    def __init__(self, clock: Callable[[], int]) -> None:
-        super().__init__(clock)
+    def __init__(self, clock: Callable[[], int], *, allowance: Allowance = UNLIMITED) -> None:
+        super().__init__(clock, allowance)
         self.store_id = uuid.uuid4().hex
         self._maps: dict[Db, SortedDict[bytes, bytes]] = {db: SortedDict() for db in Db}
 
@@ -74,10 +75,11 @@ class MemoryEngine(TransactionalEngine):
     ) -> T:
         began_s = time.monotonic()
         txn = MemoryTxn(self._maps)
-        unit = Unit(txn, self.clock())
+        unit = Unit(txn, self.clock(), allowance=self.allowance)
         try:
             result = operation(unit)
             counters.flush(unit)
+            usage.flush(unit)
         except BaseException:
             txn.roll_back()
             raise
@@ -91,5 +93,9 @@ class MemoryEngine(TransactionalEngine):
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            self._commit_seconds, self._commit_operations, revocations=self._revocations
+            self._commit_seconds,
+            self._commit_operations,
+            revocations=self._revocations,
+            held=self._held(),
+            allowance=self.allowance,
         )

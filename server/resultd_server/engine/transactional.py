@@ -31,6 +31,7 @@ from resultd_server.ledger import (
     progress,
     records,
     revocations,
+    usage,
 )
 from resultd_server.ledger.groups import Declaration, NewMember
 from resultd_server.ledger.keys import Namespace
@@ -38,6 +39,7 @@ from resultd_server.ledger.listing import Page
 from resultd_server.ledger.progress import Cursor, Step
 from resultd_server.ledger.records import Record, Report
 from resultd_server.ledger.unit import Unit, View
+from resultd_server.ledger.usage import Allowance, Held
 
 T = TypeVar("T")
 
@@ -51,8 +53,9 @@ NOWHERE = Namespace("", b"\0" * 8)
 class TransactionalEngine(Engine):
     """An engine whose transactions are `ledger.txn` transactions."""
 
-    def __init__(self, clock: Callable[[], int]) -> None:
+    def __init__(self, clock: Callable[[], int], allowance: Allowance) -> None:
         super().__init__(clock)
+        self.allowance = allowance
         self._namespaces: dict[str, Namespace] = {}
         self._revocations = 0
 
@@ -131,8 +134,7 @@ class TransactionalEngine(Engine):
         self, namespace: str, wishes: Sequence[worker_service_pb2.Revocation]
     ) -> list[int]:
         def operation(unit: Unit) -> list[int]:
-            where = self._made(unit, namespace)
-            return [cancel.revoke(unit, where, wish) for wish in wishes]
+            return cancel.revoke(unit, self._made(unit, namespace), wishes)
 
         states = await self._write(operation, size_bytes=sum(wish.ByteSize() for wish in wishes))
         self._revocations += len(wishes)
@@ -242,6 +244,13 @@ class TransactionalEngine(Engine):
             if due is not None:
                 await self._write(lambda unit: expiry.put_off(unit, due), grows=False)
             raise
+
+    def _held(self) -> Held | None:
+        """What namespaces hold; None where the store cannot be looked at."""
+        try:
+            return self._read(lambda view: usage.held(view.txn))
+        except DomainError:
+            return None
 
 
 def _size_of(ids: Iterable[str]) -> int:

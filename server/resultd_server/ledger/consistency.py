@@ -18,7 +18,7 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from resultd.v1 import group_pb2, state_pb2, task_pb2, worker_service_pb2
-from resultd_server.ledger import keys, memberships
+from resultd_server.ledger import keys, memberships, usage
 from resultd_server.ledger.counters import GONE, Counters
 from resultd_server.ledger.keys import U64
 from resultd_server.ledger.transitions import TERMINAL
@@ -73,7 +73,7 @@ def check(txn: ReadTxn, now_ms: int) -> Iterator[Broken]:
     )
     checks = (
         _numbers, _records, _due_entries, _groups, _runs, _members, _memberships, _log, _claims,
-        _claimable, _tombstones, _revocations,
+        _claimable, _tombstones, _revocations, _usage,
     )  # fmt: skip
     for each in checks:
         yield from each(store)
@@ -294,3 +294,41 @@ def _revocations(store: _Store) -> Iterator[Broken]:
             continue
         if hash(keys.REVOCATION + key) not in store.due:
             yield _broken(Db.REVOCATIONS, key, "expires and is not filed to")
+
+
+def _usage(store: _Store) -> Iterator[Broken]:
+    """What namespaces are said to hold, against what they do."""
+    said: dict[bytes, tuple[int, int]] = {}
+    try:
+        for prefix, records, size_bytes in usage.rows(store.view.txn):
+            said[prefix] = records, size_bytes
+    except struct.error:
+        yield _broken(Db.META, keys.usage(b""), "and a namespace: is no count")
+        return
+    found = recount(store.view.txn)
+    for prefix in sorted(said.keys() | found.keys()):
+        if said.get(prefix, (0, 0)) != found.get(prefix, (0, 0)):
+            yield _broken(
+                Db.META,
+                keys.usage(prefix),
+                "says {} records of {} bytes, and there are {} of {}".format(
+                    *said.get(prefix, (0, 0)), *found.get(prefix, (0, 0))
+                ),
+            )
+
+
+def recount(txn: ReadTxn) -> dict[bytes, tuple[int, int]]:
+    """The records and bytes of each namespace, by its prefix: what `usage` keeps."""
+    records, size_bytes = Counter[bytes](), Counter[bytes]()
+    for db in (Db.TASKS, Db.GROUPS, Db.TOMBSTONES, Db.REVOCATIONS):
+        for key, row in _all(txn, db):
+            records[key[:_PREFIX_BYTES]] += db is Db.TASKS
+            size_bytes[key[:_PREFIX_BYTES]] += len(key) + len(row)
+    runs = dict(_all(txn, Db.GARBAGE))
+    for key, row in _all(txn, Db.COUNTERS):
+        runs[key] = Counters.unpack(0, row).namespace.prefix
+    for key, row in _all(txn, Db.MEMBERS):
+        size_bytes[runs.get(key[: U64.size], b"")] += memberships.rows_bytes(
+            memberships.unpack(row).id
+        )
+    return {prefix: (records[prefix], size_bytes[prefix]) for prefix in size_bytes}

@@ -6,7 +6,7 @@ from itertools import islice
 
 from resultd_server import limits
 from resultd_server.errors import RecordCorrupt
-from resultd_server.ledger import groups, keys, namespaces, records, revocations
+from resultd_server.ledger import groups, keys, namespaces, records, revocations, usage
 from resultd_server.ledger.keys import U64, Namespace
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Unit, View
@@ -42,7 +42,7 @@ def _handle(unit: Unit, key: bytes, by_prefix: dict[bytes, Namespace]) -> bool:
     if kind == keys.REVOCATION:
         revocations.expire(unit, namespace, id_)
     else:
-        _expire_tombstone(unit, keys.tombstone(namespace, kind.lower(), id_))
+        _expire_tombstone(unit, prefix, keys.tombstone(namespace, kind.lower(), id_))
     return False
 
 
@@ -62,8 +62,8 @@ def anything_due(view: View) -> bool:
     return next(due, None) is not None or next(garbage, None) is not None
 
 
-def _expire_tombstone(unit: Unit, key: bytes) -> None:
+def _expire_tombstone(unit: Unit, prefix: bytes, key: bytes) -> None:
     raw = unit.txn.get(Db.TOMBSTONES, key)
     # A later tombstone of the same id has a later entry of its own.
     if raw is not None and U64.unpack_from(raw)[0] <= unit.now_ms:
-        unit.txn.delete(Db.TOMBSTONES, key)
+        usage.delete(unit, prefix, Db.TOMBSTONES, key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from resultd.v1 import group_pb2, state_pb2
 from resultd_server import limits
-from resultd_server.ledger import claims, counters, keys, namespaces, tombstones
+from resultd_server.ledger import claims, counters, keys, namespaces, tombstones, usage
 from resultd_server.ledger.counters import Counters
 from resultd_server.ledger.keys import U64, Namespace
 from resultd_server.ledger.times import set_ms
@@ -35,7 +35,18 @@ def payloads(view: View, group: Counters) -> group_pb2.GroupMeta:
 def put_payloads(unit: Unit, group: Counters, said: group_pb2.GroupMeta) -> None:
     """Keeps what the group's creator said, under the run's number."""
     row = U64.pack(group.number) + said.SerializeToString()
-    unit.txn.put(Db.GROUPS, keys.record(group.namespace, group.group_id), row)
+    key = keys.record(group.namespace, group.group_id)
+    usage.put(unit, group.namespace.prefix, Db.GROUPS, key, row)
+
+
+def growth_bytes(view: View, namespace: Namespace, group_id: str, said_bytes: int = 0) -> int:
+    """By how much a namespace grows when a group is declared (again), its members apart."""
+    key = keys.record(namespace, group_id)
+    before = view.txn.get(Db.GROUPS, key)
+    grown = U64.size + said_bytes + (len(key) if before is None else -len(before))
+    if tombstones.find(view, namespace, keys.GROUP, group_id) is not None:
+        grown -= tombstones.size_bytes(namespace, keys.GROUP, group_id)
+    return grown
 
 
 def deleted(view: View, namespace: Namespace, group_id: str) -> bool:
@@ -95,7 +106,7 @@ def remove(unit: Unit, namespace: Namespace, group_id: str, existence: int) -> C
     if number is None:
         return None
     group = raw_counters(unit, number)
-    unit.txn.delete(Db.GROUPS, keys.record(namespace, group_id))
+    usage.delete(unit, namespace.prefix, Db.GROUPS, keys.record(namespace, group_id))
     tombstones.put(unit, namespace, keys.GROUP, group_id, existence=existence, version=group.epoch)
     drop_run(unit, group)
     return group

@@ -20,7 +20,7 @@ from resultd_server.errors import (
     LimitExceeded,
     ValueTooLarge,
 )
-from resultd_server.ledger import group_rows, keys, memberships, nesting, records
+from resultd_server.ledger import group_rows, keys, memberships, nesting, records, usage
 from resultd_server.ledger.counters import GONE, Counters
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.memberships import Member, Place
@@ -60,7 +60,7 @@ def require(view: View, namespace: Namespace, group_id: str) -> Counters:
 def create(unit: Unit, namespace: Namespace, declared: Declaration) -> group_pb2.GroupMeta:
     """Declares a group; the same declaration again changes nothing.
 
-    Raises GroupConflict, GroupSealed, GroupNesting, LimitExceeded, ValueTooLarge.
+    Raises GroupConflict, GroupSealed, GroupNesting, LimitExceeded, Quota, ValueTooLarge.
     """
     said = declared.said
     if said.ByteSize() > limits.RECORD_BYTES_MAX:
@@ -68,22 +68,25 @@ def create(unit: Unit, namespace: Namespace, declared: Declaration) -> group_pb2
             f"Group {declared.group_id!r}", said.ByteSize(), limits.RECORD_BYTES_MAX
         )
     group = group_rows.find(unit, namespace, declared.group_id)
-    if group is not None and declared.new_epoch:
+    if group is None or declared.new_epoch:
         members = declared.members
-        _check_new(unit, group, members)
+        grown = _check_new(unit, group or _unborn(namespace, declared.group_id), members)
+    else:
+        members = _known_places(unit, group, declared.members)
+        grown = _check_again(unit, group, declared, members)
+    grown += group_rows.growth_bytes(unit, namespace, declared.group_id, said.ByteSize())
+    usage.check(unit, namespace, size_bytes=grown)
+    if group is None:
+        group = group_rows.start(unit, namespace, declared.group_id, ttl_ms=declared.ttl_ms)
+    elif declared.new_epoch:
         epoch = group.epoch + 1
         group_rows.drop_run(unit, group)
-        unit.txn.delete(Db.GROUPS, keys.record(namespace, declared.group_id))
+        key = keys.record(namespace, declared.group_id)
+        usage.delete(unit, namespace.prefix, Db.GROUPS, key)
         group = group_rows.start(
             unit, namespace, declared.group_id, ttl_ms=declared.ttl_ms, epoch=epoch
         )
-    elif group is None:
-        members = declared.members
-        _check_new(unit, _unborn(namespace, declared.group_id), members)
-        group = group_rows.start(unit, namespace, declared.group_id, ttl_ms=declared.ttl_ms)
     else:
-        members = _known_places(unit, group, declared.members)
-        _check_again(unit, group, declared, members)
         group.ttl_ms = declared.ttl_ms
         group.touch(unit)
         group_rows.file_expiry(unit, group)
@@ -99,16 +102,19 @@ def _unborn(namespace: Namespace, group_id: str) -> Counters:
     return Counters(0, namespace, group_id, 1, 0, 0, 0, 0)
 
 
-def _check_new(unit: Unit, group: Counters, members: Sequence[NewMember]) -> None:
-    """The members of a run that has none yet must fit one another."""
+def _check_new(unit: Unit, group: Counters, members: Sequence[NewMember]) -> int:
+    """The members of a run that has none yet must fit one another; what they take, in bytes."""
     run = Counters(0, group.namespace, group.group_id, group.epoch, 0, 0, 0, 0)
-    _check_members(unit, run, members)
+    return _check_members(unit, run, members)
 
 
 def _check_again(
     unit: Unit, group: Counters, declared: Declaration, members: Sequence[NewMember]
-) -> None:
-    """A group that exists takes the declaration if nothing contradicts it."""
+) -> int:
+    """A group that exists takes the declaration if nothing contradicts it.
+
+    What its new members take, in bytes.
+    """
     if group.complete or group.sealed:
         before = group_rows.payloads(unit, group)
         if before.continuation != declared.said.continuation or (
@@ -119,7 +125,7 @@ def _check_again(
                 "scope: delete it first, or say new_epoch.",
                 group_id=declared.group_id,
             )
-    _check_members(unit, group, members)
+    return _check_members(unit, group, members)
 
 
 def _known_places(view: View, group: Counters, members: Sequence[NewMember]) -> list[NewMember]:
@@ -149,20 +155,23 @@ def add_members(
 ) -> tuple[group_pb2.GroupMeta, list[int]]:
     """Adds members and counts those that are terminal already.
 
-    Raises GroupNotFound, GroupConflict, GroupSealed, GroupNesting, LimitExceeded.
+    Raises GroupNotFound, GroupConflict, GroupSealed, GroupNesting, LimitExceeded, Quota.
     """
     group = require(unit, namespace, group_id)
     members = _known_places(unit, group, members)
-    _check_members(unit, group, members)
+    usage.check(unit, namespace, size_bytes=_check_members(unit, group, members))
     indexes = _add(unit, group, members)
     return group_rows.to_message(unit, group), indexes
 
 
-def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) -> None:
+def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) -> int:
+    """Raises where they cannot be members; what those take that are none yet, in bytes."""
+    grown = 0
     taken: dict[int, tuple[bytes, str]] = {}
     places: dict[tuple[bytes, str], int] = {}
     for member in members:
         kind, id_, index = member.kind, member.id, member.index
+        there = None
         if index is not None:
             there = taken.get(index)
             row = memberships.find(unit, group.number, index) if there is None else None
@@ -178,6 +187,8 @@ def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) ->
             if row is not None:
                 continue
             taken[index] = (kind, id_)
+        if index is None or there is None:
+            grown += memberships.rows_bytes(id_)
         who = (kind, id_)
         if who not in places:
             places[who] = len(memberships.of(unit, group.namespace, kind, id_))
@@ -188,10 +199,11 @@ def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) ->
                 f"groups of {id_!r}", places[who], limits.GROUPS_PER_MEMBER, "delete some"
             )
     if not taken and all(member.index is not None for member in members):
-        return
+        return grown
     last = max([*taken, group.next_index - 1])
     if last + sum(member.index is None for member in members) > limits.INDEX_MAX:
         raise LimitExceeded("index", last, limits.INDEX_MAX, "start a new group")
+    return grown
 
 
 def _check_one(unit: Unit, group: Counters, kind: bytes, id_: str) -> None:
@@ -362,6 +374,7 @@ def _collect_run(unit: Unit, number: int, namespace: Namespace, budget: int) -> 
         key = keys.membership(namespace, member.kind, member.id, number, index)
         unit.txn.delete(Db.MEMBERSHIPS, key)
         unit.txn.delete(Db.MEMBERS, keys.member(number, index))
+        usage.add(unit, namespace.prefix, 0, -memberships.rows_bytes(member.id))
         if member.kind == keys.TASK:
             # The group kept it: from now on its own life counts, and those of its others.
             records.file_expiry(unit, namespace, member.id)

@@ -40,6 +40,11 @@ def record(namespace: Namespace, id_: str) -> bytes:
     return namespace.prefix + id_.encode()
 
 
+def usage(prefix: bytes) -> bytes:
+    """META: what the namespace with this prefix holds."""
+    return b"usage:" + prefix
+
+
 def tombstone(namespace: Namespace, kind: bytes, id_: str) -> bytes:
     """TOMBSTONES."""
     return namespace.prefix + kind + id_.encode()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
-from resultd_server.ledger import claims, counters, group_rows, keys
+from resultd_server.ledger import claims, counters, group_rows, keys, usage
 from resultd_server.ledger.counters import GONE, Counters
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.txn import Db
@@ -21,6 +21,9 @@ from resultd_server.ledger.unit import Unit, View
 
 _MEMBER = struct.Struct(">cIB")
 _ENTRY = struct.Struct(">cI")
+# Of a member, its entry in the log and the way from its id to its group: keys, and values
+# but for the id, which stands in each.
+_ROWS_BYTES = len(keys.member(0, 0)) * 2 + _MEMBER.size + _ENTRY.size + 8 + 1 + 1 + 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,23 @@ class Place:
 
     group: Counters
     index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """Where a report's task stands in the group it names, or would.
+
+    `slot` None: nowhere yet, at `index` is room for it. `group` None: it is to begin.
+    `growth_bytes`: by how much the namespace grows when it joins.
+    """
+
+    namespace: Namespace
+    group_id: str
+    task_id: str
+    slot: Slot | None
+    group: Counters | None = None
+    index: int = 0
+    growth_bytes: int = 0
 
 
 class Slot(enum.Enum):
@@ -128,40 +148,46 @@ def kept_until(view: View, namespace: Namespace, kind: bytes, id_: str) -> int |
     return max(ends, default=None)
 
 
-def join_by_report(
-    unit: Unit,
-    namespace: Namespace,
-    group_id: str,
-    index: int | None,
-    task_id: str,
-    *,
-    create: bool,
-) -> Slot:
-    """A report names its group: finds its slot, or takes it. Never refuses the report.
+def look(
+    view: View, namespace: Namespace, group_id: str, index: int | None, task_id: str
+) -> Joining:
+    """A report names its group: where the task stands in it."""
+    group = group_rows.find(view, namespace, group_id)
+    grown = rows_bytes(task_id)
+    if group is not None:
+        if index is None:
+            index = next(indexes_of(view, group, keys.TASK, task_id), group.next_index)
+        there = find(view, group.number, index)
+        if there is not None:
+            slot = Slot.COUNTED_BEFORE if there.position else Slot.WAITING
+            if (there.kind, there.id) != (keys.TASK, task_id):
+                slot = Slot.INDEX_TAKEN
+            return Joining(namespace, group_id, task_id, slot)
+        if group.full:
+            return Joining(namespace, group_id, task_id, Slot.SEALED)
+    elif group_rows.deleted(view, namespace, group_id):
+        return Joining(namespace, group_id, task_id, Slot.NOT_A_MEMBER)
+    else:
+        index = index or 0
+        grown += group_rows.growth_bytes(view, namespace, group_id)
+    if index > limits.INDEX_MAX or in_too_many(view, namespace, keys.TASK, task_id):
+        return Joining(namespace, group_id, task_id, Slot.NOT_A_MEMBER)
+    return Joining(namespace, group_id, task_id, None, group, index, grown)
 
-    `create`: whether a group nobody has declared begins to exist by being named.
+
+def join(unit: Unit, joining: Joining, *, create: bool) -> Slot:
+    """Takes the slot that was found. Never refuses the report.
+
+    `create`: whether there is a record, so that the task becomes a member, and a group nobody
+    has declared begins to exist by being named.
     """
-    group = group_rows.find(unit, namespace, group_id)
-    if group is None:
-        if not create or group_rows.deleted(unit, namespace, group_id):
-            return Slot.NOT_A_MEMBER
-        group = group_rows.start(unit, namespace, group_id)
-    if index is None:
-        index = next(indexes_of(unit, group, keys.TASK, task_id), None)
-    if index is None:
-        index = group.next_index
-    there = find(unit, group.number, index)
-    if there is not None:
-        if (there.kind, there.id) != (keys.TASK, task_id):
-            return Slot.INDEX_TAKEN
-        return Slot.COUNTED_BEFORE if there.position else Slot.WAITING
+    slot = joining.slot
+    if slot is not None:
+        return Slot.NOT_A_MEMBER if slot is Slot.SEALED and not create else slot
     if not create:
         return Slot.NOT_A_MEMBER
-    if group.full:
-        return Slot.SEALED
-    if index > limits.INDEX_MAX or in_too_many(unit, namespace, keys.TASK, task_id):
-        return Slot.NOT_A_MEMBER
-    insert(unit, group, index, Member(keys.TASK, task_id))
+    group = joining.group or group_rows.start(unit, joining.namespace, joining.group_id)
+    insert(unit, group, joining.index, Member(keys.TASK, joining.task_id))
     return Slot.WAITING
 
 
@@ -185,6 +211,11 @@ def in_too_many(view: View, namespace: Namespace, kind: bytes, id_: str) -> bool
     return len(of(view, namespace, kind, id_)) >= limits.GROUPS_PER_MEMBER
 
 
+def rows_bytes(id_: str) -> int:
+    """What a member takes, its entry in the log included."""
+    return _ROWS_BYTES + 3 * len(id_.encode())
+
+
 def insert(unit: Unit, group: Counters, index: int, member: Member) -> None:
     """Adds a member at a free index. Does not count it."""
     unit.txn.put(Db.MEMBERS, keys.member(group.number, index), member.pack())
@@ -194,6 +225,7 @@ def insert(unit: Unit, group: Counters, index: int, member: Member) -> None:
         keys.membership(group.namespace, member.kind, member.id, group.number, index),
         b"",
     )
+    usage.add(unit, group.namespace.prefix, 0, rows_bytes(member.id))
     group.members += 1
     group.next_index = max(group.next_index, index + 1)
     group.touch(unit)

@@ -17,7 +17,7 @@ from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import state_pb2, task_pb2
 from resultd_server import limits
 from resultd_server.errors import ValueTooLarge
-from resultd_server.ledger import claims, keys, memberships, revocations, tombstones
+from resultd_server.ledger import claims, keys, memberships, revocations, tombstones, usage
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.times import set_ms, to_ms
 from resultd_server.ledger.transitions import (
@@ -144,6 +144,10 @@ class _Stored(NamedTuple):
     state: int
     wire: bytes
 
+    @property
+    def row_bytes(self) -> int:
+        return _HEADER.size + len(self.wire)
+
     def meta(self) -> task_pb2.TaskMeta:
         return task_pb2.TaskMeta.FromString(self.wire)
 
@@ -224,24 +228,24 @@ class _Now(NamedTuple):
 def store(unit: Unit, namespace: Namespace, report: Report) -> bytes:
     """Applies a report by the transition rule, and counts it in its groups.
 
-    The serialized StoreResultResponse. Raises ValueTooLarge, before anything is changed.
+    The serialized StoreResultResponse. Raises ValueTooLarge, Quota, before anything is changed.
     """
     task_id, group_id = report.task_id, report.group_id
     stored = _find(unit, namespace, task_id)
     if stored is not None and _due(unit, namespace, task_id, stored):
         bury(unit, namespace, task_id, EXPIRED)
         stored = None
+    joining, joins_bytes = None, 0
+    if group_id:
+        joining = memberships.look(unit, namespace, group_id, report.group_index, task_id)
+        joins_bytes = joining.growth_bytes
     now = (
-        _store_first(unit, namespace, report)
+        _store_first(unit, namespace, report, joins_bytes)
         if stored is None
-        else _store_next(unit, namespace, report, stored)
+        else _store_next(unit, namespace, report, stored, joins_bytes)
     )
     answer = _answer(now.disposition, now.version, now.state, now.custom_state)
-    slot = None
-    if group_id:
-        slot = memberships.join_by_report(
-            unit, namespace, group_id, report.group_index, task_id, create=now.exists
-        )
+    slot = None if joining is None else memberships.join(unit, joining, create=now.exists)
     if now.state in TERMINAL:
         groups = memberships.of(unit, namespace, keys.TASK, task_id)
         if groups:
@@ -280,7 +284,7 @@ def _answer(
     ).SerializeToString()
 
 
-def _store_first(unit: Unit, namespace: Namespace, report: Report) -> _Now:
+def _store_first(unit: Unit, namespace: Namespace, report: Report, joins_bytes: int) -> _Now:
     """A report about a task without a record: new, or forgotten, or expired."""
     stone = tombstones.find(unit, namespace, keys.TASK, report.task_id)
     version = 1
@@ -289,24 +293,27 @@ def _store_first(unit: Unit, namespace: Namespace, report: Report) -> _Now:
         if gone.terminal and same_report(gone, _standing(report)):
             return _Now(DUPLICATE, stone.version, stone.state, "", exists=False)
         version = stone.version + 1
-    _write_first(unit, namespace, report, version)
+        joins_bytes -= tombstones.size_bytes(namespace, keys.TASK, report.task_id)
+    _write_first(unit, namespace, report, version, joins_bytes)
     if stone is not None:
         tombstones.remove(unit, namespace, keys.TASK, report.task_id)
     custom_state = report.meta.custom_state if report.state == CUSTOM else ""
     return _Now(APPLIED, version, report.state, custom_state)
 
 
-def _store_next(unit: Unit, namespace: Namespace, report: Report, stored: _Stored) -> _Now:
+def _store_next(
+    unit: Unit, namespace: Namespace, report: Report, stored: _Stored, joins_bytes: int
+) -> _Now:
     """A report about a task that has a record."""
     disposition = decide(stored.standing(), _standing(report))
     old = stored.meta()
     if disposition != APPLIED:
+        usage.check(unit, namespace, size_bytes=joins_bytes)
         return _Now(disposition, stored.version, stored.state, old.custom_state)
     merged = merge(old, report.meta)
-    attempt = max(stored.attempt, report.attempt)
-    version = stored.version + 1
-    _write(unit, namespace, merged, attempt, version, report.ttl_ms, filed_ms=stored.expire_ms)
-    return _Now(APPLIED, version, merged.state, merged.custom_state)
+    merged.attempt = max(stored.attempt, report.attempt)
+    _write(unit, namespace, merged, stored, report.ttl_ms, joins_bytes)
+    return _Now(APPLIED, merged.version, merged.state, merged.custom_state)
 
 
 def _standing(report: Report) -> Standing:
@@ -338,7 +345,9 @@ class Stamp(NamedTuple):
     """What their keys in EXPIRY begin with; nothing where they never expire."""
 
 
-def _write_first(unit: Unit, namespace: Namespace, report: Report, version: int) -> None:
+def _write_first(
+    unit: Unit, namespace: Namespace, report: Report, version: int, more_bytes: int
+) -> None:
     """Puts a new record: the report's own bytes, and the server's fields after them.
 
     A protobuf message is the concatenation of its fields. What the server adds is the same
@@ -354,6 +363,8 @@ def _write_first(unit: Unit, namespace: Namespace, report: Report, version: int)
         namespace,
         report.task_id,
         _HEADER.pack(stamp.expire_ms, version, report.attempt, state) + report.wire + stamp.wire,
+        0,
+        more_bytes,
     )
     if stamp.due:
         unit.txn.put(Db.EXPIRY, stamp.due + key, b"")
@@ -373,12 +384,26 @@ def _stamp(now_ms: int, state: int, ttl_ms: int, timed: bool, version: int) -> S
     return Stamp(said.SerializeToString(), expire_ms, due)
 
 
-def _put(unit: Unit, namespace: Namespace, task_id: str, row: bytes) -> bytes:
-    """Puts a record's row and hints it; its key. Raises ValueTooLarge."""
-    if len(row) > _ROW_BYTES_MAX:
-        size_bytes = len(row) - _HEADER.size
+def _put(
+    unit: Unit, namespace: Namespace, task_id: str, row: bytes, before_bytes: int, more_bytes: int
+) -> bytes:
+    """Puts a record's row and hints it; its key. Raises ValueTooLarge, Quota.
+
+    `before_bytes`: of the row that was there, 0 where none was. `more_bytes`: what the report
+    adds besides; counted by who puts it, and checked here with the rest.
+    """
+    row_bytes = len(row)
+    if row_bytes > _ROW_BYTES_MAX:
+        size_bytes = row_bytes - _HEADER.size
         raise ValueTooLarge(f"The record of {task_id!r}", size_bytes, limits.RECORD_BYTES_MAX)
     key = keys.record(namespace, task_id)
+    records, grown = (0, row_bytes - before_bytes) if before_bytes else (1, len(key) + row_bytes)
+    if unit.limited:
+        usage.check(unit, namespace, records=records, size_bytes=grown + more_bytes)
+    # In line: this is done for every report.
+    used = unit.usages.get(namespace.prefix) or usage.of(unit, namespace.prefix)
+    used.records += records
+    used.size_bytes += grown
     unit.txn.put(Db.TASKS, key, row)
     unit.hint(namespace, TASK, task_id)
     return key
@@ -388,15 +413,13 @@ def _write(
     unit: Unit,
     namespace: Namespace,
     meta: task_pb2.TaskMeta,
-    attempt: int,
-    version: int,
+    before: _Stored,
     ttl_ms: int,
-    filed_ms: int,
+    more_bytes: int,
 ) -> None:
-    """Puts a record again. `filed_ms`: when the one before was to expire (0: never)."""
+    """Puts a record again, after the one before."""
     expire_ms = unit.now_ms + ttl_ms if ttl_ms else 0
-    meta.attempt = attempt
-    meta.version = version
+    meta.version = before.version + 1
     meta.terminal = meta.state in TERMINAL
     meta.existence = KNOWN
     set_ms(meta.updated_time, unit.now_ms)
@@ -407,11 +430,12 @@ def _write(
     name = _TIME_OF_STATE.get(meta.state)
     if name and not meta.HasField(name):  # type: ignore[arg-type]  # a field, checked by tests
         set_ms(getattr(meta, name), unit.now_ms)
-    header = _HEADER.pack(expire_ms, version, attempt, meta.state)
-    key = _put(unit, namespace, meta.task_id, header + meta.SerializeToString())
+    header = _HEADER.pack(expire_ms, meta.version, meta.attempt, meta.state)
+    row = header + meta.SerializeToString()
+    key = _put(unit, namespace, meta.task_id, row, before.row_bytes, more_bytes)
     # An entry filed for an earlier time stays: the sweeper files it again when it is
     # due. So a task that reports often moves no expiry rows.
-    if expire_ms and (not filed_ms or expire_ms < filed_ms):
+    if expire_ms and (not before.expire_ms or expire_ms < before.expire_ms):
         unit.txn.put(Db.EXPIRY, keys.due(expire_ms, keys.TASK) + key, b"")
 
 
@@ -428,7 +452,9 @@ def bury(unit: Unit, namespace: Namespace, task_id: str, existence: int) -> None
     stored = _find(unit, namespace, task_id)
     if stored is None:
         return
-    unit.txn.delete(Db.TASKS, keys.record(namespace, task_id))
+    key = keys.record(namespace, task_id)
+    unit.txn.delete(Db.TASKS, key)
+    usage.add(unit, namespace.prefix, -1, -len(key) - stored.row_bytes)
     tombstones.put(
         unit,
         namespace,

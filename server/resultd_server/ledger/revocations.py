@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from resultd.v1 import worker_service_pb2 as pb
 from resultd_server import limits
-from resultd_server.ledger import keys
+from resultd_server.ledger import keys, usage
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.times import set_ms, to_ms
 from resultd_server.ledger.txn import Db
@@ -23,13 +23,23 @@ def requested(view: View, namespace: Namespace, task_id: str) -> bool:
     return find(view, namespace, task_id) is not None
 
 
+def growth_bytes(unit: Unit, namespace: Namespace, revocation: pb.Revocation) -> int:
+    """By how much what is stored grows with this wish. Says in it when it was made."""
+    set_ms(revocation.create_time, unit.now_ms)
+    before = find(unit, namespace, revocation.task_id)
+    if before is None:
+        return len(keys.record(namespace, revocation.task_id)) + revocation.ByteSize()
+    return revocation.ByteSize() - len(before)
+
+
 def put(unit: Unit, namespace: Namespace, revocation: pb.Revocation) -> None:
     """Stores the wish; a later one replaces it."""
     expire_ms = unit.now_ms + limits.REVOCATION_MS
     set_ms(revocation.create_time, unit.now_ms)
     key = keys.record(namespace, revocation.task_id)
     unit.fill(Db.REVOCATIONS, namespace.prefix)
-    unit.txn.put(Db.REVOCATIONS, key, revocation.SerializeToString())
+    row = revocation.SerializeToString()
+    usage.put(unit, namespace.prefix, Db.REVOCATIONS, key, row)
     due = keys.expiry(expire_ms, keys.REVOCATION, namespace, revocation.task_id)
     unit.txn.put(Db.EXPIRY, due, b"")
     unit.hint(namespace, REVOCATION, revocation.task_id)
@@ -42,4 +52,4 @@ def expire(unit: Unit, namespace: Namespace, task_id: str) -> bool:
         return False
     if to_ms(pb.Revocation.FromString(raw).create_time) + limits.REVOCATION_MS > unit.now_ms:
         return False
-    return unit.txn.delete(Db.REVOCATIONS, keys.record(namespace, task_id))
+    return usage.delete(unit, namespace.prefix, Db.REVOCATIONS, keys.record(namespace, task_id))

@@ -6,7 +6,7 @@ import struct
 from typing import NamedTuple
 
 from resultd_server import limits
-from resultd_server.ledger import keys
+from resultd_server.ledger import keys, usage
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Unit, View
@@ -53,10 +53,16 @@ def put(
     expire_ms = unit.now_ms + limits.TOMBSTONE_MS
     stone = Tombstone(expire_ms, version, attempt, state, existence, digest)
     unit.fill(Db.TOMBSTONES, namespace.prefix)
-    unit.txn.put(Db.TOMBSTONES, keys.tombstone(namespace, kind, id_), _FIELDS.pack(*stone))
+    key = keys.tombstone(namespace, kind, id_)
+    usage.put(unit, namespace.prefix, Db.TOMBSTONES, key, _FIELDS.pack(*stone))
     unit.txn.put(Db.EXPIRY, keys.expiry(expire_ms, kind.upper(), namespace, id_), b"")
 
 
 def remove(unit: Unit, namespace: Namespace, kind: bytes, id_: str) -> None:
     """The id is alive again."""
-    unit.txn.delete(Db.TOMBSTONES, keys.tombstone(namespace, kind, id_))
+    usage.delete(unit, namespace.prefix, Db.TOMBSTONES, keys.tombstone(namespace, kind, id_))
+
+
+def size_bytes(namespace: Namespace, kind: bytes, id_: str) -> int:
+    """What a tombstone of this id takes."""
+    return len(keys.tombstone(namespace, kind, id_)) + _FIELDS.size

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from resultd_server.errors import RecordCorrupt
 from resultd_server.ledger.keys import after_prefix
 from resultd_server.ledger.txn import Db, ReadTxn, WriteTxn
+from resultd_server.ledger.usage import UNLIMITED, Allowance
 
 if TYPE_CHECKING:
     from resultd_server.ledger.counters import Counters
     from resultd_server.ledger.keys import Namespace
     from resultd_server.ledger.records import Stamp
+    from resultd_server.ledger.usage import Usage
 
 TASK = "task"
 GROUP = "group"
@@ -41,8 +43,8 @@ class View:
 class Unit(View):
     """A writing unit.
 
-    Group counters are changed many times in one commit, so they are kept here and
-    written once, by `flush`; so is what `records` stamps new records with.
+    Group counters, and what namespaces hold, are changed many times in one commit, so they
+    are kept here and written once, by `flush`; so is what `records` stamps new records with.
     An operation checks before it changes anything: one that raises a `DomainError`
     leaves the unit as it was.
 
@@ -51,14 +53,25 @@ class Unit(View):
     """
 
     __slots__ = (
-        "_filled", "changed", "counters", "dirty", "expired_incomplete", "stamps", "txn", "vacant",
-    )  # fmt: skip
+        *("_filled", "allowance", "changed", "counters", "dirty", "expired_incomplete", "limited"),
+        *("stamps", "txn", "usages", "vacant"),
+    )
 
     txn: WriteTxn
 
-    def __init__(self, txn: WriteTxn, now_ms: int, vacant: set[Place] | None = None) -> None:
+    def __init__(
+        self,
+        txn: WriteTxn,
+        now_ms: int,
+        vacant: set[Place] | None = None,
+        *,
+        allowance: Allowance = UNLIMITED,
+    ) -> None:
         super().__init__(txn, now_ms)
         self.txn = txn
+        self.allowance = allowance
+        self.limited = allowance.limited
+        self.usages: dict[bytes, Usage] = {}
         self.counters: dict[int, Counters] = {}
         self.dirty: set[int] = set()
         self.changed: set[Changed] = set()

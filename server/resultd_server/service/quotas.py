@@ -1,6 +1,7 @@
 """What one namespace may have open at a time, so that it leaves room for the others.
 
-Counted in each process: with `--workers N` a namespace may have N times as much.
+Counted in each process: with `--workers N` a namespace may have N times as much. What it may
+have stored is counted in the store: `ledger.usage`.
 """
 
 from __future__ import annotations

@@ -26,11 +26,12 @@ _RESULT = pb.StoreOutcome.DESCRIPTOR.fields_by_name["result"].number
 
 
 class ServerInfo(NamedTuple):
-    """Who answers."""
+    """Who answers. `quotas`: of a namespace, those that are set."""
 
     version: str
     features: tuple[str, ...]
     start_ms: int
+    quotas: dict[str, int]
 
 
 class ResultService:
@@ -164,7 +165,7 @@ class ResultService:
         answer = pb.GetServerInfoResponse(
             version=self._info.version,
             engine=self._engine.name,
-            limits=limits.advertised(),
+            limits={**limits.advertised(), **self._info.quotas},
             features=self._info.features,
             store_id=self._engine.store_id,
         )

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from resultd.v1 import state_pb2
 from resultd_server.errors import DomainError, GroupConflict, GroupNesting, GroupSealed
 from tests.support.model import GONE, HOUR_MS, TERMINAL, Model
-from tests.support.stored import broken_in
+from tests.support.stored import broken_in, usage_of
 from tests.support.stores import (
     ENGINES,
     Clock,
@@ -257,6 +257,12 @@ class Machine(RuleBasedStateMachine):
             assert state_pb2.State.Name(found.state) == f"STATE_{stored.state}"
             assert (found.attempt, found.version) == (stored.attempt, stored.version)
             assert (found.value.data or found.failure.message.encode()) == stored.content
+
+    @invariant()
+    def usage_is_exact(self) -> None:
+        """What the namespace is said to hold is what a recount finds; elsewhere in the end."""
+        if self.engine_name == "memory":
+            assert usage_of(self.store.engine)[0] >= len(self.model.tasks)
 
     @invariant()
     def groups_are_the_models(self) -> None:
