@@ -103,7 +103,8 @@ async def break_disk(
     await until(lambda: load.acknowledged >= enough)
     health = asyncio.create_task(_last_word(server.address))
     trace = directory / "strace.txt"
-    strace = await _inject(how, directory / "data", server.process.pid, trace)
+    pid = server.process.pid
+    strace = await asyncio.to_thread(_inject, how, directory / "data", pid, trace)
     try:
         once = dice.random() < 0.5
         outcome.exit_s = await asyncio.wait_for(_ends(server, trace, strace, once=once), settle_s)
@@ -116,8 +117,8 @@ async def break_disk(
         if outcome.exit_s > EXIT_S:
             outcome.broken.append(f"the server ended {outcome.exit_s} s after its disk had failed")
     finally:
-        _let_go(strace)
-        await strace.communicate()
+        strace.terminate()
+        await asyncio.to_thread(strace.communicate)
     await running
     if (word := await health) != "NOT_SERVING":
         outcome.broken.append(f"the last that health said was {word}")
@@ -127,21 +128,20 @@ async def break_disk(
     return outcome
 
 
-async def _inject(how: Break, data: Path, pid: int, trace: Path) -> asyncio.subprocess.Process:
+def _inject(how: Break, data: Path, pid: int, trace: Path) -> subprocess.Popen[bytes]:
     """Has the call fail with EIO from its next time on."""
     files = [part for name in how.files for part in ("-P", str(data / name))]
-    strace = await asyncio.create_subprocess_exec(
-        "strace", "-f", "-e", f"trace={how.call}", "-e", f"inject={how.call}:error=EIO",
-        *files, "-o", str(trace), "-p", str(pid), stderr=subprocess.PIPE,
-    )  # fmt: skip
+    command = ["strace", "-f", "-e", f"trace={how.call}", "-e", f"inject={how.call}:error=EIO"]
+    command += [*files, "-o", str(trace), "-p", str(pid)]
+    strace = subprocess.Popen(command, stderr=subprocess.PIPE)
     assert strace.stderr is not None
-    said = await asyncio.wait_for(strace.stderr.readline(), SETTLE_S)
+    said = strace.stderr.readline()
     assert b"attached" in said, said
     return strace
 
 
 async def _ends(
-    server: ServerProcess, trace: Path, strace: asyncio.subprocess.Process, *, once: bool
+    server: ServerProcess, trace: Path, strace: subprocess.Popen[bytes], *, once: bool
 ) -> float:
     """Seconds from the first failure to the end, without those that other processes had.
 
@@ -153,7 +153,7 @@ async def _ends(
         if not failed_s and _has_failed(trace):
             failed_s, waited_s = time.monotonic(), _waited_s(pid)
             if once:
-                _let_go(strace)
+                strace.terminate()
         lately_s = max(lately_s, _waited_s(pid))
         await asyncio.sleep(0.005)
     assert failed_s, "no call has failed"
@@ -170,11 +170,6 @@ def _waited_s(pid: int) -> float:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError):
         return 0.0
-
-
-def _let_go(strace: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        strace.terminate()
 
 
 async def _last_word(address: str) -> str:
