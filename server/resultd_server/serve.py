@@ -17,9 +17,8 @@ from typing import Annotated, Any, Protocol
 
 import structlog
 import typer
-import uvloop
 
-from resultd_server import config, logs
+from resultd_server import config, event_loop, logs
 from resultd_server.app import App, Place
 from resultd_server.config import ConfigError, Settings
 from resultd_server.errors import DomainError
@@ -140,7 +139,9 @@ def serve(config_file: Path | None = None, **flags: Any) -> None:
         _complain(error)
         raise typer.Exit(EXIT_CONFIG) from None
     logs.configure(settings.log_level)
-    raise typer.Exit(uvloop.run(run(settings) if settings.workers == 1 else run_several(settings)))
+    raise typer.Exit(
+        event_loop.run(run(settings) if settings.workers == 1 else run_several(settings))
+    )
 
 
 _FLAG_TYPES: dict[str, type] = {

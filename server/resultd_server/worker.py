@@ -10,9 +10,7 @@ import asyncio
 import io
 import sys
 
-import uvloop
-
-from resultd_server import logs, serve, supervisor
+from resultd_server import event_loop, logs, serve, supervisor
 
 
 async def _run(stdin: io.FileIO, line: bytes) -> int:
@@ -37,7 +35,7 @@ async def _watch_supervisor(stdin: io.FileIO, orphaned: asyncio.Event) -> None:
 def main() -> int:
     """Serves until it is told to stop; the exit code."""
     stdin = io.FileIO(0, closefd=False)  # unbuffered: the pipe is watched afterwards
-    return uvloop.run(_run(stdin, stdin.readline()))
+    return event_loop.run(_run(stdin, stdin.readline()))
 
 
 if __name__ == "__main__":

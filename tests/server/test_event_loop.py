@@ -1,0 +1,194 @@
+"""The event loop of a server process: what gRPC began for a call is freed however the call ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import grpc
+import pytest
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # gRPC's own insides, untyped
+
+from resultd_server import event_loop
+
+CALLS = 40
+RECEIVE = (cygrpc.ReceiveMessageOperation(0),)
+
+
+@pytest.fixture(autouse=True)
+def gRPC_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: N802  it is written so
+    """`run` changes gRPC for the process; not for the tests after these."""
+    monkeypatch.setattr(cygrpc, "execute_batch", cygrpc.execute_batch)
+
+
+class Core:
+    """gRPC's part in a batch: frees once what it awaits has ended well."""
+
+    def __init__(self) -> None:
+        self._ended = 0
+        self.future: Any = None
+
+    def freed(self) -> bool:
+        """Whether it came to that."""
+        return self._ended == 1
+
+    async def execute_batch(self, call: object, operations: object, loop: Any) -> None:
+        """As gRPC's: the future is the loop's."""
+        assert call == "call"
+        assert operations is RECEIVE
+        self.future = loop.create_future()
+        await self.future
+        self._ended += 1
+
+
+@pytest.fixture
+def core(monkeypatch: pytest.MonkeyPatch) -> Core:
+    """In gRPC's place."""
+    core = Core()
+    monkeypatch.setattr(event_loop, "_execute_batch", core.execute_batch)
+    return core
+
+
+async def awaited(core: Core) -> asyncio.Task[None]:
+    """A task that waits for a batch under way."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(event_loop.execute_batch("call", RECEIVE, loop))
+    await asyncio.sleep(0)
+    assert core.future is not None
+    return task
+
+
+def test_a_batch_that_ends_well_is_freed(core: Core) -> None:
+    """Who waits goes on once it is."""
+
+    async def work() -> None:
+        waiting = await awaited(core)
+        assert not core.freed()
+        core.future.set_result(None)
+        assert core.freed()
+        await waiting
+
+    event_loop.run(work())
+
+
+def test_a_batch_that_fails_is_freed_and_who_waits_is_told(core: Core) -> None:
+    """The error is the one gRPC found."""
+
+    async def work() -> None:
+        waiting = await awaited(core)
+        core.future.set_exception(RuntimeError("failed"))
+        assert core.freed()
+        with pytest.raises(RuntimeError, match="failed"):
+            await waiting
+
+    event_loop.run(work())
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_batch_nobody_waits_for_any_more_is_freed_when_it_ends(core: Core, failed: bool) -> None:
+    """Not before: its memory is gRPC's while it is under way."""
+
+    async def work() -> None:
+        waiting = await awaited(core)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not core.freed()
+        assert not core.future.cancelled()
+        if failed:
+            core.future.set_exception(RuntimeError("failed"))
+        else:
+            core.future.set_result(None)
+        assert core.freed()
+
+    event_loop.run(work())
+
+
+def test_a_batch_that_cannot_start_leaves_the_loop_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Futures made afterwards are the loop's own."""
+
+    async def refused(*_: object) -> None:
+        raise RuntimeError("refused")
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(RuntimeError, match="refused"):
+            await event_loop.execute_batch("call", RECEIVE, loop)
+        assert isinstance(loop.create_future(), asyncio.Future)
+
+    monkeypatch.setattr(event_loop, "_execute_batch", refused)
+    event_loop.run(work())
+
+
+def test_other_loops_have_grpc_as_it_is(core: Core) -> None:
+    """What runs on a loop of its own, a client for one, is not touched."""
+
+    async def work() -> None:
+        waiting = await awaited(core)
+        assert isinstance(core.future, asyncio.Future)
+        core.future.set_result(None)
+        await waiting
+
+    asyncio.run(work())
+
+
+async def never(_: object, context: Any) -> bytes:
+    """Says something, and then has nothing to say until it is cancelled."""
+    await context.write(b"once")
+    await context.read()
+    await asyncio.Event().wait()
+    return b""
+
+
+async def hang_up(calls: list[Any], spare_s: float) -> None:
+    """Cancels calls, some before they are served, some that have been answered."""
+    for number, call in enumerate(calls):
+        if number % 2:
+            await call.read()
+        call.cancel()
+    for call in calls:
+        with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
+            await asyncio.wait_for(call.code(), spare_s)
+
+
+async def storm() -> None:
+    """A real server, and calls that are cancelled."""
+    handlers: dict[str, Any] = {"Never": grpc.stream_stream_rpc_method_handler(never)}
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            await hang_up([channel.stream_stream("/s/Never")() for _ in range(CALLS)], 20.0)
+    finally:
+        await server.stop(0)
+
+
+def counted(counts: Counter[str]) -> Callable[..., Coroutine[Any, Any, None]]:
+    """gRPC's own `execute_batch`, which says when it is awaited to its good end."""
+    original = event_loop._execute_batch
+
+    async def execute_batch(call: object, operations: tuple[object, ...], loop: object) -> None:
+        name = "begun" if type(operations[0]) in event_loop.ENDANGERED else "others"
+        counts[name] += 1
+        await original(call, operations, loop)
+        counts["freed"] += name == "begun"
+
+    return execute_batch
+
+
+def test_whatever_is_begun_for_calls_that_are_cancelled_is_freed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of gRPC itself, client and server: not a batch is left; without this loop some are."""
+    counts: Counter[str] = Counter()
+    monkeypatch.setattr(event_loop, "_execute_batch", counted(counts))
+    event_loop.run(storm())
+    assert counts["begun"] > CALLS
+    assert counts["freed"] == counts["begun"]
