@@ -14,8 +14,9 @@ from pathlib import Path
 from resultd_server.engine import environment, journal, recovery
 from resultd_server.errors import StoreFailed
 
-DATA_FORMAT = 2
-"""2: a journal may lie beside the data, and what is in it is acknowledged."""
+DATA_FORMAT = 3
+"""2: a journal may lie beside the data, and what is in it is acknowledged. 3: a row ends with
+its checksum's low byte first, and the log's rows say places as events do."""
 
 NOTE = "resultd.json"
 

@@ -11,7 +11,7 @@ from sortedcontainers import SortedDict
 from resultd_server.engine.base import EngineStats
 from resultd_server.engine.transactional import T, TransactionalEngine
 from resultd_server.ledger import counters, usage
-from resultd_server.ledger.txn import Db
+from resultd_server.ledger.txn import Db, Page, page_of, within
 from resultd_server.ledger.unit import Unit, View
 from resultd_server.ledger.usage import UNLIMITED, Allowance
 
@@ -27,13 +27,16 @@ class MemoryTxn:
         value: bytes | None = self._maps[db].get(key)
         return value
 
-    def get_many(self, db: Db, keys: Sequence[bytes]) -> Iterator[bytes | None]:
-        return map(self._maps[db].get, keys)
+    def get_many(self, db: Db, keys: Sequence[bytes], room_bytes: int) -> list[bytes | None]:
+        return within(room_bytes, map(self._maps[db].get, keys))
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         rows = self._maps[db]
         for key in rows.irange(start, stop, inclusive=(True, False)):
             yield key, rows[key]
+
+    def page(self, db: Db, start: bytes, stop: bytes, count: int) -> Page:
+        return page_of(self.scan(db, start, stop), count)
 
     def put(self, db: Db, key: bytes, value: bytes) -> None:
         self._undo.append((db, key, self._maps[db].get(key)))

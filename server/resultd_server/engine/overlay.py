@@ -12,7 +12,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from resultd_server.ledger.txn import Db, ReadTxn
+from resultd_server.ledger.txn import Db, Page, ReadTxn, page_of, within
 
 Row = tuple[Db, bytes, bytes | None]
 """(database, key, value; None where the row is deleted)."""
@@ -100,31 +100,46 @@ class OverlayTxn:
                 return rows.values[key]
         return self._below.get(db, key)
 
-    def get_many(self, db: Db, keys: Sequence[bytes]) -> Iterator[bytes | None]:
+    def get_many(self, db: Db, keys: Sequence[bytes], room_bytes: int) -> list[bytes | None]:
         # Of a store at rest, and of what was stored a while ago: none.
         above = [
             rows.values
             for layer in self._layers
             if (rows := layer.dbs.get(db)) is not None and not rows.values.keys().isdisjoint(keys)
         ]
-        return _first_of(above, keys, self._below, db) if above else self._below.get_many(db, keys)
+        if not above:
+            return self._below.get_many(db, keys, room_bytes)
+        others = [key for key in keys if not any(key in values for values in above)]
+        lower = self._below.get_many(db, others, room_bytes)
+        return within(room_bytes, _first_of(above, keys, iter(lower)))
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        found = self._between(db, start, stop)
+        below = self._below.scan(db, start, stop)
+        return _laid_over(found, below) if found else below
+
+    def page(self, db: Db, start: bytes, stop: bytes, count: int) -> Page:
+        found = self._between(db, start, stop)
+        if not found:
+            return self._below.page(db, start, stop, count)
+        return page_of(_laid_over(found, self._below.scan(db, start, stop)), count)
+
+    def _between(
+        self, db: Db, start: bytes, stop: bytes
+    ) -> list[tuple[list[bytes], dict[bytes, bytes | None]]]:
+        """The keys of each layer in a range, and what they are found in."""
         found = []
         for layer in self._layers:
             rows = layer.dbs.get(db)
             if rows is not None and (keys := rows.between(start, stop)):
                 found.append((keys, rows.values))
-        below = self._below.scan(db, start, stop)
-        return _laid_over(found, below) if found else below
+        return found
 
 
 def _first_of(
-    layers: list[dict[bytes, bytes | None]], keys: Sequence[bytes], below: ReadTxn, db: Db
+    layers: list[dict[bytes, bytes | None]], keys: Sequence[bytes], lower: Iterator[bytes | None]
 ) -> Iterator[bytes | None]:
-    """The values of keys, each from the first that has it."""
-    others = [key for key in keys if not any(key in values for values in layers)]
-    lower = below.get_many(db, others)
+    """The values of keys, each from the first that has it, as far as `lower` goes."""
     for key in keys:
         for values in layers:
             if key in values:

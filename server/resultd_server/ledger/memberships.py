@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import NamedTuple
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
-from resultd_server.ledger import claims, counters, group_rows, keys, usage
+from resultd_server.ledger import claims, counters, group_rows, keys, usage, wire
 from resultd_server.ledger.counters import GONE, Counters
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Unit, View
 
 _MEMBER = struct.Struct(">cIB")
-_ENTRY = struct.Struct(">cI")
+_ENTRY = struct.Struct(">cB")
+"""What a row of the log begins with: the kind, and the bytes of the id that follows. The rest
+is the place as it stands in an event."""
+_PLACE_BYTES_MAX = 12
+_begin_of = itemgetter(slice(_ENTRY.size))
 # Of a member, its entry in the log and the way from its id to its group: keys, and values
 # but for the id, which stands in each.
-_ROWS_BYTES = len(keys.member(0, 0)) * 2 + _MEMBER.size + _ENTRY.size + 8 + 1 + 1 + 12
+_ROWS_BYTES = (
+    len(keys.member(0, 0)) * 2 + _MEMBER.size + _ENTRY.size + _PLACE_BYTES_MAX + 8 + 1 + 1 + 12
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,17 @@ class Entry:
     index: int
     kind: bytes
     id: str
+
+
+class Columns(NamedTuple):
+    """Members, or entries of the log: the n-th of each belongs to the n-th.
+
+    Ids and places are bytes, places as they stand in an event.
+    """
+
+    kinds: Sequence[bytes]
+    ids: Sequence[bytes]
+    places: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +122,39 @@ def scan(view: View, group_no: int, from_index: int) -> Iterator[tuple[int, Memb
         yield keys.parse_member(key)[1], unpack(raw)
 
 
-def log_rows(view: View, group_no: int, after: int) -> Iterator[tuple[int, int, bytes, bytes]]:
-    """The completion log after a position, in order: (position, index, kind, id as bytes)."""
-    start, stop = keys.member(group_no, after + 1), keys.group(group_no + 1)
-    parse = keys.parse_member
-    for key, raw in view.txn.scan(Db.LOG, start, stop):
-        kind, index = _ENTRY.unpack_from(raw)
-        yield parse(key)[1], index, kind, raw[_ENTRY.size :]
+def entry_row(kind: bytes, id_: bytes, index: int, position: int) -> bytes:
+    """A row of the completion log."""
+    return _ENTRY.pack(kind, len(id_)) + id_ + wire.place(index, position)
 
 
 def log(view: View, group_no: int, after: int) -> Iterator[Entry]:
-    """The same as entries, for who does not send thousands of them."""
-    for position, index, kind, id_ in log_rows(view, group_no, after):
-        yield Entry(position, index, kind, id_.decode())
+    """The completion log after a position, in order."""
+    start, stop = keys.member(group_no, after + 1), keys.group(group_no + 1)
+    for key, raw in view.txn.scan(Db.LOG, start, stop):
+        kind, id_bytes = _ENTRY.unpack_from(raw)
+        ends = _ENTRY.size + id_bytes
+        index, _ = wire.read_place(raw[ends:])
+        yield Entry(keys.parse_member(key)[1], index, kind, raw[_ENTRY.size : ends].decode())
+
+
+def log_page(view: View, group_no: int, after: int, count: int) -> Columns:
+    """The same of up to `count` entries, for who sends thousands: read and taken apart at once."""
+    start, stop = keys.member(group_no, after + 1), keys.group(group_no + 1)
+    _, rows = view.txn.page(Db.LOG, start, stop, count)
+    begins = set(map(_begin_of, rows))
+    if len(begins) != 1:
+        return Columns(*zip(*map(_split, rows), strict=True)) if rows else Columns((), (), ())
+    ((kind, id_bytes),) = map(_ENTRY.unpack, begins)  # as most: ids are as long as one another
+    ends = _ENTRY.size + id_bytes
+    ids = map(itemgetter(slice(_ENTRY.size, ends)), rows)
+    return Columns([kind] * len(rows), list(ids), list(map(itemgetter(slice(ends, None)), rows)))
+
+
+def _split(raw: bytes) -> tuple[bytes, bytes, bytes]:
+    """Kind, id and place of a row of the log."""
+    kind, id_bytes = _ENTRY.unpack_from(raw)
+    ends = _ENTRY.size + id_bytes
+    return kind, raw[_ENTRY.size : ends], raw[ends:]
 
 
 def log_entry(view: View, group_no: int, position: int) -> Entry | None:
@@ -255,7 +294,7 @@ def _count(unit: Unit, place: Place, member: Member, state: int) -> None:
     unit.txn.put(
         Db.LOG,
         keys.member(group.number, group.done),
-        _ENTRY.pack(member.kind, index) + member.id.encode(),
+        entry_row(member.kind, member.id.encode(), index, group.done),
     )
     group.touch(unit)
     complete_if_due(unit, group)

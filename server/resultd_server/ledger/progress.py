@@ -14,6 +14,7 @@ from resultd_server.errors import FieldInvalid
 from resultd_server.ledger import counters, group_rows, keys, memberships, records, wire
 from resultd_server.ledger.counters import Counters
 from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.memberships import Columns
 from resultd_server.ledger.unit import View
 
 AS_COMPLETED = pb.MEMBER_ORDER_AS_COMPLETED
@@ -86,31 +87,43 @@ def step(view: View, namespace: Namespace, group_id: str, cursor: Cursor, store:
         return Step(None, existence, [], cursor, more=False)
     if cursor.position and not (cursor.store == store and _fits(view, group, cursor)):
         return Step(group, records.KNOWN, [], Cursor(cursor.order), more=False, reset=True)
+    count = limits.FRAME_EVENTS_MAX + 1  # one more, to know whether there is
     if as_completed := cursor.order == AS_COMPLETED:
-        found = memberships.log_rows(view, group.number, cursor.position)
+        found = memberships.log_page(view, group.number, cursor.position, count)
     else:
-        found = _member_rows(view, group, cursor)
-    rows = list(islice(found, limits.FRAME_EVENTS_MAX + 1))  # one more, to know whether there is
-    events: list[bytes] = []
-    room_bytes = limits.FRAME_BYTES
-    after, stands = cursor.position, cursor.id.encode()
-    more = False
-    task_event, prefix, task_kind = wire.task_event, namespace.prefix, keys.TASK
+        found = _members(view, group, cursor, count)
+    events = _events(view, group, found)
+    if not events:
+        stays = cursor._replace(epoch=group.epoch, store=store)
+        return Step(group, records.KNOWN, [], stays, more=False)
+    last = len(events) - 1
+    index, position = wire.read_place(found.places[last])
+    after = position if as_completed else index + 1
+    cursor = Cursor(cursor.order, group.epoch, after, found.ids[last].decode(), store)
+    return Step(group, records.KNOWN, events, cursor, more=len(events) < len(found.ids))
+
+
+def _events(view: View, group: Counters, found: Columns) -> list[bytes]:
+    """The events of the first members, or entries of the log: as many as make a frame."""
     # A task's record is passed on as it is stored. What a member group's id finds is not its own.
-    stored = records.wires(view, [prefix + row[3] for row in rows])
-    for (position, index, kind, id_), task in zip(rows, stored, strict=True):
-        if task is not None and kind == task_kind:
-            event = task_event(task, index, position)
-        else:
-            event = _other_event(view, group, position, index, kind, id_)
-        room_bytes -= len(event)
-        if events and (len(events) == limits.FRAME_EVENTS_MAX or room_bytes < 0):
-            more = True
-            break
-        events.append(event)
-        after, stands = position if as_completed else index + 1, id_
-    cursor = Cursor(cursor.order, group.epoch, after, stands.decode(), store)
-    return Step(group, records.KNOWN, events, cursor, more)
+    prefix = group.namespace.prefix
+    record_keys = [prefix + id_ for id_ in found.ids[: limits.FRAME_EVENTS_MAX]]
+    stored = records.wires(view, record_keys, limits.FRAME_BYTES)
+    kinds, ids, places = (column[: len(stored)] for column in found)
+    tasks = [task for task in stored if task is not None]
+    if len(tasks) == len(stored) == kinds.count(keys.TASK):
+        events = wire.task_events(tasks, places)
+    else:
+        events = [
+            _other_event(view, group, kind, id_, *wire.read_place(place))
+            if task is None or kind != keys.TASK
+            else wire.task_events([task], [place])[0]
+            for kind, id_, place, task in zip(kinds, ids, places, stored, strict=True)
+        ]
+    size_bytes = sum(map(len, events))
+    while size_bytes > limits.FRAME_BYTES and len(events) > 1:
+        size_bytes -= len(events.pop())
+    return events
 
 
 def finished(group: Counters, cursor: Cursor) -> bool:
@@ -136,21 +149,27 @@ def _fits(view: View, group: Counters, cursor: Cursor) -> bool:
     return member is not None and member.id == cursor.id
 
 
+def _members(view: View, group: Counters, cursor: Cursor, count: int) -> Columns:
+    """The same of members in their order as `memberships.log_page` of the log."""
+    found = list(islice(_member_rows(view, group, cursor), count))
+    return Columns(*zip(*found, strict=True)) if found else Columns((), (), ())
+
+
 def _member_rows(
     view: View, group: Counters, cursor: Cursor
-) -> Iterator[tuple[int, int, bytes, bytes]]:
-    """The same of members in their order as `memberships.log_rows` of the log."""
+) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Kind, id and place of those that may be sent."""
     expected = cursor.position
     for index, member in memberships.scan(view, group.number, cursor.position):
         # A gap may still be filled, unless the group is complete.
         if not member.position or (index != expected and not group.complete):
             return
         expected = index + 1
-        yield member.position, index, member.kind, member.id.encode()
+        yield member.kind, member.id.encode(), wire.place(index, member.position)
 
 
 def _other_event(
-    view: View, group: Counters, position: int, index: int, kind: bytes, id_: bytes
+    view: View, group: Counters, kind: bytes, id_: bytes, index: int, position: int
 ) -> bytes:
     """The event of a task that is gone, or of a group."""
     if kind == keys.TASK:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 
@@ -31,17 +32,24 @@ class Db(enum.Enum):
     GARBAGE = b"garbage"
 
 
+Page = tuple[Sequence[bytes], Sequence[bytes]]
+"""Keys, and their values."""
+
+
 class ReadTxn(Protocol):
     """A consistent view. Held for one short step, never across an await."""
 
     def get(self, db: Db, key: bytes) -> bytes | None:
         """The value, or None."""
 
-    def get_many(self, db: Db, keys: Sequence[bytes]) -> Iterator[bytes | None]:
-        """The same of each key in turn, read as they are asked for. Do not write meanwhile."""
+    def get_many(self, db: Db, keys: Sequence[bytes], room_bytes: int) -> list[bytes | None]:
+        """The same of each key in turn, and no more after the one that fills the room."""
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < stop, in key order. Do not write while scanning."""
+
+    def page(self, db: Db, start: bytes, stop: bytes, count: int) -> Page:
+        """The first rows of a scan, up to `count`, at once: for small ones."""
 
 
 class WriteTxn(ReadTxn, Protocol):
@@ -52,3 +60,20 @@ class WriteTxn(ReadTxn, Protocol):
 
     def delete(self, db: Db, key: bytes) -> bool:
         """Removes the key; whether it was there."""
+
+
+def within(room_bytes: int, values: Iterable[bytes | None]) -> list[bytes | None]:
+    """The first of some values, no more after the one that fills the room."""
+    taken: list[bytes | None] = []
+    for value in values:
+        taken.append(value)
+        room_bytes -= len(value or b"")
+        if room_bytes < 0:
+            break
+    return taken
+
+
+def page_of(rows: Iterable[tuple[bytes, bytes]], count: int) -> Page:
+    """The first rows of a scan."""
+    taken = list(islice(rows, count))
+    return [key for key, _ in taken], [value for _, value in taken]

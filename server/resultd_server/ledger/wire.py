@@ -7,7 +7,10 @@ the descriptors by the tests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from resultd.v1 import stream_pb2
 
 _LENGTH_DELIMITED = 2
 
@@ -48,27 +51,42 @@ def number_field(field: int, number: int) -> bytes:
     return varint(field << 3) + varint(number) if number else b""
 
 
+def place(index: int, position: int) -> bytes:
+    """The fields of an event that say where a member stands: in its group, and in the log."""
+    # Written for every member that is counted, so the tags are written out.
+    index_field = b"\x20" + varint(index) if index else b""
+    return index_field + b"\x28" + varint(position) if position else index_field
+
+
+def read_place(encoded: bytes) -> tuple[int, int]:
+    """(index, position) of `place`."""
+    event = stream_pb2.Event.FromString(encoded)
+    return event.index, event.position
+
+
 def task_event(task: bytes, index: int = 0, position: int = 0) -> bytes:
     """Event{task, index, position} as it stands in a frame."""
-    # Hot: the tags are written out, and the tables looked up here where they go far enough.
-    task_bytes = len(task)
-    size = _SHORT[task_bytes] if task_bytes < 0x4000 else varint(task_bytes)
-    place = b"\x20" + (_SHORT[index] if index < 0x4000 else varint(index)) if index else b""
-    if position:
-        place += b"\x28" + (_SHORT[position] if position < 0x4000 else varint(position))
-    event_bytes = 1 + len(size) + task_bytes + len(place)
-    length = _SHORT[event_bytes] if event_bytes < 0x4000 else varint(event_bytes)
-    return b"".join((b"\x0a", length, b"\x0a", size, task, place))
+    at = place(index, position)
+    return _begin(len(task), len(at)) + task + at
+
+
+def task_events(tasks: Sequence[bytes], places: Sequence[bytes]) -> list[bytes]:
+    """The same of each task, for streams that send thousands: `places` as `place` makes them."""
+    begins = map(_begin, map(len, tasks), map(len, places))
+    return list(map(b"".join, zip(begins, tasks, places, strict=True)))
+
+
+@lru_cache(maxsize=4_096)  # tasks of one group are often as long as one another
+def _begin(task_bytes: int, place_bytes: int) -> bytes:
+    """What an event begins with: its tag and length, and those of its task."""
+    size = varint(task_bytes)
+    return b"\x0a" + varint(1 + len(size) + task_bytes + place_bytes) + b"\x0a" + size
 
 
 def group_event(group: bytes, *, index: int, position: int, gone: bool) -> bytes:
     """Event{group, index, position, gone} as it stands in a frame."""
     return message_field(
-        1,
-        message_field(2, group)
-        + number_field(4, index)
-        + number_field(5, position)
-        + number_field(6, gone),
+        1, message_field(2, group) + place(index, position) + number_field(6, gone)
     )
 
 

@@ -50,17 +50,38 @@ def test_rows_come_back_in_key_order(opened: Opened) -> None:
         assert list(txn.scan(Db.GROUPS, b"", b"z")) == []
 
 
-def test_many_rows_are_read_one_by_one(opened: Opened) -> None:
-    """Values come in the order asked for, None where there is none, until a row is damaged."""
+def test_many_rows_are_read_at_once(opened: Opened) -> None:
+    """Values come in the order asked for, None where there is none, as far as there is room."""
     made, dbs = opened
     with made.begin(write=True) as raw:
         txn = Txn(raw, dbs)
-        txn.put_all(Db.TASKS, [(b"a", b"1"), (b"b", b"")])
-        raw.put(b"c", environment.seal(b"d", b"3"), db=dbs[Db.TASKS])
-        values = txn.get_many(Db.TASKS, [b"b", b"x", b"a", b"c", b"b"])
-        assert [next(values) for _ in range(3)] == [b"", None, b"1"]
-        with pytest.raises(RecordCorrupt):
-            next(values)
+        txn.put_all(Db.TASKS, [(b"a", b"1"), (b"b", b""), (b"c", b"333"), (b"d", b"4")])
+        assert txn.get_many(Db.TASKS, [b"b", b"x", b"a", b"b"], 9) == [b"", None, b"1", b""]
+        asked = [b"a", b"b", b"c", b"d"]
+        assert txn.get_many(Db.TASKS, asked, 5) == [b"1", b"", b"333", b"4"]
+        assert txn.get_many(Db.TASKS, asked, 3) == [b"1", b"", b"333"]
+        assert txn.get_many(Db.TASKS, [], 3) == []
+        assert txn.page(Db.TASKS, b"b", b"d", 9) == ((b"b", b"c"), [b"", b"333"])
+        assert txn.page(Db.TASKS, b"b", b"e", 1) == ((b"b",), [b""])
+        assert [*map(len, txn.page(Db.TASKS, b"bb", b"c", 9))] == [0, 0]
+        assert [*map(len, txn.page(Db.TASKS, b"e", b"f", 9))] == [0, 0]
+
+
+@pytest.mark.parametrize("missing", [b"", b"x"])
+def test_one_of_many_rows_that_is_damaged_is_named(opened: Opened, missing: bytes) -> None:
+    """RecordCorrupt has the key of the damaged row, whatever is read with it."""
+    made, dbs = opened
+    with made.begin(write=True) as raw:
+        txn = Txn(raw, dbs)
+        txn.put_all(Db.TASKS, [(b"a", b"1"), (b"c", b"3")])
+        raw.put(b"b", environment.seal(b"a", b"2"), db=dbs[Db.TASKS])
+        keys = [key for key in (b"a", missing, b"b", b"c") if key]
+        with pytest.raises(RecordCorrupt) as met:
+            txn.get_many(Db.TASKS, keys, 9)
+        assert met.value.metadata["key"] == b"b".hex()
+        with pytest.raises(RecordCorrupt) as met:
+            txn.page(Db.TASKS, b"a", b"d", 9)
+        assert met.value.metadata["key"] == b"b".hex()
 
 
 @pytest.mark.parametrize("byte", [0, 4, -1])

@@ -10,7 +10,7 @@ from sortedcontainers import SortedDict
 
 from resultd_server.engine.memory import MemoryTxn
 from resultd_server.engine.overlay import Layer, OverlayTxn, Rows, WriteSet
-from resultd_server.ledger.txn import Db
+from resultd_server.ledger.txn import Db, Page, within
 
 KEYS = st.binary(max_size=2)
 CHANGES = st.lists(st.tuples(KEYS, st.none() | st.binary(max_size=2)), max_size=12)
@@ -45,10 +45,14 @@ def test_layers_read_as_if_they_were_written(
     for key in {*said, b"never"}:
         assert txn.get(Db.TASKS, key) == said.get(key)
     asked = [b"never", *said, *reversed(below), b"never"]
-    assert list(txn.get_many(Db.TASKS, asked)) == [said.get(key) for key in asked]
+    values = [said.get(key) for key in asked]
+    assert txn.get_many(Db.TASKS, asked, 2 * len(asked)) == values
+    assert txn.get_many(Db.TASKS, asked, 3) == within(3, values)
     for start, stop in ranges:
         expected = [(k, v) for k, v in sorted(said.items()) if v is not None and start <= k < stop]
         assert list(txn.scan(Db.TASKS, start, stop)) == expected
+        found = txn.page(Db.TASKS, start, stop, 3)
+        assert list(zip(*found, strict=True)) == expected[:3]
     assert txn.get(Db.META, b"") is None
 
 
@@ -107,13 +111,19 @@ def test_nothing_in_range_is_left_to_the_store() -> None:
         def get(self, db: Db, key: bytes) -> bytes | None:
             return None
 
-        def get_many(self, db: Db, keys: Sequence[bytes]) -> Iterator[bytes | None]:
+        def get_many(self, db: Db, keys: Sequence[bytes], room_bytes: int) -> list[bytes | None]:
             return values
+
+        def page(self, db: Db, start: bytes, stop: bytes, count: int) -> Page:
+            return page
 
         def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
             return rows
 
-    rows, values = iter([(b"a", b"1")]), iter([None])
+    rows: Iterator[tuple[bytes, bytes]] = iter([(b"a", b"1")])
+    values: list[bytes | None] = [None]
+    page = [b"a"], [b"1"]
     txn = OverlayTxn((layer_of([(b"z", b"")]),), Below())
     assert txn.scan(Db.TASKS, b"a", b"b") is rows
-    assert txn.get_many(Db.TASKS, [b"a"]) is values
+    assert txn.page(Db.TASKS, b"a", b"b", 1) is page
+    assert txn.get_many(Db.TASKS, [b"a"], 1) is values

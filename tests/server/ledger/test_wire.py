@@ -63,3 +63,22 @@ def test_a_page_is_any_list_answer(token: str) -> None:
     assert pb.ListResultsResponse.FromString(page) == pb.ListResultsResponse(
         metas=[meta], next_page_token=token
     )
+
+
+@pytest.mark.parametrize("index", [0, 1, 127, 128, 2**14, 2**28, 2**31 - 1])
+@pytest.mark.parametrize("position", [0, 1, 2**14, 2**28, 2**32 - 1])
+def test_a_place_is_read_back(index: int, position: int) -> None:
+    """Where a member stands is what protobuf would write, and is read back."""
+    place = wire.place(index, position)
+    assert place == stream_pb2.Event(index=index, position=position).SerializeToString()
+    assert wire.read_place(place) == (index, position)
+
+
+def test_many_events_are_as_one_by_one() -> None:
+    """Events made together are those made each by itself, whatever the sizes."""
+    sizes = [0, 1, 120, 127, 128, 16_383, 16_384, 3_000_000]
+    tasks = [task_pb2.TaskMeta(task_id="t" * size).SerializeToString() for size in sizes]
+    places = [(index, 2**index) for index in range(len(sizes))]
+    assert wire.task_events(tasks, [wire.place(*each) for each in places]) == [
+        wire.task_event(task, *each) for task, each in zip(tasks, places, strict=True)
+    ]
