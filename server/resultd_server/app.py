@@ -14,7 +14,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from resultd.v1 import group_service_pb2, result_service_pb2, worker_service_pb2
-from resultd_server import limits, listening
+from resultd_server import heap, limits, listening
 from resultd_server.admin import AdminServer, Answer, verdict
 from resultd_server.config import Settings
 from resultd_server.core import sweeper
@@ -177,6 +177,7 @@ class App:
         await self._set_health(SERVING)
         self._tasks = [
             asyncio.create_task(self.streams.watch_stalled(), name="watch-stalled"),
+            asyncio.create_task(heap.run(), name="heap"),
             asyncio.create_task(self._watch_writer(), name="watch-writer"),
         ]
         for name, work in self._entrance.work().items():
