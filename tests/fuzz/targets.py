@@ -27,6 +27,7 @@ from resultd_server import config
 from resultd_server.ledger.progress import Cursor
 from tests.fuzz import credentials, stored
 from tests.support import reports
+from tests.support.access import WRITE_RACE
 from tests.support.in_process import Served, serving
 from tests.support.request_fields import METHODS
 
@@ -130,21 +131,28 @@ class Rpcs:
         answer = message_factory.GetMessageClass(method.output_type)
         if method.client_streaming:
             bidi: Any = channel.stream_stream(path)
-            return lambda raw: self._run(name, lambda: self._talk(bidi(), raw, answer))
+            return lambda raw: self._run(name, lambda: self._talk(bidi, raw, answer))
         if method.server_streaming:
             stream: Any = channel.unary_stream(path)
             return lambda raw: self._run(name, lambda: self._listen(stream(raw), answer))
         unary: Any = channel.unary_unary(path)
         return lambda raw: self._run(name, lambda: unary(raw))
 
-    async def _talk(self, call: Any, raw: bytes, answer: Any) -> None:
+    async def _talk(self, start: Callable[[], Any], raw: bytes, answer: Any) -> None:
         """The bytes as one request, and again: what they add is there then."""
+        call = start()
         try:
             for _ in range(2):
                 await call.write(raw)
             await call.done_writing()
         except asyncio.InvalidStateError:
             await call.code()  # it was refused meanwhile
+        except grpc.aio.AioRpcError as error:
+            if error.details() != WRITE_RACE:
+                raise
+            # It was refused before the second: asked again, with nothing after the first.
+            call = start()
+            await call.write(raw)
         await self._listen(call, answer)
 
     async def _listen(self, call: Any, answer: Any) -> None:
