@@ -20,9 +20,10 @@ import grpc
 
 from resultd.errors import RETRYABLE_CODES
 from resultd.v1 import result_service_pb2 as pb
+from resultd_server import heap
 from tests.campaigns._record import Campaign, Size, Tally
 from tests.support.attacks import ATTACKS, attack
-from tests.support.memory import ALLOCATOR, MIB, anonymous_bytes
+from tests.support.memory import MIB, anonymous_bytes
 from tests.support.reports import success
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
@@ -46,6 +47,7 @@ class Plan:
         program: the server, or one with a fault planted.
         names: of the attacks.
         settle_s: how long the server may take to let go afterwards.
+        rest_s: how long it rests between the warm-up and the siege, to give back memory.
         slack_bytes: memory allowed beside the 10 %, for sieges too short to warm up.
     """
 
@@ -54,7 +56,8 @@ class Plan:
     hold_s: tuple[float, float] = (0.1, 2.0)
     program: tuple[str, ...] = ("resultd_server",)
     names: tuple[str, ...] = field(default=tuple(ATTACKS))
-    settle_s: float = 30.0
+    settle_s: float = 60.0
+    rest_s: float = 3 * heap.EVERY_S
     slack_bytes: int = 0
 
 
@@ -112,15 +115,15 @@ async def _besiege(server: ServerProcess, plan: Plan, seed: int) -> Tally:
     # What gRPC and Python allocate once they keep: that is not what a siege costs.
     await _attacks(server.address, plan, seed, _warm_up(plan))
     await _until(lambda: len(_descriptors(pid)) <= idle + SPARE_DESCRIPTORS, plan.settle_s)
-    before_bytes = await _settled(lambda: anonymous_bytes(pid))
+    before_bytes = await _least(lambda: anonymous_bytes(pid), plan.rest_s)
     most_bytes = max(before_bytes * GROWTH, before_bytes + plan.slack_bytes)
     tally.counts += await _attacks(server.address, plan, seed + 1, plan.connections)
     over.set()
     await probing
+    await _until(lambda: len(_descriptors(pid)) <= idle + SPARE_DESCRIPTORS, plan.settle_s)
     for number in range(10):
         # Once it is over nobody is sent away: an error here ends the campaign.
         await _store_and_read(server.address, f"after-{number}")
-    await _until(lambda: len(_descriptors(pid)) <= idle + SPARE_DESCRIPTORS, plan.settle_s)
     await _until(lambda: anonymous_bytes(pid) <= most_bytes, plan.settle_s)
     after_bytes, after = anonymous_bytes(pid), len(_descriptors(pid))
     tally.figures["memory before, MiB"] = round(before_bytes / MIB, 1)
@@ -144,10 +147,11 @@ def _warm_up(plan: Plan) -> int:
     return max(len(plan.names) * 4, min(plan.connections // 2, 20_000))
 
 
-async def _settled(look: Callable[[], int]) -> int:
-    """The figure once it falls no more: the least of a few seconds."""
+async def _least(look: Callable[[], int], seconds: float) -> int:
+    """The least figure of a while."""
+    until = time.monotonic() + seconds
     found = look()
-    for _ in range(6):
+    while time.monotonic() < until:
         await asyncio.sleep(0.5)
         found = min(found, look())
     return found
@@ -167,7 +171,7 @@ def run(plan: Plan, seed: int) -> Tally:
     """Runs a plan."""
     with (
         tempfile.TemporaryDirectory(prefix="hostile-") as directory,
-        ServerProcess(Path(directory), program=plan.program, environ=ALLOCATOR) as server,
+        ServerProcess(Path(directory), program=plan.program) as server,
     ):
         return asyncio.run(_besiege(server, plan, seed))
 

@@ -33,7 +33,11 @@ CLOSED_S = 20.0
 def test_the_server_outlives_every_attack_and_lets_go() -> None:
     """Every kind of attack, ten connections each: clients are served, memory comes back."""
     plan = hostile.Plan(
-        connections=len(ATTACKS) * 10, at_a_time=100, hold_s=(0.1, 0.5), slack_bytes=24 * MIB
+        connections=len(ATTACKS) * 10,
+        at_a_time=100,
+        hold_s=(0.1, 0.5),
+        slack_bytes=24 * MIB,
+        rest_s=0.5,
     )
     tally = hostile.run(plan, SEED)
     assert tally.faults == []
@@ -51,6 +55,7 @@ def test_the_campaign_bites() -> None:
         program=plants.program("leak-much"),
         names=("unread answers",),
         settle_s=2.0,
+        rest_s=0.5,
     )
     faults = hostile.run(plan, SEED).faults
     assert any("memory" in fault for fault in faults), faults
