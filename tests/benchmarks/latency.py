@@ -52,7 +52,7 @@ class _Times(NamedTuple):
 
 async def run(size: Size) -> list[Row]:
     """p50 and p99 of each round."""
-    samples, rounds, waited = size.of(1_000, 21), size.of(4, 1), size.of(10_000, 200)
+    samples, rounds, waited = size.of(750, 21), size.of(4, 1), size.of(10_000, 200)
     missing = why_no_redis()
     seen: _Seen = defaultdict(list)
     numbers = itertools.count()
