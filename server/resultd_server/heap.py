@@ -5,7 +5,7 @@ asyncio.create_task(heap.run())
 What thousands of calls at once allocated lies, freed, between blocks that are still in use, and
 glibc keeps the pages: after a flood a process that holds 12 MiB has 200. `malloc_trim` gives them
 back, and holds up whoever allocates meanwhile for some ms: so only a process that does nearly
-nothing does it, and only when it has grown since.
+nothing does it, and only while something comes of it or it has grown since.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ EVERY_S = 10.0
 BUSY = 0.1
 """Of one core: who does more than that is not held up."""
 
-WORTH_BYTES = 16 * 2**20
-"""Grown by less than that, a process is left alone."""
+WORTH_BYTES = 4 * 2**20
+"""Grown by less than that, or with less than that given back, a process is left alone."""
 
 _STATM = Path("/proc/self/statm")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -40,9 +40,9 @@ class Quiet:
         self._cpu_s, self._at_s = cpu_s, at_s
         return not busy and held_bytes > self._left_bytes + WORTH_BYTES
 
-    def gave_back(self, held_bytes: float) -> None:
-        """So much is left: it is in use."""
-        self._left_bytes = held_bytes
+    def gave_back(self, held_bytes: float, left_bytes: float) -> None:
+        """So much was held and is left: in use, if little came of it; else there may be more."""
+        self._left_bytes = left_bytes if held_bytes - left_bytes < WORTH_BYTES else 0.0
 
 
 async def run() -> None:
@@ -53,9 +53,10 @@ async def run() -> None:
     quiet = Quiet()
     while True:
         await asyncio.sleep(EVERY_S)
-        if quiet.due(held_bytes(), time.process_time(), time.monotonic()):
+        held = held_bytes()
+        if quiet.due(held, time.process_time(), time.monotonic()):
             await asyncio.to_thread(give_back)
-            quiet.gave_back(held_bytes())
+            quiet.gave_back(held, held_bytes())
 
 
 def find_trim() -> Callable[[], object] | None:

@@ -57,12 +57,14 @@ def test_only_a_process_that_does_nearly_nothing_gives_back() -> None:
 
 
 def test_what_is_in_use_is_not_looked_for_again() -> None:
-    """A process gives back when it has grown since the last time."""
+    """A process gives back until little comes of it, and again when it has grown since."""
     quiet = heap.Quiet()
     assert quiet.due(100 * MIB, cpu_s=0.0, at_s=10.0)
-    quiet.gave_back(90 * MIB)
-    assert not quiet.due(95 * MIB, cpu_s=0.0, at_s=20.0)
-    assert quiet.due(110 * MIB, cpu_s=0.0, at_s=30.0)
+    quiet.gave_back(100 * MIB, 60 * MIB)
+    assert quiet.due(60 * MIB, cpu_s=0.0, at_s=20.0)
+    quiet.gave_back(60 * MIB, 58 * MIB)
+    assert not quiet.due(61 * MIB, cpu_s=0.0, at_s=30.0)
+    assert quiet.due(63 * MIB, cpu_s=0.0, at_s=40.0)
 
 
 async def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
