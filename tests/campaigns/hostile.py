@@ -143,8 +143,8 @@ async def _besiege(server: ServerProcess, plan: Plan, seed: int) -> Tally:
 
 
 def _warm_up(plan: Plan) -> int:
-    """As long as memory may still rise to what a siege of this width takes at its worst."""
-    return max(len(plan.names) * 4, min(plan.connections // 2, 20_000))
+    """A siege of the same kind: memory may still rise to what one takes at its worst."""
+    return min(plan.connections, 20_000)
 
 
 async def _least(look: Callable[[], int], seconds: float) -> int:
