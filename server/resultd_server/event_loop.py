@@ -27,7 +27,8 @@ ENDANGERED = frozenset(
         cygrpc.SendMessageOperation,
     }
 )
-"""What a batch begins with that may be under way when its call is cancelled."""
+"""What a batch ends with that may be under way when its call is cancelled; one that ends with the
+status, an answer, gRPC does to its end."""
 
 _execute_batch = cygrpc.execute_batch
 
@@ -46,7 +47,7 @@ def execute_batch(
     call: object, operations: tuple[object, ...], loop: object
 ) -> Coroutine[Any, Any, None]:
     """Does what gRPC's does, and frees whatever becomes of it."""
-    if type(operations[0]) in ENDANGERED and type(loop) is Loop:
+    if type(operations[-1]) in ENDANGERED and type(loop) is Loop:
         return _carry(call, operations, loop)
     return _execute_batch(call, operations, loop)  # type: ignore[no-any-return]  # untyped
 

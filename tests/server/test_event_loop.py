@@ -175,7 +175,7 @@ def counted(counts: Counter[str]) -> Callable[..., Coroutine[Any, Any, None]]:
     original = event_loop._execute_batch
 
     async def execute_batch(call: object, operations: tuple[object, ...], loop: object) -> None:
-        name = "begun" if type(operations[0]) in event_loop.ENDANGERED else "others"
+        name = "begun" if type(operations[-1]) in event_loop.ENDANGERED else "others"
         counts[name] += 1
         await original(call, operations, loop)
         counts["freed"] += name == "begun"
