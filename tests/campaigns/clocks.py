@@ -71,17 +71,19 @@ class Clock:
         }
 
     def now_s(self) -> float:
-        """What it shows."""
-        return time.time() + self.offset_s
+        """What it shows; the latest it has shown is at least that."""
+        now_s = time.time() + self.offset_s
+        self.latest_s = max(self.latest_s, now_s)
+        return now_s
 
     def move(self, by_s: int) -> None:
         """Jumps."""
-        self.latest_s = max(self.latest_s, self.now_s())  # time passed since the last jump
+        self.now_s()  # time passed since the last jump
         self.offset_s += by_s
         staged = self._file.with_suffix(".new")
         staged.write_text(f"{self.offset_s:+d}\n")
         staged.replace(self._file)
-        self.latest_s = max(self.latest_s, self.now_s())
+        self.now_s()
 
 
 async def _campaign(server: ServerProcess, clock: Clock, plan: Plan, seed: int) -> Tally:
