@@ -24,12 +24,14 @@ import datetime
 import hashlib
 import re
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cryptography import x509
+from cryptography.utils import CryptographyDeprecationWarning
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from resultd_server.access import jwts
@@ -237,8 +239,11 @@ class Authority:
 
     def _by_identity(self, pem: bytes) -> Principal:
         try:
-            found = x509.load_pem_x509_certificate(pem)
-            names = identities(found)
+            with warnings.catch_warnings():
+                # Of a serial number below 1, say: TLS has taken it, and it is no identity here.
+                warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+                found = x509.load_pem_x509_certificate(pem)
+                names = identities(found)
         except _STRANGE:  # what gRPC's TLS took, and this library does not
             raise CredentialInvalid from None
         for name in names:
