@@ -32,6 +32,9 @@ PROBE_EVERY_S = 0.25
 PROBE_S = 20.0
 """A call of a client that means no harm takes at most so long, on a machine that is busy."""
 
+REST_S = 0.5
+"""A server is at rest that has done next to nothing for so long."""
+
 GROWTH = 1.10
 SPARE_DESCRIPTORS = 4
 
@@ -121,6 +124,8 @@ async def _besiege(server: ServerProcess, plan: Plan, seed: int) -> Tally:
     over.set()
     await probing
     await _until(lambda: len(_descriptors(pid)) <= idle + SPARE_DESCRIPTORS, plan.settle_s)
+    # Connections that are gone may have left calls that gRPC has yet to look at.
+    await _at_rest(pid, plan.settle_s)
     for number in range(10):
         # Once it is over nobody is sent away: an error here ends the campaign.
         await _store_and_read(server.address, f"after-{number}")
@@ -161,6 +166,22 @@ async def _until(condition: Callable[[], bool], settle_s: float) -> None:
     deadline = time.monotonic() + settle_s
     while not condition() and time.monotonic() < deadline:  # noqa: ASYNC110  of another process
         await asyncio.sleep(0.2)
+
+
+async def _at_rest(pid: int, settle_s: float) -> None:
+    """Until a process does next to nothing for a moment; as long as it may settle."""
+    deadline = time.monotonic() + settle_s
+    used_s = -REST_S
+    while time.monotonic() < deadline:
+        before_s, used_s = used_s, _cpu_s(pid)
+        if used_s - before_s < REST_S * heap.BUSY:
+            return
+        await asyncio.sleep(REST_S)
+
+
+def _cpu_s(pid: int) -> float:
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def _descriptors(pid: int) -> list[Path]:
