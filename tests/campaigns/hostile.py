@@ -21,6 +21,7 @@ import grpc
 from resultd.errors import RETRYABLE_CODES
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import heap
+from tests.benchmarks.processes import Running
 from tests.campaigns._record import Campaign, Size, Tally
 from tests.support.attacks import ATTACKS, attack
 from tests.support.memory import MIB, anonymous_bytes
@@ -125,7 +126,7 @@ async def _besiege(server: ServerProcess, plan: Plan, seed: int) -> Tally:
     await probing
     await _until(lambda: len(_descriptors(pid)) <= idle + SPARE_DESCRIPTORS, plan.settle_s)
     # Connections that are gone may have left calls that gRPC has yet to look at.
-    await _at_rest(pid, plan.settle_s)
+    await _at_rest(Running(pid, server.address), plan.settle_s)
     for number in range(10):
         # Once it is over nobody is sent away: an error here ends the campaign.
         await _store_and_read(server.address, f"after-{number}")
@@ -168,20 +169,15 @@ async def _until(condition: Callable[[], bool], settle_s: float) -> None:
         await asyncio.sleep(0.2)
 
 
-async def _at_rest(pid: int, settle_s: float) -> None:
-    """Until a process does next to nothing for a moment; as long as it may settle."""
+async def _at_rest(server: Running, settle_s: float) -> None:
+    """Until a server does next to nothing for a moment; as long as it may settle."""
     deadline = time.monotonic() + settle_s
     used_s = -REST_S
     while time.monotonic() < deadline:
-        before_s, used_s = used_s, _cpu_s(pid)
+        before_s, used_s = used_s, server.cpu_s()
         if used_s - before_s < REST_S * heap.BUSY:
             return
         await asyncio.sleep(REST_S)
-
-
-def _cpu_s(pid: int) -> float:
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def _descriptors(pid: int) -> list[Path]:
