@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import enum
+import itertools
 import json
 import os
 import platform
@@ -113,11 +114,24 @@ class Campaign(Generic[P]):
         )
         parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
         parser.add_argument("--no-record", action="store_true", help="leave no line in the results")
+        parser.add_argument(
+            "--minutes",
+            type=float,
+            default=0.0,
+            metavar="M",
+            help="go on with the next seed until so long has passed or a law is broken",
+        )
         said = parser.parse_args(arguments)
-        entry = self.conduct(said.size, said.seed)
-        if not said.no_record:
-            keep(entry)
-        return 1 if entry.broken else 0
+        until = time.monotonic() + 60 * said.minutes
+        for seed in itertools.count(said.seed):
+            entry = self.conduct(said.size, seed)
+            if not said.no_record:
+                keep(entry)
+            if entry.broken:
+                return 1
+            if time.monotonic() >= until:
+                return 0
+        raise AssertionError("seeds do not end")
 
     def conduct(self, size: Size, seed: int) -> Entry:
         """Runs one size and prints what came of it."""

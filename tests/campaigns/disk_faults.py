@@ -98,7 +98,7 @@ CAMPAIGN = Campaign(
     "A server whose disk fails says NOT_SERVING and ends within a second, and nothing that it "
     "acknowledged is missing; where there is no room it refuses what grows with STORE_FULL, "
     "everything else goes on, and so does storing once there is room.",
-    {Size.CI: Plan(each=1), Size.DEEP: Plan(each=100), Size.RELEASE: Plan(each=500)},
+    {Size.CI: Plan(each=1), Size.DEEP: Plan(each=5), Size.RELEASE: Plan(each=500)},
     run,
 )
 

@@ -199,7 +199,7 @@ CAMPAIGN = Campaign(
     "to try again, and it serves them afterwards, its memory back to 10 % and its descriptors.",
     {
         Size.CI: Plan(connections=5_000),
-        Size.DEEP: Plan(connections=200_000, at_a_time=400),
+        Size.DEEP: Plan(connections=60_000, at_a_time=400),
         Size.RELEASE: Plan(connections=1_000_000, at_a_time=400),
     },
     run,

@@ -20,7 +20,7 @@ import grpc
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server.engine import audit
 from tests.campaigns._record import Campaign, Size, Tally
-from tests.support.acknowledged import CALL_S, VALUE_BYTES_MAX, Load, done_in
+from tests.support.acknowledged import BATCH_MAX, CALL_S, VALUE_BYTES_MAX, Load, done_in
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 
@@ -37,6 +37,7 @@ class Plan:
         acknowledged: as many writes at least.
         store_kills: after so many a new store is begun: all of one is read after each kill.
         value_bytes: the largest a value is.
+        batch: the most results a call has.
         module: the server, or one with a fault planted.
     """
 
@@ -44,6 +45,7 @@ class Plan:
     acknowledged: int = 0
     store_kills: int = 20
     value_bytes: int = VALUE_BYTES_MAX
+    batch: int = BATCH_MAX
     module: str = "resultd_server"
 
 
@@ -101,7 +103,7 @@ async def _life(
 
 async def _store(directory: Path, plan: Plan, dice: random.Random, tally: Tally) -> None:
     """One store: killed again and again, and looked at."""
-    load = Load(dice.randrange(2**32), plan.value_bytes)
+    load = Load(dice.randrange(2**32), plan.value_bytes, plan.batch)
     followers = [_Follower(number, tally) for number in range(STREAMS)]
     flags = ("--log-level", "error", "--workers", "1")
     server = ServerProcess(directory, *flags, program=(plan.module,)).start()
@@ -152,7 +154,7 @@ CAMPAIGN = Campaign(
     "that cannot be read; streams go on with the next event.",
     {
         Size.CI: Plan(kills=5),
-        Size.DEEP: Plan(kills=500, acknowledged=5_000_000, value_bytes=300),
+        Size.DEEP: Plan(kills=20, acknowledged=200_000, store_kills=10, value_bytes=300, batch=300),
         Size.RELEASE: Plan(kills=2_000, acknowledged=20_000_000),
     },
     run,

@@ -152,7 +152,7 @@ def run(plan: Plan, seed: int) -> Tally:
 CAMPAIGN = Campaign(
     "power_cuts",
     "When the power goes under load nothing that was acknowledged is missing afterwards.",
-    {Size.CI: Plan(cuts=1), Size.DEEP: Plan(cuts=30), Size.RELEASE: Plan(cuts=200)},
+    {Size.CI: Plan(cuts=1), Size.DEEP: Plan(cuts=5), Size.RELEASE: Plan(cuts=200)},
     run,
 )
 

@@ -15,11 +15,12 @@ _HEAD = """\
 # Reliability
 
 Written by `python -m tests.campaigns.report` from [the runs kept](reliability.jsonl); do not
-edit. First what the deep size of each campaign is to come to and what all its runs have come to,
-then all that was counted. Counts are added up over all runs, figures are the greatest of any run,
+edit. First what each campaign is to come to over all its runs, and what they have come to, then
+all that was counted. Counts are added up over all runs, figures are the greatest of any run,
 `broken` counts breaches of the law above the table; runs that found one stay, with the command
 that repeats them. `python -m tests.campaigns --size ci` runs all of it in minutes; each campaign
-alone: `python -m tests.campaigns.NAME --size ci|deep|release --seed N`.
+alone: `python -m tests.campaigns.NAME --size ci|deep|release --seed N`; with `--minutes M` it goes
+on with the next seed, a line each, until so long has passed.
 """
 
 MINUTES = "minutes"
@@ -51,7 +52,7 @@ GOALS: dict[str, dict[str, int]] = {
     "streams": {"events": 20_000_000},
     "tenants": {"steps": 200_000},
 }
-"""What the deep size is to come to: by campaign and count, added up over all runs."""
+"""What there is to come to: by campaign and count, added up over all runs."""
 
 
 def known() -> dict[str, Campaign[object]]:

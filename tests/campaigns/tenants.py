@@ -329,7 +329,7 @@ CAMPAIGN = Campaign(
     "status or event of another's, and what is foreign looks like what is missing.",
     {
         Size.CI: Plan(steps=2_000),
-        Size.DEEP: Plan(steps=200_000),
+        Size.DEEP: Plan(steps=20_000),
         Size.RELEASE: Plan(steps=2_000_000),
     },
     run,

@@ -126,3 +126,18 @@ def test_a_campaign_hands_the_plan_and_the_seed_on() -> None:
     campaign = Campaign("example", "A law.", {Size.CI: "short", Size.DEEP: "long"}, run)
     assert campaign.conduct(Size.DEEP, 3).size == "deep"
     assert seen == [("long", 3)]
+
+
+def test_a_campaign_goes_on_with_the_next_seed_until_a_law_is_broken() -> None:
+    """`--minutes` makes many runs of a size, and ends early with the first that found something."""
+    seen = []
+
+    def run(plan: str, seed: int) -> Tally:
+        seen.append(seed)
+        return Tally(faults=["broken"] if seed == 5 else [])
+
+    campaign = Campaign("example", "A law.", {Size.CI: "short"}, run)
+    assert campaign.main(["--seed", "3", "--minutes", "60", "--no-record"]) == 1
+    assert seen == [3, 4, 5]
+    assert campaign.main(["--seed", "6", "--no-record"]) == 0
+    assert seen == [3, 4, 5, 6]

@@ -38,10 +38,13 @@ class Load:
     asked for and not answered.
     """
 
-    def __init__(self, seed: int, value_bytes: int = VALUE_BYTES_MAX) -> None:
-        """`value_bytes`: the largest a value is."""
+    def __init__(
+        self, seed: int, value_bytes: int = VALUE_BYTES_MAX, batch: int = BATCH_MAX
+    ) -> None:
+        """`value_bytes`: the largest a value is; `batch`: the most results a call has."""
         self._random = random.Random(seed)
         self._value_bytes = value_bytes
+        self._batch = batch
         self.stood: dict[str, list[Standing]] = defaultdict(lambda: [UNKNOWN])
         self.counted: dict[str, list[int]] = {}
         self.acknowledged = 0
@@ -72,7 +75,7 @@ class Load:
     ) -> None:
         """One task's life, or a batch of them. `counted`: at least so many members, at most."""
         first = counted[1]
-        count = chance.choice((1, 1, 1, chance.randint(2, BATCH_MAX)))
+        count = chance.choice((1, 1, 1, chance.randint(2, self._batch)))
         ids = [f"{chance.randbytes(4).hex()}-{group_id}-{first + n}" for n in range(count)]
         if count == 1:
             with self._asking(ids, [STARTED]):
