@@ -170,7 +170,7 @@ CAMPAIGN = Campaign(
     "open streams tell everything once.",
     {
         Size.CI: Plan(jumps=30),
-        Size.DEEP: Plan(jumps=100),
+        Size.DEEP: Plan(jumps=50),
         Size.RELEASE: Plan(jumps=10_000),
     },
     run,
