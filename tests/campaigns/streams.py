@@ -240,7 +240,7 @@ CAMPAIGN = Campaign(
     "every event in order, without a gap, each terminal one once.",
     {
         Size.CI: Plan(events=200_000),
-        Size.DEEP: Plan(events=1_000_000),
+        Size.DEEP: Plan(events=1_000_000, members=5_000, groups=3, pause_s=(0.5, 4.0)),
         Size.RELEASE: Plan(events=100_000_000),
     },
     run,
