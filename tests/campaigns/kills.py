@@ -154,7 +154,7 @@ CAMPAIGN = Campaign(
     "that cannot be read; streams go on with the next event.",
     {
         Size.CI: Plan(kills=5),
-        Size.DEEP: Plan(kills=20, acknowledged=200_000, store_kills=10, value_bytes=300, batch=300),
+        Size.DEEP: Plan(20, acknowledged=200_000, store_kills=5, value_bytes=100, batch=800),
         Size.RELEASE: Plan(kills=2_000, acknowledged=20_000_000),
     },
     run,

@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ IMAGE_BYTES = 512 * 1024 * 1024
 MAKE = {"ext4": ("mkfs.ext4", "-q"), "xfs": ("mkfs.xfs", "-q")}
 LATEST_S = 3.0
 """Cuts come up to so late: before, while and after the first checkpoints."""
+
+LET_GO_S = 60.0
 
 _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN
 _WRITE_NOTHING_BACK = 2
@@ -111,6 +114,12 @@ def _image(filesystem: str, directory: Path) -> Iterator[_Mounting]:
 
     def unmount() -> None:
         _run("umount", str(where))
+        # Another mount namespace may have a copy: mounted again, it would be the one that was cut.
+        deadline = time.monotonic() + LET_GO_S
+        while _run("losetup", "--associated", str(image)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{image} is held elsewhere for {LET_GO_S:g} s")
+            time.sleep(0.1)
 
     try:
         yield mount, unmount
@@ -119,8 +128,8 @@ def _image(filesystem: str, directory: Path) -> Iterator[_Mounting]:
             unmount()
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
+def _run(*command: str) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True).stdout
 
 
 @dataclass(frozen=True)
