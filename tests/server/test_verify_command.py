@@ -8,8 +8,11 @@ from pathlib import Path
 import typer
 from typer.testing import CliRunner, Result
 
+from resultd_server.engine import environment
+from resultd_server.ledger import keys, usage
+from resultd_server.ledger.txn import Db
 from resultd_server.verify_command import EXIT_CANNOT, EXIT_DAMAGED, verify
-from tests.support.stores import Clock, Store, make_engine
+from tests.support.stores import MAP_BYTES, Clock, Store, make_engine
 
 
 def run(*arguments: str) -> Result:
@@ -49,6 +52,25 @@ async def test_a_damaged_store_ends_with_1(tmp_path: Path) -> None:
     found = json.loads(run(str(tmp_path), "--json").stdout)
     assert found["whole"] is False
     assert found["damages"][0]["where"] == "data.mdb"
+
+
+async def test_a_wrong_count_is_set_right_where_that_is_asked(tmp_path: Path) -> None:
+    """Without --recount it is damage and the option is named; with it the count is told."""
+    await fill(tmp_path)
+    opened = environment.open_environment(tmp_path, MAP_BYTES)
+    meta = environment.open_databases(opened, tmp_path)[Db.META]
+    with opened.begin(write=True) as txn:
+        (key,) = [key for key in environment.keys_of(txn, meta) if key.startswith(keys.usage(b""))]
+        txn.put(key, environment.seal(key, usage.pack(5, 5)), db=meta)
+    opened.close()
+    said = run(str(tmp_path))
+    assert said.exit_code == EXIT_DAMAGED
+    assert "run it with --recount" in said.stdout
+    said = run(str(tmp_path), "--recount")
+    assert said.exit_code == 0
+    assert "'default' holds 1 records, " in said.stdout
+    assert "its count said 5 records, 5 bytes" in said.stdout
+    assert json.loads(run(str(tmp_path), "--json", "--recount").stdout)["recounted"] == []
 
 
 def test_what_is_no_store_ends_with_2(tmp_path: Path) -> None:

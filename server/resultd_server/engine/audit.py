@@ -20,7 +20,7 @@ from resultd_server.engine import environment, journal, lease, recovery
 from resultd_server.engine.environment import Environment, Transaction, Txn
 from resultd_server.engine.overlay import OverlayTxn
 from resultd_server.engine.recovery import Target
-from resultd_server.errors import DomainError, RecordCorrupt, StoreFailed
+from resultd_server.errors import DomainError, RecordCorrupt
 from resultd_server.ledger import consistency
 
 KEPT_MAX = 1_000
@@ -69,8 +69,7 @@ def verify(directory: Path, now_ms: int) -> Verdict:
     Raises StoreFailed where there is no store, or another format's; OSError where a server
     uses it.
     """
-    if not (directory / "data.mdb").exists() or not (directory / lease.NOTE).exists():
-        raise StoreFailed(f"There is no store in {directory}: name the server's data directory.")
+    lease.check_there(directory)
     with lease.held(directory):
         return examine(directory, lease.check_format(directory), now_ms)
 

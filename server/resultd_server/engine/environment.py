@@ -109,6 +109,12 @@ def names(txn: Transaction) -> set[bytes]:
         return {bytes(name) for name in cursor.iternext(values=False)}
 
 
+def keys_of(txn: Transaction, db: Any) -> list[bytes]:
+    """All keys of a database, whatever their rows are."""
+    with txn.cursor(db=db) as cursor:
+        return [bytes(key) for key in cursor.iternext(values=False)]
+
+
 def sound_rows(txn: Transaction, db: Any) -> Iterator[tuple[bytes, bool]]:
     """Every key of a database, and whether its row is found and matches its checksum."""
     with txn.cursor(db=db) as cursor:

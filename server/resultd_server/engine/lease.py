@@ -52,6 +52,12 @@ class Lease:
         os.close(self._descriptor)
 
 
+def check_there(directory: Path) -> None:
+    """Raises StoreFailed where there is no store."""
+    if not (directory / "data.mdb").exists() or not (directory / NOTE).exists():
+        raise StoreFailed(f"There is no store in {directory}: name the server's data directory.")
+
+
 @contextlib.contextmanager
 def held(directory: Path) -> Iterator[None]:
     """The right to look at a store as it was left. Raises OSError where somebody else has it."""

@@ -77,7 +77,7 @@ def of(unit: Unit, prefix: bytes) -> Usage:
     used = unit.usages.get(prefix)
     if used is None:
         raw = unit.txn.get(Db.META, keys.usage(prefix))
-        used = unit.usages[prefix] = Usage(0, 0) if raw is None else Usage(*_FIELDS.unpack(raw))
+        used = unit.usages[prefix] = Usage(0, 0) if raw is None else Usage(*unpack(raw))
     return used
 
 
@@ -143,12 +143,17 @@ def pack(records: int, size_bytes: int) -> bytes:
     return _FIELDS.pack(records, size_bytes)
 
 
+def unpack(raw: bytes) -> tuple[int, int]:
+    """Records and bytes. Raises struct.error."""
+    records, size_bytes = _FIELDS.unpack(raw)
+    return records, size_bytes
+
+
 def rows(txn: ReadTxn) -> Iterator[tuple[bytes, int, int]]:
     """(prefix, records, bytes) of every namespace that has a row."""
     start = keys.usage(b"")
     for key, raw in txn.scan(Db.META, start, keys.after_prefix(start)):
-        records, size_bytes = _FIELDS.unpack(raw)
-        yield key[len(start) :], records, size_bytes
+        yield key[len(start) :], *unpack(raw)
 
 
 def held(txn: ReadTxn) -> Held:
