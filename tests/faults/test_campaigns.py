@@ -87,15 +87,15 @@ def test_the_overload_bites() -> None:
 
 
 def test_a_short_soak_is_flat() -> None:
-    """12 s of everything: nobody is refused, and nothing is held more and more."""
-    tally = soak.run(soak.Plan(seconds=12.0, slope_max=36_000.0), SEED)
+    """9 s of everything: nobody is refused, and nothing is held more and more."""
+    tally = soak.run(soak.Plan(seconds=9.0, slope_max=36_000.0), SEED)
     assert tally.faults == []
     assert tally.counts["turns"] > 0
 
 
 def test_the_soak_bites() -> None:
     """A server that keeps a little of every report has a slope."""
-    faults = soak.run(soak.Plan(seconds=12.0, slope_max=360.0, fault="leak"), SEED).faults
+    faults = soak.run(soak.Plan(seconds=9.0, slope_max=360.0, fault="leak"), SEED).faults
     assert any("memory grows" in fault for fault in faults), faults
 
 

@@ -21,8 +21,8 @@ from tests.support.proxies import KINDS, Proxy, certificate, why_not
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 
-IDLE_S = 5
-QUIET_S = 7.0
+IDLE_S = 3
+QUIET_S = 4.0
 """Longer than a proxy bears silence."""
 
 WAIT_S = 50.0
@@ -38,7 +38,7 @@ def behind(tmp_path: Path) -> Iterator[Setup]:
     with contextlib.ExitStack() as stack:
 
         def start(
-            *names: str, heartbeat: int = 2, tls: bool = False
+            *names: str, heartbeat: int = 1, tls: bool = False
         ) -> tuple[ServerProcess, Client, Client]:
             for name in names:
                 missing = why_not(name)
@@ -101,7 +101,7 @@ def reported(client: Client, ids: list[str]) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_streams_bear_silence_and_a_backend_that_dies(behind: Setup, name: str) -> None:
-    """Quiet for longer than the proxy's 5 s, then killed in the middle: all comes, once."""
+    """Quiet for longer than the proxy's 3 s, then killed in the middle: all comes, once."""
     server, through, beside = behind(name, tls=True)
     waits = Waits(through, [f"t{n}" for n in range(30)])
     time.sleep(QUIET_S)
@@ -137,7 +137,7 @@ def test_a_stream_that_the_proxy_cuts_is_resumed(behind: Setup, name: str) -> No
 
 @pytest.mark.parametrize("name", KINDS)
 async def test_messages_keep_a_stream_open_and_silence_does_not(name: str, tmp_path: Path) -> None:
-    """Heartbeats of 2 s carry a stream through the proxy's 5 s; without them it is cut."""
+    """Heartbeats of 1 s carry a stream through the proxy's 3 s; without them it is cut."""
     missing = why_not(name)
     if missing is not None:
         pytest.skip(missing)
@@ -150,13 +150,13 @@ async def test_messages_keep_a_stream_open_and_silence_does_not(name: str, tmp_p
             async def end_reason(heartbeat_s: int) -> int:
                 call = Stubs(channel).results.WaitFor(
                     pb.WaitForRequest(
-                        task_ids=["t"], heartbeat=seconds(heartbeat_s), timeout=seconds(12)
+                        task_ids=["t"], heartbeat=seconds(heartbeat_s), timeout=seconds(6)
                     )
                 )
                 reason: int = (await Frames(call).rest())[-1].control.end_reason
                 return reason
 
             quiet = asyncio.create_task(end_reason(60))
-            assert await end_reason(2) == stream_pb2.END_REASON_TIMEOUT
+            assert await end_reason(1) == stream_pb2.END_REASON_TIMEOUT
             with pytest.raises(grpc.aio.AioRpcError):
                 await quiet
