@@ -19,6 +19,7 @@ from resultd._url import Url
 from resultd.errors import (
     InternalError,
     InvalidArgumentError,
+    QuotaExceededError,
     ResourceExhaustedError,
     ResultdError,
     SerializationError,
@@ -141,7 +142,8 @@ class Operations:
         try:  # alone, perhaps because it is so large: it must not spoil the others
             response = yield from self.call("StoreResult", batch[0])
         except (InvalidArgumentError, ResourceExhaustedError) as error:
-            if error.retryable:
+            # A quota concerns this report; after what else may pass the next fares no better.
+            if error.retryable and not isinstance(error, QuotaExceededError):
                 raise
             return [StoreOutcome(error=error)]
         return [_records.store_outcome(response)]

@@ -122,7 +122,8 @@ class Client(ClientCore):
         Raises:
             SerializationError: the value cannot be encoded.
             InvalidArgumentError: the server refuses a field; ValueTooLargeError: its size.
-            StoreFullError: the store takes no more.
+            QuotaExceededError: the namespace may hold no more; tried until the url's `timeout`.
+            StoreFullError: the store takes no more; tried as long.
         """
         return self.run(self.operations.store(Report(task_id, result, state, **fields)))
 
@@ -131,10 +132,13 @@ class Client(ClientCore):
     ) -> list[StoreOutcome]:
         """Store any number of reports in few calls; each has an outcome, or error, of its own.
 
-        A report is a `Report`, a mapping of its fields, or (task_id, result[, state]).
+        A report is a `Report`, a mapping of its fields, or (task_id, result[, state]). One that is
+        refused has its reason in `error`, a `QuotaExceededError` for one that is too much for the
+        namespace; where that is `retryable` it may be stored later, which is left to the caller.
 
         Raises:
             UnavailableError: nobody answered; what was sent before is stored.
+            StoreFullError: the store took none of a call; what was sent before is stored.
         """
         return self.run(self.operations.store_many(reports))
 

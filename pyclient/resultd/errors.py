@@ -29,6 +29,7 @@ __all__ = [
     "InvalidArgumentError",
     "NotFoundError",
     "PermissionDeniedError",
+    "QuotaExceededError",
     "RemoteTraceback",
     "ResourceExhaustedError",
     "ResultGoneError",
@@ -119,6 +120,10 @@ class GroupTotalMismatchError(FailedPreconditionError):
 
 class ResourceExhaustedError(ResultdError):
     """Something is used up: a quota, the store, or a message's size."""
+
+
+class QuotaExceededError(ResourceExhaustedError):
+    """The namespace has used what it may; `metadata` of a call's error names the quota."""
 
 
 class StoreFullError(ResourceExhaustedError):
@@ -255,7 +260,7 @@ BY_REASON: Mapping[str, type[ResultdError]] = {
     "DRAINING": UnavailableError,
     "STORE_FAILED": UnavailableError,
     "STORE_FULL": StoreFullError,
-    "QUOTA": ResourceExhaustedError,
+    "QUOTA": QuotaExceededError,
     "RECORD_CORRUPT": DataLossError,
     "CREDENTIAL_MISSING": AuthenticationError,
     "CREDENTIAL_INVALID": AuthenticationError,

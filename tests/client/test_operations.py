@@ -15,6 +15,7 @@ from resultd._operations import Operations
 from resultd._records import Report
 from resultd.serialization import Registry
 from resultd.v1 import (
+    error_pb2,
     group_pb2,
     group_service_pb2,
     result_service_pb2,
@@ -190,6 +191,24 @@ def test_a_store_that_is_full_is_no_outcome(operations: Operations) -> None:
     too_large = errors.make("INVALID_ARGUMENT", "large", "VALUE_TOO_LARGE")
     (outcome,) = run(operations.store_many([Report("a", 1)]), Script(StoreResult=[too_large]))
     assert outcome.error is too_large
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_report_beyond_a_quota_is_an_outcome(operations: Operations, alone: bool) -> None:
+    """Whether it went with others or alone, its own and nobody else's: those after it are sent."""
+    refused = errors.make("RESOURCE_EXHAUSTED", "too much", "QUOTA", retry_delay=99)
+    answer = result_service_pb2.StoreOutcome(result=result_service_pb2.StoreResultResponse())
+    error = result_service_pb2.ReportError(
+        code=8, reason=error_pb2.ERROR_REASON_QUOTA, message="too much"
+    )
+    too_much = result_service_pb2.StoreOutcome(error=error)
+    batch = result_service_pb2.BatchStoreResultsResponse(outcomes=[answer, too_much])
+    script = Script(StoreResult=[refused]) if alone else Script(BatchStoreResults=[batch])
+    reports = [("c", 3)] if alone else [("a", 1), ("c", 3)]
+    *others, outcome = run(operations.store_many(reports), script)
+    assert [each.error for each in others] == [None] * len(others)
+    assert isinstance(outcome.error, errors.QuotaExceededError)
+    assert outcome.error.retryable
 
 
 def pages(response: Any, field: str, item: Any) -> list[Any]:

@@ -14,7 +14,7 @@ import pytest
 
 import resultd
 import resultd.aio
-from resultd.errors import ResourceExhaustedError
+from resultd.errors import QuotaExceededError
 from resultd.testing import Server
 from resultd.v1 import error_pb2, group_pb2, group_service_pb2
 from resultd.v1 import result_service_pb2 as pb
@@ -114,7 +114,7 @@ def test_workers_share_the_quota(tmp_path: Path) -> None:
             pair = [(f"t{number}.{part}", part) for part in range(2)]
             outcomes = clients[number % 8].store_results(pair)
             refused = [each.error for each in outcomes if each.error is not None]
-            assert {type(error) for error in refused} <= {ResourceExhaustedError}
+            assert {type(error) for error in refused} <= {QuotaExceededError}
             return len(pair) - len(refused)
 
         with ThreadPoolExecutor(8) as pool:
