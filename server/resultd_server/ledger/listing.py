@@ -34,9 +34,13 @@ def decode_token(token: str) -> bytes:
     try:
         return base64.b64decode(token.encode(), altchars=b"-_", validate=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise FieldInvalid(
-            "page_token", "is not one of ours", "pass the next_page_token of the page before"
-        ) from None
+        raise _not_ours() from None
+
+
+def _not_ours() -> FieldInvalid:
+    return FieldInvalid(
+        "page_token", "is not one of ours", "pass the next_page_token of the page before"
+    )
 
 
 def list_results(
@@ -110,9 +114,7 @@ def _index_of_token(token: str) -> int:
         return 0
     raw = decode_token(token)
     if len(raw) != U64.size or U64.unpack(raw)[0] > limits.INDEX_MAX:
-        raise FieldInvalid(
-            "page_token", "is not one of ours", "pass the next_page_token of the page before"
-        )
+        raise _not_ours()
     return int(U64.unpack(raw)[0])
 
 
@@ -148,20 +150,56 @@ def _list_claimable(
     # Asked by every idle worker again and again: it costs what there is to do, not what
     # there is.
     prefix = keys.claimable_scope(namespace, wanted.claim_scope)
-    start, stop = prefix + decode_token(wanted.page_token), keys.after_prefix(prefix)
+    start = prefix + _number_of_token(view, namespace, wanted.page_token)
+    stop = keys.after_prefix(prefix)
     rows: list[bytes] = []
     size_bytes = 0
     for seen, (key, _) in enumerate(view.txn.scan(Db.CLAIMABLE, start, stop)):
         if seen == limits.READ_ROWS_MAX or len(rows) == wanted.page_size:
-            return Page(rows, encode_token(key[len(prefix) :]))
+            return Page(rows, _claimable_token(view, key))
         group = counters.load(view, U64.unpack(key[-U64.size :])[0])
         if group is not None and _group_matches(view, group, wanted):
             row = group_rows.to_message(view, group, brief=True).SerializeToString()
             size_bytes += len(row)
             if rows and size_bytes > limits.RESPONSE_BYTES_MAX // 2:
-                return Page(rows, encode_token(key[len(prefix) :]))
+                return Page(rows, _claimable_token(view, key))
             rows.append(row)
     return Page(rows, "")
+
+
+def _claimable_token(view: View, key: bytes) -> str:
+    """Names a group, expired or not, by id and epoch: its number counts everybody's groups."""
+    group = _counters_of(view, key[-U64.size :])
+    return encode_token(U64.pack(group.epoch) + group.group_id.encode())
+
+
+def _number_of_token(view: View, namespace: Namespace, token: str) -> bytes:
+    """The number of the group that a token names, packed; of one that is gone: the first.
+
+    So a page may repeat what others said, and skips nothing. Raises FieldInvalid.
+    """
+    raw = decode_token(token)
+    if not raw:
+        return b""
+    try:
+        group_id = raw[U64.size :].decode()
+    except UnicodeDecodeError:
+        group_id = ""
+    if not 0 < len(raw) - U64.size <= limits.ID_BYTES_MAX or not group_id:
+        raise _not_ours()
+    number = group_rows.number_of(view, namespace, group_id)
+    if number is None:
+        return b""
+    packed = U64.pack(number)
+    return packed if _counters_of(view, packed).epoch == U64.unpack_from(raw)[0] else b""
+
+
+def _counters_of(view: View, packed: bytes) -> counters.Counters:
+    """Those of a group there is, expired or not."""
+    (number,) = U64.unpack(packed)
+    raw = view.txn.get(Db.COUNTERS, keys.group(number))
+    assert raw is not None, "claimable, and a group's, only while there are counters"
+    return counters.Counters.unpack(number, raw)
 
 
 def _group_matches(

@@ -9,6 +9,8 @@ import pytest
 from resultd.v1 import group_pb2, group_service_pb2, state_pb2
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
+from resultd_server.errors import FieldInvalid
+from resultd_server.ledger import listing
 from resultd_server.ledger.groups import Declaration
 from resultd_server.ledger.times import set_ms
 from tests.support.stores import HOUR_MS, Store, group, ids, make_report, task
@@ -123,6 +125,52 @@ async def test_what_a_scope_may_claim_is_found_among_any_number_of_groups(
     assert await groups(store, claimable=True, claim_scope="s", incomplete=True) == []
     monkeypatch.setattr(limits, "READ_ROWS_MAX", 1)
     assert await groups(store, claimable=True, claim_scope="s") == ["z", "a"]
+
+
+async def claimable(store: Store, token: str = "", **said: Any) -> tuple[list[str], str]:
+    """A page of two: its groups, and where the next one begins."""
+    request = group_service_pb2.ListGroupsRequest(
+        page_size=2, claimable=True, claim_scope="s", page_token=token, **said
+    )
+    page = await store.engine.group_list(store.namespace, request)
+    return [group_pb2.GroupMeta.FromString(row).group_id for row in page.rows], page.next_token
+
+
+async def test_a_page_of_claimable_groups_tells_nothing_of_other_tenants(store: Store) -> None:
+    """Where the next one begins is said in the same bytes, whatever others have made between."""
+    other = Store(store.engine, store.clock, "other")
+    tokens = []
+    for tenant, between in ((store, 0), (Store(store.engine, store.clock, "third"), 5)):
+        for name in "abc":
+            await tenant.create(name, seal=True, scope="s")
+            for number in range(between):
+                await other.create(f"{name}{number}", seal=True, scope="s")
+        found, token = await claimable(tenant)
+        assert (found, await claimable(tenant, token)) == (["a", "b"], (["c"], ""))
+        tokens.append(token)
+    assert tokens[0] == tokens[1]
+
+
+async def test_a_page_goes_on_though_its_first_group_was_taken(store: Store) -> None:
+    """Acted on meanwhile: what follows it. Gone, or run again: from the start, nothing skipped."""
+    for name in "abcde":
+        await store.create(name, seal=True, scope="s")
+    _, token = await claimable(store)
+    await store.claim("c", "me", lease_ms=HOUR_MS)
+    assert await claimable(store, token) == (["d", "e"], "")
+    await store.create("c", seal=True, scope="s", new_epoch=True)
+    assert (await claimable(store, token))[0] == ["a", "b"]
+    await store.engine.group_delete("default", "c")
+    assert (await claimable(store, token))[0] == ["a", "b"]
+
+
+@pytest.mark.parametrize("cursor", [b"x", bytes(8), bytes(8) + b"\xff", bytes(8) + b"x" * 256])
+async def test_a_token_that_names_no_claimable_group_is_refused(
+    store: Store, cursor: bytes
+) -> None:
+    """As other tokens are that are not ours."""
+    with pytest.raises(FieldInvalid, match="pass the next_page_token"):
+        await claimable(store, listing.encode_token(cursor))
 
 
 async def test_pages_of_groups_are_bounded_in_bytes(store: Store) -> None:
