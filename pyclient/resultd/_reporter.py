@@ -1,8 +1,9 @@
-"""Reports of one process that share calls: what queued while a call ran goes out with the next.
+"""Reports of one process that share calls: what queued while calls ran goes out with the next.
 
 Nobody waits for company. A report that finds no call under way is sent at once, alone; those
 that come meanwhile are sent together when it has ended. So one thread has the latency of a
-call, and many have the server's price for a batch.
+call, and many have the server's price for a batch. Threads make two calls at a time: while
+those whose call has ended are woken one after the other, the others' call is under way.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from resultd._effects import Call, Report
 from resultd._operations import CALL_BYTES_MAX, REPORTS_PER_CALL
 from resultd.errors import ResultdError, UnavailableError, make
 from resultd.v1 import result_service_pb2
+
+# Calls of threads under way at once: with three, the server has more calls and nobody is sooner.
+CALLS_MAX = 2
+# Reports a second call carries at least: few threads are sooner with one call at a time.
+SECOND_CALL_MIN = 8
 
 
 class Ticket:
@@ -109,13 +115,20 @@ def fail(tickets: list[Ticket], error: BaseException) -> None:
 
 
 class ThreadReporter:
-    """Combines the reports of threads; one of those that wait makes the call for all."""
+    """Combines the reports of threads; those of them that lead make the calls for all.
+
+    The second call of two goes out once as many wait as the first one carries: sooner, and
+    calls would carry few.
+    """
 
     def __init__(self, call: Callable[[Call], Any]) -> None:
         self._call = call
         self._lock = threading.Lock()
         self._waiting: deque[Ticket] = deque()
-        self._led = False
+        # Whether somebody is to lead and has not taken what waits yet; how many reports each
+        # call under way carries.
+        self._appointed = False
+        self._under_way: list[int] = []
 
     def store(self, effect: Report) -> result_service_pb2.StoreResultResponse:
         """Store a report; returns its answer, or raises.
@@ -126,8 +139,10 @@ class ThreadReporter:
         ticket = Ticket(effect)
         with self._lock:
             self._waiting.append(ticket)
-            ticket.leads, self._led = not self._led, True
-            if not ticket.leads:
+            if self._is_time():
+                ticket.leads = self._appointed = True
+                self._waiting.rotate()  # the call that it makes carries it, however many wait
+            else:
                 ticket.asleep = threading.Lock()
                 ticket.asleep.acquire()
         try:
@@ -140,10 +155,19 @@ class ThreadReporter:
             raise
         return ticket.result()
 
+    def _is_time(self) -> bool:
+        """Whether the next call is to be made. Called with the lock."""
+        if self._appointed or len(self._under_way) == CALLS_MAX:
+            return False
+        enough = max(*self._under_way, SECOND_CALL_MIN) if self._under_way else 1
+        return len(self._waiting) >= enough
+
     def _lead(self) -> None:
         """Make one call for what waits, and pass the lead on."""
         with self._lock:
             tickets = take(self._waiting)
+            self._appointed = False
+            self._under_way.append(len(tickets))
         try:
             settle(tickets, self._call(call_for(tickets)))
         except BaseException as error:
@@ -154,16 +178,18 @@ class ThreadReporter:
             for ticket in tickets:
                 if ticket.asleep is not None and not ticket.leads:  # who leads is awake
                     ticket.asleep.release()
-            self._pass_on()
+            with self._lock:
+                self._under_way.remove(len(tickets))
+                self._pass_on()
 
     def _pass_on(self) -> None:
-        with self._lock:
-            self._led = bool(self._waiting)
-            if self._waiting:
-                following = self._waiting[0]
-                following.leads = True
-                if following.asleep is not None:
-                    following.asleep.release()
+        """Appoint whoever came first, if it is time. Called with the lock."""
+        if self._is_time():
+            self._appointed = True
+            following = self._waiting[0]
+            following.leads = True
+            if following.asleep is not None:
+                following.asleep.release()
 
     def _give_up(self, ticket: Ticket) -> None:
         """Stop waiting for a call to end. Should the lead be ours by now, another has it."""
@@ -174,8 +200,9 @@ class ThreadReporter:
             if ticket not in self._waiting:
                 return  # under way with others'
             self._waiting.remove(ticket)
-        if ticket.leads:
-            self._pass_on()
+            if ticket.leads:
+                self._appointed = False
+                self._pass_on()
 
 
 class LoopReporter:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import queue
 import statistics
 import sys
 import threading
@@ -27,11 +26,12 @@ from resultd.v1 import result_service_pb2 as pb
 from tests.benchmarks.celery_app import NOBODY, create_app
 from tests.benchmarks.orders import Partner, partner, take_orders
 from tests.benchmarks.processes import rss_mib
+from tests.benchmarks.wakes import LIMIT_S as _LIMIT_S
+from tests.benchmarks.wakes import wakes
 
 VALUE = "x" * 298
 _MODULE = "tests.benchmarks.celery_client"
 _BATCH = 500
-_LIMIT_S = 60.0
 
 
 class Program:
@@ -70,26 +70,10 @@ class Program:
 
     def wake(self, samples: int) -> dict[str, float]:
         """Call of `store_result` in another process → the value that `get()` here waited for."""
-        ids = [str(uuid4()) for _ in range(samples + samples // 10)]
-        returned: queue.SimpleQueue[float] = queue.SimpleQueue()
-
-        def wait() -> None:
-            for task_id in ids:
-                self._result(task_id).get(timeout=_LIMIT_S)
-                returned.put(time.perf_counter())
-
-        took = []
         if self._storer is None:
             self._storer = self._stack.enter_context(partner(_MODULE, *self._urls))
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        for task_id in ids:
-            self._until_subscribed(task_id)
-            called_s = self._storer.ask("store_one", task_id)["called_s"]
-            took.append((returned.get(timeout=_LIMIT_S) - called_s) * 1e6)
-        waiting.join()
-        took = took[-samples:]
-        return {"p50": statistics.median(took), "p99": statistics.quantiles(took, n=100)[98]}
+        ids = [str(uuid4()) for _ in range(samples + samples // 10)]
+        return wakes(ids, self._storer, self._get, self._is_subscribed)
 
     def store_one(self, task_id: str) -> dict[str, float]:
         """Stores a result; when that was called, by the clock that all processes share."""
@@ -210,6 +194,9 @@ class Program:
     def _result(self, task_id: str) -> Any:
         return self._app.AsyncResult(task_id)
 
+    def _get(self, task_id: str) -> object:
+        return self._result(task_id).get(timeout=_LIMIT_S)
+
     def _ids(self, count: int) -> list[str]:
         """Ids of so many ready results."""
         ids = [str(uuid4()) for _ in range(count)]
@@ -246,15 +233,6 @@ class Program:
         reports = [backend.codec.report(id_, VALUE, states.SUCCESS, None, None) for id_ in ids]
         request = pb.BatchStoreResultsRequest(reports=reports)
         backend.client.run(backend.client.operations.call("BatchStoreResults", request))
-
-    def _until_subscribed(self, task_id: str) -> None:
-        """Until the server knows that the task is waited for."""
-        end = time.monotonic() + _LIMIT_S
-        while not self._is_subscribed(task_id):
-            if time.monotonic() > end:
-                raise TimeoutError(f"nobody waits for {task_id}")
-            time.sleep(0.002)
-        time.sleep(0.002)  # a task runs, meanwhile the stream's message is read
 
     def _is_subscribed(self, task_id: str) -> bool:
         backend = self._app.backend

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from resultd.v1.result_service_pb2_grpc import ResultServiceAsyncStub
 
 STREAMS = 100
+_OWN = "tests.benchmarks.wake_client"
 _CELERY = "tests.benchmarks.celery_client"
 _FLOOR = "bare unary echo that makes an open stream send"
 _KEPT = "the same once 4 KiB are on disk"
@@ -57,7 +58,7 @@ async def run(size: Size) -> list[Row]:
     seen: _Seen = defaultdict(list)
     numbers = itertools.count()
     async with resultd() as server, echo() as bare:
-        with _celery(server, missing) as sides:
+        with _clients(server, missing) as sides:
             for _ in range(rounds):
                 times = await _resultd(server, samples, numbers)
                 _note(seen, "call", times.since_call)
@@ -84,11 +85,18 @@ def _rows(seen: _Seen, waited: int, missing: str | None) -> list[Row]:
                 seen[f"many {p}"], seen[f"call {p}"], "with the one",
                 at_most(5) if p == "p99" else None),
         ]  # fmt: skip
+        own = f"client: call of store_result() → get() in another process, {p}"
+        theirs = seen[f"redis {p}"]
+        rows.append(
+            Row(own, "µs", seen[f"own {p}"], theirs, _THEIRS, at_most(1))
+            if theirs
+            else Row(own, "µs", seen[f"own {p}"])
+        )
         work = f"Celery: call of store_result() → get() in another process, {p}"
         rows.append(
             left_out(work, missing)
             if missing is not None
-            else Row(work, "µs", seen[f"resultd {p}"], seen[f"redis {p}"], _THEIRS, at_most(1))
+            else Row(work, "µs", seen[f"resultd {p}"], theirs, _THEIRS, at_most(1))
         )
     return rows
 
@@ -99,22 +107,21 @@ def _note(seen: _Seen, name: str, values: list[float]) -> None:
 
 
 @contextlib.contextmanager
-def _celery(
+def _clients(
     server: Running, missing: str | None
 ) -> Iterator[dict[str, Callable[[int], dict[str, float]]]]:
-    """Celery's API on either backend; nobody is asked where there is no Redis."""
-    if missing is not None:
-        yield {}
-        return
+    """Our own client, and Celery's API on either backend where there is a Redis."""
+    url = f"resultd://{server.address}"
     with contextlib.ExitStack() as stack:
-        broker = stack.enter_context(RedisServer())
-        redis = stack.enter_context(RedisServer(appendfsync="always"))
+        waiting = stack.enter_context(partner(_OWN, url))
         sides: dict[str, Callable[[int], dict[str, float]]] = {}
-        for number, (name, url) in enumerate(
-            (("resultd", f"resultd://{server.address}"), ("redis", redis.url))
-        ):
-            waiting = stack.enter_context(partner(_CELERY, broker.database(number), url))
-            sides[name] = functools.partial(waiting.ask, "wake")
+        sides["own"] = functools.partial(waiting.ask, "wake")
+        if missing is None:
+            broker = stack.enter_context(RedisServer())
+            redis = stack.enter_context(RedisServer(appendfsync="always"))
+            for number, (name, backend) in enumerate((("resultd", url), ("redis", redis.url))):
+                waiting = stack.enter_context(partner(_CELERY, broker.database(number), backend))
+                sides[name] = functools.partial(waiting.ask, "wake")
         yield sides
 
 

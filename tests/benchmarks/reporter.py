@@ -17,6 +17,7 @@ from tests.support.redis_server import RedisServer, why_no_redis
 THREADS = 32
 TASKS = 256
 _MODULE = "tests.benchmarks.reporter_client"
+_FLOOR = f"{THREADS} threads that hand over nothing and are woken"
 _YARDSTICK = f"Celery's Redis backend, {THREADS} threads, appendfsync always"
 
 
@@ -33,6 +34,7 @@ async def run(size: Size) -> list[Row]:
             theirs = stack.enter_context(partner(_MODULE, redis.url))
         for _ in range(rounds):
             seen["threads"].append(ours.ask("threads", count, THREADS)["per_s"])
+            seen["nothing"].append(ours.ask("nothing", count, THREADS)["per_s"])
             if theirs is not None:
                 seen["celery"].append(theirs.ask("celery", count // 2, THREADS)["per_s"])
             seen["tasks"].append(ours.ask("tasks", count, TASKS)["per_s"])
@@ -42,4 +44,5 @@ async def run(size: Size) -> list[Row]:
             at_least(5) if seen["celery"] else None)
         for how, many in (("threads", f"{THREADS} threads"), ("tasks", f"{TASKS} asyncio tasks"))
     ]  # fmt: skip
+    rows.append(Row(rows[0].work, "1/s", seen["threads"], seen["nothing"], _FLOOR))
     return rows if missing is None else [*rows, left_out(_YARDSTICK, missing)]

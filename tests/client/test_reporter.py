@@ -52,20 +52,22 @@ def answer(call: Call) -> Any:
 
 
 class Gate:
-    """A server whose first call takes until it is opened."""
+    """A server whose first calls take until they are opened, one by one."""
 
-    def __init__(self, respond: Callable[[Call], Any] = answer) -> None:
+    def __init__(self, respond: Callable[[Call], Any] = answer, count: int = 1) -> None:
         self.calls: list[list[str]] = []
         self.entered = threading.Event()
-        self.opened = threading.Event()
+        self.each = [threading.Event() for _ in range(count)]
+        self.opened = self.each[0]
         self._respond = respond
 
     def __call__(self, call: Call) -> Any:
         """Take a call, and answer it."""
+        number = len(self.calls)
         self.calls.append(ids(call))
-        if len(self.calls) == 1:
-            self.entered.set()
-            assert self.opened.wait(10)
+        self.entered.set()
+        if number < len(self.each):
+            assert self.each[number].wait(10)
         return self._respond(call)
 
 
@@ -77,15 +79,16 @@ class Threads:
         self.outcomes: dict[str, Any] = {}
         self._threads: list[threading.Thread] = []
 
-    def store(self, task_id: str, timeout: float = 10.0) -> None:
+    def store(self, task_id: str, timeout: float = 10.0, size: int = 1) -> None:
         """Start one."""
-        thread = threading.Thread(target=self._store, args=(task_id, timeout))
+        thread = threading.Thread(target=self._store, args=(report(task_id, timeout, size),))
         self._threads.append(thread)
         thread.start()
 
-    def _store(self, task_id: str, timeout: float) -> None:
+    def _store(self, effect: Report) -> None:
+        task_id = effect.request.meta.task_id
         try:
-            self.outcomes[task_id] = self._reporter.store(report(task_id, timeout)).version
+            self.outcomes[task_id] = self._reporter.store(effect).version
         except ResultdError as error:
             self.outcomes[task_id] = error
 
@@ -139,18 +142,88 @@ def test_a_report_alone_is_sent_at_once_by_itself() -> None:
 
 
 def test_what_queues_while_a_call_runs_goes_out_together() -> None:
-    """Ten reports that come during a call are one call, and each has its own answer."""
+    """Seven reports that come during a call are one call, and each has its own answer."""
     gate = Gate()
     threads = Threads(reporter := ThreadReporter(gate))
     threads.store("1")
     assert gate.entered.wait(10)
-    for number in range(2, 12):
+    for number in range(2, 9):
         threads.store(str(number))
-    until(queued(reporter, 10))
+    until(queued(reporter, 7))
     gate.opened.set()
     threads.join()
-    assert threads.outcomes == {str(n): n for n in range(1, 12)}
-    assert [len(call) for call in gate.calls] == [1, 10]
+    assert threads.outcomes == {str(n): n for n in range(1, 9)}
+    assert [len(call) for call in gate.calls] == [1, 7]
+
+
+def two_under_way(gate: Gate) -> tuple[ThreadReporter, Threads]:
+    """Calls of report 0 and of reports 1 to 8 are under way."""
+    threads = Threads(reporter := ThreadReporter(gate))
+    threads.store("0")
+    assert gate.entered.wait(10)
+    for number in range(1, 8):
+        threads.store(str(number))
+    until(queued(reporter, 7))
+    assert len(gate.calls) == 1
+    threads.store("8")
+    until(lambda: len(gate.calls) == 2)
+    return reporter, threads
+
+
+def test_a_second_call_goes_out_once_enough_wait() -> None:
+    """Beside a call under way the eighth report that waits makes another, and there is no third."""
+    gate = Gate(count=2)
+    reporter, threads = two_under_way(gate)
+    for number in range(9, 20):
+        threads.store(str(number))
+    until(queued(reporter, 11))
+    assert [len(call) for call in gate.calls] == [1, 8]
+    gate.each[0].set()
+    until(lambda: "19" in threads.outcomes)
+    gate.each[1].set()
+    threads.join()
+    assert [len(call) for call in gate.calls] == [1, 8, 11]
+    assert threads.outcomes == {str(n): n for n in range(20)}
+
+
+def test_a_second_call_carries_as_many_as_the_first_at_least() -> None:
+    """Beside a call of ten, nine wait for its end: calls that carry few would follow each other."""
+    gate = Gate(count=3)
+    reporter, threads = two_under_way(gate)
+    for number in range(9, 19):
+        threads.store(str(number))
+    until(queued(reporter, 10))
+    gate.each[0].set()
+    until(lambda: len(gate.calls) == 3)
+    gate.each[1].set()
+    until(lambda: reporter._under_way == [10])
+    for number in range(19, 28):
+        threads.store(str(number))
+    until(queued(reporter, 9))
+    assert len(gate.calls) == 3
+    gate.each[2].set()
+    threads.join()
+    assert [len(call) for call in gate.calls] == [1, 8, 10, 9]
+    assert threads.outcomes == {str(n): n for n in range(28)}
+
+
+def test_who_makes_a_call_is_in_it_however_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report that comes and leads goes before those for which its call has no room."""
+    monkeypatch.setattr(_reporter, "CALL_BYTES_MAX", 1_000)
+    gate = Gate(count=2)
+    threads = Threads(reporter := ThreadReporter(gate))
+    threads.store("0")
+    assert gate.entered.wait(10)
+    for number in range(1, 8):
+        threads.store(str(number), size=900)
+        until(queued(reporter, number))
+    threads.store("8")
+    until(lambda: len(gate.calls) == 2)
+    assert gate.calls[1] == ["8", "1"]
+    gate.each[0].set()
+    gate.each[1].set()
+    threads.join()
+    assert threads.outcomes == {str(n): n for n in range(9)}
 
 
 def test_a_refused_report_does_not_spoil_the_others() -> None:
