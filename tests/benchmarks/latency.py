@@ -4,6 +4,9 @@ One storer and one waiter, each on a connection of its own. The event often arri
 the storer has its OK: the time from OK to event is then negative, and is shown as it is.
 The yardstick does the same with nothing behind it: a bare server where a unary call makes a
 stream, opened for it as ours is, send a message; at once, or with something on disk before.
+
+From one process to another, by blocking clients: our own, Celery's API on either backend, and
+the bare server's, which is the least that gRPC for Python allows.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
@@ -36,9 +40,11 @@ if TYPE_CHECKING:
 
 STREAMS = 100
 _OWN = "tests.benchmarks.wake_client"
+_STUBS = "tests.benchmarks.echo_client"
 _CELERY = "tests.benchmarks.celery_client"
 _FLOOR = "bare unary echo that makes an open stream send"
 _KEPT = "the same once 4 KiB are on disk"
+_BLOCKING = "ping → stream's message in another process, 4 KiB on disk, bare and blocking"
 _THEIRS = "Celery on Redis, appendfsync always"
 
 _Seen = dict[str, list[float]]
@@ -58,7 +64,7 @@ async def run(size: Size) -> list[Row]:
     seen: _Seen = defaultdict(list)
     numbers = itertools.count()
     async with resultd() as server, echo() as bare:
-        with _clients(server, missing) as sides:
+        with _clients(server, bare, missing) as sides:
             for _ in range(rounds):
                 times = await _resultd(server, samples, numbers)
                 _note(seen, "call", times.since_call)
@@ -68,7 +74,7 @@ async def run(size: Size) -> list[Row]:
                 times = await _among_many(server, samples, waited)
                 _note(seen, "many", times.since_call)
                 for name, ask in sides.items():
-                    for key, value in ask(samples // 3).items():
+                    for key, value in ask(samples // 5).items():
                         seen[f"{name} {key}"].append(value)
     return _rows(seen, waited, missing)
 
@@ -85,13 +91,13 @@ def _rows(seen: _Seen, waited: int, missing: str | None) -> list[Row]:
                 seen[f"many {p}"], seen[f"call {p}"], "with the one",
                 at_most(5) if p == "p99" else None),
         ]  # fmt: skip
-        own = f"client: call of store_result() → get() in another process, {p}"
-        theirs = seen[f"redis {p}"]
-        rows.append(
-            Row(own, "µs", seen[f"own {p}"], theirs, _THEIRS, at_most(1))
-            if theirs
-            else Row(own, "µs", seen[f"own {p}"])
-        )
+        theirs, stubs = seen[f"redis {p}"], seen[f"stubs {p}"]
+        own = Row(f"client.store_result() → get() in another process, {p}", "µs", seen[f"own {p}"])
+        if theirs:
+            rows.append(replace(own, yardstick=theirs, yardstick_name=_THEIRS, target=at_most(1)))
+        rows.append(replace(own, yardstick=stubs, yardstick_name=_BLOCKING))
+        if theirs:
+            rows.append(Row(f"{_BLOCKING}, {p}", "µs", stubs, theirs, _THEIRS))
         work = f"Celery: call of store_result() → get() in another process, {p}"
         rows.append(
             left_out(work, missing)
@@ -108,14 +114,16 @@ def _note(seen: _Seen, name: str, values: list[float]) -> None:
 
 @contextlib.contextmanager
 def _clients(
-    server: Running, missing: str | None
+    server: Running, bare: Running, missing: str | None
 ) -> Iterator[dict[str, Callable[[int], dict[str, float]]]]:
-    """Our own client, and Celery's API on either backend where there is a Redis."""
+    """Our own client, its floor, and Celery's API on either backend where there is a Redis."""
     url = f"resultd://{server.address}"
     with contextlib.ExitStack() as stack:
         waiting = stack.enter_context(partner(_OWN, url))
         sides: dict[str, Callable[[int], dict[str, float]]] = {}
         sides["own"] = functools.partial(waiting.ask, "wake")
+        waiting = stack.enter_context(partner(_STUBS, bare.address))
+        sides["stubs"] = functools.partial(waiting.ask, "wake")
         if missing is None:
             broker = stack.enter_context(RedisServer())
             redis = stack.enter_context(RedisServer(appendfsync="always"))
