@@ -58,6 +58,7 @@ class TransactionalEngine(Engine):
         self.allowance = allowance
         self._namespaces: dict[str, Namespace] = {}
         self._revocations = 0
+        self._census = usage.Census()
 
     @abc.abstractmethod
     async def _write(
@@ -246,9 +247,9 @@ class TransactionalEngine(Engine):
             raise
 
     def _held(self) -> Held | None:
-        """What namespaces hold; None where the store cannot be looked at."""
+        """What namespaces hold; None where that cannot be looked at, or not yet."""
         try:
-            return self._read(lambda view: usage.held(view.txn))
+            return self._read(lambda view: self._census.look(view.txn))
         except DomainError:
             return None
 

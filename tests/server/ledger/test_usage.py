@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +244,34 @@ async def test_all_namespaces_together(store: Store) -> None:
     await Store(store.engine, store.clock, "read").state("a")
     small, large = usage_of(store.engine), usage_of(store.engine, "other")
     assert store.engine.stats().held == Held(2, 3, small[1] + large[1], 2, large[1])
+
+
+async def test_many_namespaces_are_looked_at_bit_by_bit(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many rows a time, whatever their number; told is the last look at all of them."""
+    for number in range(5):
+        await Store(store.engine, store.clock, f"n{number}").report("a")
+    monkeypatch.setattr(usage, "ROWS_MAX", 2)
+    read = []
+
+    def records() -> int | None:
+        held = store.engine.stats().held
+        return held and held.records
+
+    rows = usage.rows
+
+    def counted(*said: Any) -> Iterator[tuple[bytes, int, int]]:
+        read.append(0)
+        for row in rows(*said):
+            read[-1] += 1
+            yield row
+
+    monkeypatch.setattr(usage, "rows", counted)
+    assert [records() for _ in range(3)] == [None, None, 5]
+    await Store(store.engine, store.clock, "n0").report("b")
+    assert [records() for _ in range(4)] == [5, 5, 6, 6]
+    assert max(read) <= 3
 
 
 IDS = st.sampled_from(["a", "b", "c"])
