@@ -7,16 +7,22 @@ if (reason := why_not()) is None:
         link.plug()
         link.narrow()    # packets are late, and lost
         link.widen()
+
+A process that is killed leaves its namespaces; whoever makes the next link removes them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import re
 import shutil
+import signal
 import subprocess
 
-_NUMBERS = itertools.count(os.getpid() * 4)
+_NUMBERS = itertools.count()
+_NAME = re.compile(r"rl(?P<pid>\d+)-\d+")
 _BLOCKS = 2**15
 """So many pairs of addresses are in 198.18.0.0/15, which is for tests of networks."""
 
@@ -51,15 +57,16 @@ class Link:
     """
 
     def __init__(self) -> None:
-        number = next(_NUMBERS) % _BLOCKS
-        first = (198 << 24) + (18 << 16) + 4 * number
+        number = next(_NUMBERS)
+        first = (198 << 24) + (18 << 16) + 4 * ((os.getpid() * 4 + number) % _BLOCKS)
         self.near, self.far = (_dotted(first + 1), _dotted(first + 2))
-        self._name = f"rl{number}"
+        self._name = f"rl{os.getpid()}-{number}"
         self._here, self._there = f"{self._name}a", f"{self._name}b"
         self.within = ("ip", "netns", "exec", self._name)
         self.drops = 0
 
     def __enter__(self) -> Link:
+        remove_leftovers()
         _ip("netns", "add", self._name)
         try:
             _ip("link", "add", self._here, "type", "veth",
@@ -109,6 +116,29 @@ class Link:
             if done.returncode:
                 break
         return done
+
+
+def remove_leftovers() -> None:
+    """Removes the namespaces of processes that are no more, and what runs in them."""
+    for line in _run(("ip", "netns", "list")).stdout.splitlines():
+        name = line.split()[0]
+        found = _NAME.fullmatch(name)
+        if found is None or _lives(int(found["pid"])):
+            continue
+        # Another process may be at it too: what is gone already is as it should be.
+        for pid in _run(("ip", "netns", "pids", name), check=False).stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        for command in (("link", "del", f"{name}a"), ("netns", "del", name)):
+            _run(("ip", *command), check=False)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _dotted(address: int) -> str:
