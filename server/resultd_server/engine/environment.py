@@ -41,6 +41,8 @@ _CHECKSUM = struct.Struct("<I")
 _CHECKSUM_BYTES = _CHECKSUM.size
 _RESIDUE = 0x2144DF1C
 """What a CRC-32 comes to over anything with its own, the low byte first, at the end."""
+_AGAIN = bytes.fromhex("81d59d4c")
+"""What takes it from there to 0, where a CRC-32 begins: so that one runs over many rows."""
 
 _value_of = itemgetter(slice(-_CHECKSUM_BYTES))
 _KEY_BYTES_MAX = limits.ID_BYTES_MAX * 2  # no key is longer: LMDB refuses to look for more
@@ -184,9 +186,7 @@ class Txn:
     def get_many(self, db: Db, keys: Sequence[bytes], room_bytes: int) -> list[bytes | None]:
         rows: list[Any] = []  # bytes, since buffers=False, or None
         with self._txn.cursor(db=self._dbs[db]) as cursor:
-            get = cursor.get
-            for key in keys:
-                row = get(key)
+            for row in map(cursor.get, keys):
                 rows.append(row)
                 if row is not None:
                     room_bytes -= len(row) - _CHECKSUM_BYTES
@@ -256,8 +256,16 @@ def unseal(key: bytes, row: bytes) -> bytes:
 
 
 def unseal_all(keys: Sequence[bytes], rows: Sequence[bytes]) -> list[bytes]:
-    """The values of many rows, without a line of Python for each. Raises RecordCorrupt."""
-    if not set(map(crc32, rows, map(crc32, keys))) <= {_RESIDUE}:
+    """The values of many rows, without a line of Python for each. Raises RecordCorrupt.
+
+    Damage that its own checksum would show is shown by that of all: what it changes in a
+    CRC-32 is never lost to what comes after it. Two that cancel each other out are as rare as
+    one that its own does not show.
+    """
+    parts = [_AGAIN] * (3 * len(rows))
+    parts[::3] = keys
+    parts[1::3] = rows
+    if crc32(b"".join(parts)) != 0:
         return list(map(unseal, keys, rows))  # raises, and says where
     return list(map(_value_of, rows))
 
