@@ -44,7 +44,8 @@ CLAIMABLE_SCANNED = 64
 GROUP_DEPTH_MAX = 16
 GROUP_PARENTS_VISITED = 10_000
 
-FRAME_EVENTS_MAX = 256  # a write costs as much as thirty events: beyond this little is gained
+FRAME_EVENTS_MAX = 480  # a write costs as much as seventy; with the log's, below READ_ROWS_MAX
+FRAME_TASKS_MAX = 256  # of tasks waited for by their ids: each is read by itself, in 6 us
 FRAME_BYTES = 1 * MIB  # a frame is flushed beyond this; one record may take it to 3 MiB
 
 SECOND_MS = 1_000

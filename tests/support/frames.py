@@ -29,8 +29,13 @@ def seconds(number: float) -> Duration:
 
 def event_of(encoded: bytes) -> stream_pb2.Event:
     """An event that was encoded as it stands in a frame."""
-    (event,) = pb.IterateResponse.FromString(encoded).events
+    (event,) = events_of(encoded)
     return event
+
+
+def events_of(encoded: bytes) -> list[stream_pb2.Event]:
+    """Events that were encoded as they stand in a frame."""
+    return list(pb.IterateResponse.FromString(encoded).events)
 
 
 class Frames:

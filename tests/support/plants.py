@@ -25,6 +25,8 @@ from typing import Any
 
 import typer
 
+from resultd.v1 import result_service_pb2 as pb
+from resultd.v1.stream_pb2 import Event
 from resultd_server import app, serve
 from resultd_server.access.roles import Principal, Role
 from resultd_server.core import tasks
@@ -32,6 +34,7 @@ from resultd_server.engine import hints, journal, journaled, lmdb
 from resultd_server.interceptors import limits as admission
 from resultd_server.ledger import keys, progress
 from resultd_server.service import validate
+from tests.support.frames import events_of
 
 OBSERVATIONS = "TEST_OBSERVATIONS"
 EVERY = 40
@@ -91,14 +94,15 @@ def _read_before_subscribing() -> None:
     _put(tasks.TaskInterest, "notice", noticed)
 
 
-def _tamper(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[], None]:
+def _tamper(change: Callable[[list[Event]], list[Event]]) -> Callable[[], None]:
     def plant() -> None:
         step = progress.step
 
         def tampered(*arguments: Any) -> progress.Step:
             found = step(*arguments)
-            if len(found.events) > 2:
-                return found._replace(events=change(found.events))
+            if found.event_count > 2:
+                changed = pb.IterateResponse(events=change(events_of(found.events)))
+                return found._replace(events=changed.SerializeToString())
             return found
 
         _put(progress, "step", tampered)

@@ -26,7 +26,7 @@ from resultd_server.ledger import keys
 from resultd_server.ledger.groups import Declaration, NewMember
 from resultd_server.ledger.progress import AS_COMPLETED, Cursor, Step
 from resultd_server.ledger.records import Report, report_of
-from tests.support.frames import event_of
+from tests.support.frames import events_of
 
 SECOND_MS = 1_000
 HOUR_MS = 3_600 * SECOND_MS
@@ -235,7 +235,7 @@ class Store:
         cursor, found = Cursor(order), []
         while True:
             step = await self.step(group_id, cursor)
-            found += [event_of(event) for event in step.events]
+            found += events_of(step.events)
             cursor = step.cursor
             if not step.more:
                 return found

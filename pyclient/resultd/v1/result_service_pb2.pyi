@@ -558,7 +558,7 @@ global___IterateRequest = IterateRequest
 
 @typing.final
 class IterateResponse(google.protobuf.message.Message):
-    """A frame: up to 256 events or 1 MiB."""
+    """A frame: up to 480 events or 1 MiB."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -676,8 +676,8 @@ global___GroupWatch = GroupWatch
 
 @typing.final
 class WatchResponse(google.protobuf.message.Message):
-    """A frame: up to 256 events or 1 MiB. A task's terminal event ends the wait for
-    that task. Events of a group stand in a frame of their own.
+    """A frame: up to 256 events, 480 of a group, or 1 MiB. A task's terminal event
+    ends the wait for that task. Events of a group stand in a frame of their own.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -119,7 +119,7 @@ class IterateSource(Source):
         if found.reset:
             return self.frame(control(stream_pb2.CONTROL_KIND_RESET))
         group = self._group
-        return wire.frame(found.events, counts=group.counts, after=group.after)
+        return wire.frame((found.events,), counts=group.counts, after=group.after)
 
     def frame(self, message: stream_pb2.Control) -> bytes:
         group = self._group
@@ -151,7 +151,7 @@ class ChangingSource(Source):
     @property
     def congested(self) -> bool:
         """Whether requests wait to be answered: read no more of them for now."""
-        return len(self._sequences) >= limits.FRAME_EVENTS_MAX
+        return len(self._sequences) >= limits.FRAME_TASKS_MAX
 
     async def answered(self) -> None:
         """Until one of the requests that wait has been answered."""
@@ -252,7 +252,7 @@ class WatchSource(ChangingSource):
                 reset = control(stream_pb2.CONTROL_KIND_RESET, group_id=group_id)
                 message = reset.SerializeToString()
             return wire.frame(
-                found.events,
+                (found.events,),
                 control=message,
                 counts=group.counts,
                 after=group.after,
@@ -292,7 +292,7 @@ class RevocationSource(ChangingSource):
     async def next_frame(self) -> bytes | None:
         self._due.update((task_id, None) for _, task_id in self.subscription.take())
         while self._due:
-            ids = list(islice(self._due, limits.FRAME_EVENTS_MAX))
+            ids = list(islice(self._due, limits.FRAME_TASKS_MAX))
             for task_id in ids:
                 del self._due[task_id]
             found = await self._engine.revoked(self.subscription.namespace, ids)

@@ -77,8 +77,8 @@ class TaskInterest:
         """Events that count, as they stand in a frame, up to one; none if nothing does now."""
         events: list[bytes] = []
         size_bytes = 0
-        while self._due and len(events) < limits.FRAME_EVENTS_MAX:
-            ids = self._take(limits.FRAME_EVENTS_MAX - len(events))
+        while self._due and len(events) < limits.FRAME_TASKS_MAX:
+            ids = self._take(limits.FRAME_TASKS_MAX - len(events))
             found = await self._engine.get(
                 self._subscription.namespace, ids, budget_bytes=limits.FRAME_BYTES
             )

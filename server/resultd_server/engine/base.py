@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from resultd.v1 import group_pb2, group_service_pb2, result_service_pb2, worker_service_pb2
+from resultd_server import limits
 from resultd_server.engine.hints import Hub, Subscription
 from resultd_server.errors import DomainError
 from resultd_server.ledger.groups import Declaration, NewMember
@@ -186,8 +187,14 @@ class Engine(abc.ABC):
         """A page of groups by id. Raises FieldInvalid."""
 
     @abc.abstractmethod
-    async def group_step(self, namespace: str, group_id: str, cursor: Cursor) -> Step:
-        """The next frame of a stream over the group."""
+    async def group_step(
+        self,
+        namespace: str,
+        group_id: str,
+        cursor: Cursor,
+        count_max: int = limits.FRAME_EVENTS_MAX,
+    ) -> Step:
+        """The next frame of a stream over the group, of so many events at most."""
 
     @abc.abstractmethod
     async def scan(self, namespace: str, wanted: result_service_pb2.ListResultsRequest) -> Page:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
@@ -43,8 +44,9 @@ _RESIDUE = 0x2144DF1C
 """What a CRC-32 comes to over anything with its own, the low byte first, at the end."""
 _AGAIN = bytes.fromhex("81d59d4c")
 """What takes it from there to 0, where a CRC-32 begins: so that one runs over many rows."""
+_SMALL_BYTES = 2 * limits.KIB
+"""Of rows: above it, on average, joining them costs more than to check each by itself."""
 
-_value_of = itemgetter(slice(-_CHECKSUM_BYTES))
 _KEY_BYTES_MAX = limits.ID_BYTES_MAX * 2  # no key is longer: LMDB refuses to look for more
 
 Environment = lmdb.Environment
@@ -183,20 +185,23 @@ class Txn:
             return None
         return unseal(key, row)
 
-    def get_many(self, db: Db, keys: Sequence[bytes], room_bytes: int) -> list[bytes | None]:
+    def get_many(
+        self, db: Db, keys: Sequence[bytes], room_bytes: int, skip_bytes: int = 0
+    ) -> list[bytes | None]:
         rows: list[Any] = []  # bytes, since buffers=False, or None
+        left_bytes = room_bytes
         with self._txn.cursor(db=self._dbs[db]) as cursor:
             for row in map(cursor.get, keys):
                 rows.append(row)
                 if row is not None:
-                    room_bytes -= len(row) - _CHECKSUM_BYTES
-                    if room_bytes < 0:
+                    left_bytes -= len(row) - _CHECKSUM_BYTES
+                    if left_bytes < 0:
                         break
         keys = keys[: len(rows)]
-        if None in rows:
+        if room_bytes - left_bytes > _SMALL_BYTES * len(rows) or None in rows:
             found = zip(keys, rows, strict=True)
-            return [None if row is None else unseal(key, row) for key, row in found]
-        return [*unseal_all(keys, rows)]
+            return [None if row is None else unseal(key, row, skip_bytes) for key, row in found]
+        return [*unseal_all(keys, rows, skip_bytes)]
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         # Most scans find nothing: looked up with a cursor that is kept, making one costs more.
@@ -211,12 +216,11 @@ class Txn:
         with self._txn.cursor(db=self._dbs[db]) as cursor:
             if not cursor.set_range(start[:_KEY_BYTES_MAX]):
                 return [], []
-            found: list[tuple[Any, Any]] = list(islice(cursor, count))  # bytes, as above
-        while found and found[-1][0] >= stop:
-            found.pop()
-        if not found:
-            return [], []
-        keys, rows = zip(*found, strict=True)
+            # Not in pairs: hundreds of tuples at once have Python look for garbage.
+            keys: list[Any] = [*islice(cursor.iternext(values=False), count)]  # bytes, as above
+            del keys[bisect_left(keys, stop) :]
+            cursor.set_range(start[:_KEY_BYTES_MAX])
+            rows: list[Any] = [*islice(cursor.iternext(keys=False), len(keys))]
         return keys, unseal_all(keys, rows)
 
     def _rows(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -248,26 +252,26 @@ def seal(key: bytes, value: bytes) -> bytes:
     return value + _CHECKSUM.pack(crc32(value, crc32(key)))
 
 
-def unseal(key: bytes, row: bytes) -> bytes:
-    """The value of a row. Raises RecordCorrupt."""
+def unseal(key: bytes, row: bytes, skip_bytes: int = 0) -> bytes:
+    """The value of a row, without so many bytes at its beginning. Raises RecordCorrupt."""
     if crc32(row, crc32(key)) != _RESIDUE:
         raise _corrupt(key)
-    return row[:-_CHECKSUM_BYTES]
+    return row[skip_bytes:-_CHECKSUM_BYTES]
 
 
-def unseal_all(keys: Sequence[bytes], rows: Sequence[bytes]) -> list[bytes]:
-    """The values of many rows, without a line of Python for each. Raises RecordCorrupt.
+def unseal_all(keys: Sequence[bytes], rows: Sequence[bytes], skip_bytes: int = 0) -> list[bytes]:
+    """The same of many small rows, without a line of Python for each. Raises RecordCorrupt.
 
-    Damage that its own checksum would show is shown by that of all: what it changes in a
-    CRC-32 is never lost to what comes after it. Two that cancel each other out are as rare as
-    one that its own does not show.
+    One checksum runs over them all. What damage does to it is changed by what comes after, and
+    never undone: one row's is found as by its own checksum. Two rows' might cancel each other
+    out, which is as rare as that one is not found.
     """
     parts = [_AGAIN] * (3 * len(rows))
     parts[::3] = keys
     parts[1::3] = rows
     if crc32(b"".join(parts)) != 0:
         return list(map(unseal, keys, rows))  # raises, and says where
-    return list(map(_value_of, rows))
+    return list(map(itemgetter(slice(skip_bytes, -_CHECKSUM_BYTES)), rows))
 
 
 def _corrupt(key: bytes) -> RecordCorrupt:

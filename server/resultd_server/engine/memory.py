@@ -27,8 +27,10 @@ class MemoryTxn:
         value: bytes | None = self._maps[db].get(key)
         return value
 
-    def get_many(self, db: Db, keys: Sequence[bytes], room_bytes: int) -> list[bytes | None]:
-        return within(room_bytes, map(self._maps[db].get, keys))
+    def get_many(
+        self, db: Db, keys: Sequence[bytes], room_bytes: int, skip_bytes: int = 0
+    ) -> list[bytes | None]:
+        return within(room_bytes, map(self._maps[db].get, keys), skip_bytes)
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         rows = self._maps[db]

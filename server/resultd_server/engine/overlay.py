@@ -100,7 +100,9 @@ class OverlayTxn:
                 return rows.values[key]
         return self._below.get(db, key)
 
-    def get_many(self, db: Db, keys: Sequence[bytes], room_bytes: int) -> list[bytes | None]:
+    def get_many(
+        self, db: Db, keys: Sequence[bytes], room_bytes: int, skip_bytes: int = 0
+    ) -> list[bytes | None]:
         # Of a store at rest, and of what was stored a while ago: none.
         above = [
             rows.values
@@ -108,10 +110,10 @@ class OverlayTxn:
             if (rows := layer.dbs.get(db)) is not None and not rows.values.keys().isdisjoint(keys)
         ]
         if not above:
-            return self._below.get_many(db, keys, room_bytes)
+            return self._below.get_many(db, keys, room_bytes, skip_bytes)
         others = [key for key in keys if not any(key in values for values in above)]
         lower = self._below.get_many(db, others, room_bytes)
-        return within(room_bytes, _first_of(above, keys, iter(lower)))
+        return within(room_bytes, _first_of(above, keys, iter(lower)), skip_bytes)
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         found = self._between(db, start, stop)

@@ -18,6 +18,7 @@ from resultd.v1 import (
     result_service_pb2,
     worker_service_pb2,
 )
+from resultd_server import limits
 from resultd_server.engine.base import ClaimRequest, Engine, StoreOutcome, Swept
 from resultd_server.errors import DomainError, RecordCorrupt
 from resultd_server.ledger import (
@@ -217,11 +218,18 @@ class TransactionalEngine(Engine):
         """What cursors say of this store."""
         return hashlib.sha256(self.store_id.encode()).digest()[: progress.STORE_BYTES]
 
-    async def group_step(self, namespace: str, group_id: str, cursor: Cursor) -> Step:
-        mark = self._mark
-        return self._read(
-            lambda view: progress.step(view, self._known(view, namespace), group_id, cursor, mark)
-        )
+    async def group_step(
+        self,
+        namespace: str,
+        group_id: str,
+        cursor: Cursor,
+        count_max: int = limits.FRAME_EVENTS_MAX,
+    ) -> Step:
+        def operation(view: View) -> Step:
+            known = self._known(view, namespace)
+            return progress.step(view, known, group_id, cursor, self._mark, count_max)
+
+        return self._read(operation)
 
     async def scan(self, namespace: str, wanted: result_service_pb2.ListResultsRequest) -> Page:
         return self._read(

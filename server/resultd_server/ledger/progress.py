@@ -66,64 +66,67 @@ class Cursor(NamedTuple):
 class Step(NamedTuple):
     """What to send, and where that leads.
 
-    `events` as they stand in a frame. `group` None: there is no such group (`existence`
-    says why). `reset`: the cursor fits no more and the stream starts again; nothing is sent
-    in this step.
+    `events`: `event_count` of them, as they stand in a frame. `group` None: there is no such group
+    (`existence` says why). `reset`: the cursor fits no more and the stream starts again;
+    nothing is sent in this step.
     """
 
     group: Counters | None
     existence: int
-    events: list[bytes]
+    events: bytes
+    event_count: int
     cursor: Cursor
     more: bool
     reset: bool = False
 
 
-def step(view: View, namespace: Namespace, group_id: str, cursor: Cursor, store: bytes) -> Step:
+def step(
+    view: View, namespace: Namespace, group_id: str, cursor: Cursor, store: bytes, count_max: int
+) -> Step:
     """The next events, at most a frame. `store`: which one this is, in STORE_BYTES."""
     group = group_rows.find(view, namespace, group_id)
     if group is None:
         existence = group_rows.absent(view, namespace, group_id).existence
-        return Step(None, existence, [], cursor, more=False)
-    if cursor.position and not (cursor.store == store and _fits(view, group, cursor)):
-        return Step(group, records.KNOWN, [], Cursor(cursor.order), more=False, reset=True)
-    count = limits.FRAME_EVENTS_MAX + 1  # one more, to know whether there is
-    if as_completed := cursor.order == AS_COMPLETED:
-        found = memberships.log_page(view, group.number, cursor.position, count)
-    else:
-        found = _members(view, group, cursor, count)
-    events = _events(view, group, found)
-    if not events:
+        return Step(None, existence, b"", 0, cursor, more=False)
+    as_completed = cursor.order == AS_COMPLETED
+    found = None
+    if not cursor.position or (cursor.store, cursor.epoch) == (store, group.epoch):
+        # One more, to know whether there is.
+        found = (_entries if as_completed else _members)(view, group, cursor, count_max + 1)
+    if found is None:
+        return Step(group, records.KNOWN, b"", 0, Cursor(cursor.order), more=False, reset=True)
+    if not found.ids:
         stays = cursor._replace(epoch=group.epoch, store=store)
-        return Step(group, records.KNOWN, [], stays, more=False)
-    last = len(events) - 1
-    index, position = wire.read_place(found.places[last])
+        return Step(group, records.KNOWN, b"", 0, stays, more=False)
+    events, sent = _events(view, group, Columns(*(column[:count_max] for column in found)))
+    index, position = wire.read_place(found.places[sent - 1])
     after = position if as_completed else index + 1
-    cursor = Cursor(cursor.order, group.epoch, after, found.ids[last].decode(), store)
-    return Step(group, records.KNOWN, events, cursor, more=len(events) < len(found.ids))
+    cursor = Cursor(cursor.order, group.epoch, after, found.ids[sent - 1].decode(), store)
+    return Step(group, records.KNOWN, events, sent, cursor, more=sent < len(found.ids))
 
 
-def _events(view: View, group: Counters, found: Columns) -> list[bytes]:
-    """The events of the first members, or entries of the log: as many as make a frame."""
+def _events(view: View, group: Counters, found: Columns) -> tuple[bytes, int]:
+    """The events of the first members, or entries of the log, as many as make a frame."""
     # A task's record is passed on as it is stored. What a member group's id finds is not its own.
     prefix = group.namespace.prefix
-    record_keys = [prefix + id_ for id_ in found.ids[: limits.FRAME_EVENTS_MAX]]
-    stored = records.wires(view, record_keys, limits.FRAME_BYTES)
+    stored = records.wires(view, [prefix + id_ for id_ in found.ids], limits.FRAME_BYTES)
     kinds, ids, places = (column[: len(stored)] for column in found)
     tasks = [task for task in stored if task is not None]
     if len(tasks) == len(stored) == kinds.count(keys.TASK):
-        events = wire.task_events(tasks, places)
+        pieces = wire.task_events(tasks, places)
     else:
-        events = [
-            _other_event(view, group, kind, id_, *wire.read_place(place))
-            if task is None or kind != keys.TASK
-            else wire.task_events([task], [place])[0]
-            for kind, id_, place, task in zip(kinds, ids, places, stored, strict=True)
-        ]
-    size_bytes = sum(map(len, events))
-    while size_bytes > limits.FRAME_BYTES and len(events) > 1:
-        size_bytes -= len(events.pop())
-    return events
+        pieces = []
+        for kind, id_, place, task in zip(kinds, ids, places, stored, strict=True):
+            if task is None or kind != keys.TASK:
+                pieces += _other_event(view, group, kind, id_, *wire.read_place(place)), b"", b""
+            else:
+                pieces += wire.task_events([task], [place])
+    events = b"".join(pieces)
+    size_bytes = len(events)
+    while size_bytes > limits.FRAME_BYTES and len(pieces) > wire.EVENT_PIECES:
+        size_bytes -= sum(map(len, pieces[-wire.EVENT_PIECES :]))
+        del pieces[-wire.EVENT_PIECES :]
+    return events[:size_bytes], len(pieces) // wire.EVENT_PIECES
 
 
 def finished(group: Counters, cursor: Cursor) -> bool:
@@ -135,22 +138,26 @@ def finished(group: Counters, cursor: Cursor) -> bool:
     return cursor.position >= group.next_index
 
 
-def _fits(view: View, group: Counters, cursor: Cursor) -> bool:
-    if cursor.epoch != group.epoch:
-        return False
-    if cursor.order == AS_COMPLETED:
-        if cursor.position > group.done:
-            return False
-        entry = memberships.log_entry(view, group.number, cursor.position)
-        return entry is not None and entry.id == cursor.id
-    if cursor.position > limits.INDEX_MAX + 1:
-        return False
-    member = memberships.find(view, group.number, cursor.position - 1)
-    return member is not None and member.id == cursor.id
+def _entries(view: View, group: Counters, cursor: Cursor, count: int) -> Columns | None:
+    """Entries of the log after the cursor's, which is read with them; None if it is not there."""
+    position = cursor.position
+    if not position:
+        return memberships.log_page(view, group.number, 0, count)
+    if position > group.done:
+        return None
+    kinds, ids, places = memberships.log_page(view, group.number, position - 1, 1 + count)
+    if not ids or ids[0] != cursor.id.encode() or wire.read_place(places[0])[1] != position:
+        return None
+    return Columns(kinds[1:], ids[1:], places[1:])
 
 
-def _members(view: View, group: Counters, cursor: Cursor, count: int) -> Columns:
-    """The same of members in their order as `memberships.log_page` of the log."""
+def _members(view: View, group: Counters, cursor: Cursor, count: int) -> Columns | None:
+    """The same of members in their order."""
+    if cursor.position:
+        index = cursor.position - 1
+        member = memberships.find(view, group.number, index) if index <= limits.INDEX_MAX else None
+        if member is None or member.id != cursor.id:
+            return None
     found = list(islice(_member_rows(view, group, cursor), count))
     return Columns(*zip(*found, strict=True)) if found else Columns((), (), ())
 

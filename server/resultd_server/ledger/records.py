@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -36,7 +35,6 @@ from resultd_server.ledger.unit import TASK, Unit, View
 from resultd_server.ledger.wire import number_field, repeated
 
 _HEADER = struct.Struct(">QQIB")  # expire_ms (0: never), version, attempt, state
-_wire_of = itemgetter(slice(_HEADER.size, None))
 _ROW_BYTES_MAX = _HEADER.size + limits.RECORD_BYTES_MAX
 
 KNOWN = state_pb2.EXISTENCE_KNOWN
@@ -181,21 +179,12 @@ def read(view: View, namespace: Namespace, task_id: str) -> Record:
 
 
 def wires(view: View, record_keys: Sequence[bytes], room_bytes: int) -> Sequence[bytes | None]:
-    """The serialized TaskMeta under each record's key; None of one that may be gone.
+    """The serialized TaskMeta under each record's key, of members of a group that lives.
 
-    No more after the one that fills the room. Streams ask for thousands, so their rows are
-    neither taken apart nor looked at one by one.
+    That keeps their records, so nobody looks when they would expire. No more after the one that
+    fills the room; streams ask for thousands, so their rows are not taken apart one by one.
     """
-    rows = view.txn.get_many(Db.TASKS, record_keys, room_bytes)
-    there = [row for row in rows if row is not None]
-    # The one that expires first is the least of them: a header begins with that.
-    if there and len(there) == len(rows) and min(there) >= keys.U64.pack(view.now_ms + 1):
-        return list(map(_wire_of, there))
-    expiry = keys.U64.unpack_from
-    # Expired: gone, unless a group keeps it. `read` knows.
-    return [
-        None if row is None or 0 < expiry(row)[0] <= view.now_ms else _wire_of(row) for row in rows
-    ]
+    return view.txn.get_many(Db.TASKS, record_keys, room_bytes, _HEADER.size)
 
 
 def absent(task_id: str, existence: int) -> Record:

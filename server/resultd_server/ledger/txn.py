@@ -42,8 +42,13 @@ class ReadTxn(Protocol):
     def get(self, db: Db, key: bytes) -> bytes | None:
         """The value, or None."""
 
-    def get_many(self, db: Db, keys: Sequence[bytes], room_bytes: int) -> list[bytes | None]:
-        """The same of each key in turn, and no more after the one that fills the room."""
+    def get_many(
+        self, db: Db, keys: Sequence[bytes], room_bytes: int, skip_bytes: int = 0
+    ) -> list[bytes | None]:
+        """The same of each key in turn, and no more after the one that fills the room.
+
+        Without so many bytes at the beginning of each.
+        """
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Rows with start <= key < stop, in key order. Do not write while scanning."""
@@ -62,11 +67,13 @@ class WriteTxn(ReadTxn, Protocol):
         """Removes the key; whether it was there."""
 
 
-def within(room_bytes: int, values: Iterable[bytes | None]) -> list[bytes | None]:
+def within(
+    room_bytes: int, values: Iterable[bytes | None], skip_bytes: int = 0
+) -> list[bytes | None]:
     """The first of some values, no more after the one that fills the room."""
     taken: list[bytes | None] = []
     for value in values:
-        taken.append(value)
+        taken.append(value and value[skip_bytes:])
         room_bytes -= len(value or b"")
         if room_bytes < 0:
             break

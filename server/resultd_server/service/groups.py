@@ -151,7 +151,7 @@ class GroupService:
                 return []
             pages.append(step)
             cursor = step.cursor
-            size_bytes += sum(map(len, step.events))
+            size_bytes += len(step.events)
         return pages
 
 
@@ -163,10 +163,10 @@ def _claimed(group: group_pb2.GroupMeta, pages: list[Step], room_bytes: int) -> 
     for page in pages:
         if page.group is None or page.group.epoch != group.counts.epoch:
             return None
-        room_bytes -= sum(map(len, page.events))
+        room_bytes -= len(page.events)
         if room_bytes < 0:
             break
-        taken += page.events
+        taken.append(page.events)
         last = page
     if last is None:
         return None

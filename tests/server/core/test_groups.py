@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from resultd.v1 import group_pb2
+from resultd_server import limits
 from resultd_server.core.groups import GroupInterest
-from resultd_server.ledger.progress import AS_COMPLETED, MEMBER, Cursor
-from tests.support.frames import event_of
+from resultd_server.ledger.progress import AS_COMPLETED, MEMBER, Cursor, Step
+from tests.support.frames import events_of
 from tests.support.stores import HOUR_MS, Store, make_report, task
 
 
@@ -22,7 +23,7 @@ async def read(interest: GroupInterest) -> list[str]:
     interest.notice()
     while (frame := await interest.next_frame()) is not None:
         found += ["RESET"] if frame.reset else []
-        found += [event_of(event).task.task_id for event in frame.events]
+        found += [event.task.task_id for event in events_of(frame.events)]
     return found
 
 
@@ -75,7 +76,7 @@ async def test_a_stream_is_resumed_where_it_stood(store: Store, order: int) -> N
     frame = await first.next_frame()
     assert frame is not None
     rest = follow(store, order, first.after)
-    assert await read(rest) == names[len(frame.events) :]
+    assert await read(rest) == names[len(events_of(frame.events)) :]
 
 
 @pytest.mark.parametrize("order", [AS_COMPLETED, MEMBER])
@@ -122,3 +123,19 @@ async def test_who_resumes_a_group_that_is_long_gone_is_told(store: Store) -> No
     resumed = follow(store, after=interest.after)
     assert await read(resumed) == []
     assert resumed.gone
+
+
+async def test_of_large_records_few_are_asked_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a frame that was full in bytes, a step asks for twice as many as that held."""
+    await store.put([make_report(f"t{n}", group="g", value=bytes(400_000)) for n in range(5)])
+    asked, read_step = [], store.engine.group_step
+
+    async def noted(namespace: str, group_id: str, cursor: Cursor, count_max: int) -> Step:
+        asked.append(count_max)
+        return await read_step(namespace, group_id, cursor, count_max)
+
+    monkeypatch.setattr(store.engine, "group_step", noted)
+    assert await read(follow(store)) == [f"t{n}" for n in range(5)]
+    assert asked == [limits.FRAME_EVENTS_MAX, 4, 4]

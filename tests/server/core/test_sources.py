@@ -313,7 +313,7 @@ async def test_requests_wait_for_their_answers(store: Store) -> None:
     """A client that asks more than it reads is congested until an answer was sent."""
     source: ChangingSource = WatchSource(store.engine, store.namespace)
     assert isinstance(source, WatchSource)
-    for sequence in range(1, limits.FRAME_EVENTS_MAX + 1):
+    for sequence in range(1, limits.FRAME_TASKS_MAX + 1):
         assert not source.congested
         source.apply(pb.WatchRequest(sequence=sequence))
     assert source.congested
@@ -369,9 +369,9 @@ async def test_what_is_asked_while_a_group_is_read_comes_before_its_sync(
     source = WatchSource(store.engine, store.namespace)
     read = store.engine.group_step
 
-    async def slow_read(namespace: str, group_id: str, cursor: Cursor) -> Step:
+    async def slow_read(namespace: str, group_id: str, cursor: Cursor, count_max: int) -> Step:
         source.apply(pb.WatchRequest(add_task_ids=["t"], sequence=2))
-        return await read(namespace, group_id, cursor)
+        return await read(namespace, group_id, cursor, count_max)
 
     monkeypatch.setattr(store.engine, "group_step", slow_read)
     source.apply(pb.WatchRequest(add_groups=[pb.GroupWatch(group_id="g")]))

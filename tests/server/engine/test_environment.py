@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from resultd_server import limits
 from resultd_server.engine import environment
 from resultd_server.engine.environment import Environment, Txn
 from resultd_server.errors import RecordCorrupt, StoreFailed
@@ -61,8 +62,11 @@ def test_many_rows_are_read_at_once(opened: Opened) -> None:
         assert txn.get_many(Db.TASKS, asked, 5) == [b"1", b"", b"333", b"4"]
         assert txn.get_many(Db.TASKS, asked, 3) == [b"1", b"", b"333"]
         assert txn.get_many(Db.TASKS, [], 3) == []
-        assert txn.page(Db.TASKS, b"b", b"d", 9) == ((b"b", b"c"), [b"", b"333"])
-        assert txn.page(Db.TASKS, b"b", b"e", 1) == ((b"b",), [b""])
+        for room, several in ((9, asked), (3, asked), (9, [b"x", *asked])):
+            rests = [each and each[1:] for each in txn.get_many(Db.TASKS, several, room)]
+            assert txn.get_many(Db.TASKS, several, room, 1) == rests
+        assert txn.page(Db.TASKS, b"b", b"d", 9) == ([b"b", b"c"], [b"", b"333"])
+        assert txn.page(Db.TASKS, b"b", b"e", 1) == ([b"b"], [b""])
         assert [*map(len, txn.page(Db.TASKS, b"bb", b"c", 9))] == [0, 0]
         assert [*map(len, txn.page(Db.TASKS, b"e", b"f", 9))] == [0, 0]
 
@@ -82,6 +86,43 @@ def test_one_of_many_rows_that_is_damaged_is_named(opened: Opened, missing: byte
         with pytest.raises(RecordCorrupt) as met:
             txn.page(Db.TASKS, b"a", b"d", 9)
         assert met.value.metadata["key"] == b"b".hex()
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 500, 5_000])
+def test_damage_anywhere_among_many_rows_is_found(opened: Opened, size_bytes: int) -> None:
+    """A bit that is wrong in any of several rows, of whatever size, is found, and where."""
+    made, dbs = opened
+    keys = [b"a", b"bb", b"ccc"]
+    for damaged in keys:
+        for bit in (0, 8 * (size_bytes + 4) - 1):
+            with made.begin(write=True) as raw:
+                txn = Txn(raw, dbs)
+                txn.put_all(Db.TASKS, [(key, bytes(size_bytes)) for key in keys])
+                assert txn.get_many(Db.TASKS, keys, 99_999) == [bytes(size_bytes)] * 3
+                row = bytearray(environment.seal(damaged, bytes(size_bytes)))
+                row[bit // 8] ^= 1 << bit % 8
+                raw.put(damaged, bytes(row), db=dbs[Db.TASKS])
+                with pytest.raises(RecordCorrupt) as met:
+                    txn.get_many(Db.TASKS, keys, 99_999)
+                with pytest.raises(RecordCorrupt) as paged:
+                    txn.page(Db.TASKS, b"a", b"d", 9)
+                for error in (met.value, paged.value):
+                    assert error.metadata["key"] == damaged.hex()
+
+
+def test_small_rows_that_are_sound_are_checked_together(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many small rows none is looked at by itself while all are sound."""
+    made, dbs = opened
+    rows = [(b"%03d" % number, b"v" * number) for number in range(300)]
+    with made.begin(write=True) as raw:
+        txn = Txn(raw, dbs)
+        txn.put_all(Db.TASKS, rows)
+        monkeypatch.delattr(environment, "unseal")
+        keys, values = map(list, zip(*rows, strict=True))
+        assert txn.get_many(Db.TASKS, keys, limits.MIB) == values
+        assert txn.page(Db.TASKS, b"0", b"9", 999) == (keys, values)
 
 
 @pytest.mark.parametrize("byte", [0, 4, -1])

@@ -48,6 +48,7 @@ def test_layers_read_as_if_they_were_written(
     values = [said.get(key) for key in asked]
     assert txn.get_many(Db.TASKS, asked, 2 * len(asked)) == values
     assert txn.get_many(Db.TASKS, asked, 3) == within(3, values)
+    assert txn.get_many(Db.TASKS, asked, 3, 1) == within(3, values, 1)
     for start, stop in ranges:
         expected = [(k, v) for k, v in sorted(said.items()) if v is not None and start <= k < stop]
         assert list(txn.scan(Db.TASKS, start, stop)) == expected
@@ -111,7 +112,9 @@ def test_nothing_in_range_is_left_to_the_store() -> None:
         def get(self, db: Db, key: bytes) -> bytes | None:
             return None
 
-        def get_many(self, db: Db, keys: Sequence[bytes], room_bytes: int) -> list[bytes | None]:
+        def get_many(
+            self, db: Db, keys: Sequence[bytes], room_bytes: int, skip_bytes: int = 0
+        ) -> list[bytes | None]:
             return values
 
         def page(self, db: Db, start: bytes, stop: bytes, count: int) -> Page:

@@ -147,7 +147,7 @@ async def test_10_000_ids_fit_one_wait(served: Served) -> None:
         await served.results.BatchStoreResults(reports.batch(said))
     got += await wait.rest()
     assert sorted(ids(got)) == sorted(task_ids)
-    assert max(len(frame.events) for frame in got) == limits.FRAME_EVENTS_MAX
+    assert max(len(frame.events) for frame in got) == limits.FRAME_TASKS_MAX
 
 
 # Frames.
