@@ -25,8 +25,6 @@ from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 
 STREAMS = 4
-LATEST_S = 2.5
-"""Kills come up to so late: before, while and after checkpoints, which come every second."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,7 @@ class Plan:
         store_kills: after so many a new store is begun: all of one is read after each kill.
         value_bytes: the largest a value is.
         batch: the most results a call has.
+        latest_s: kills come up to so late: before, while and after checkpoints, one a second.
         module: the server, or one with a fault planted.
     """
 
@@ -46,6 +45,7 @@ class Plan:
     store_kills: int = 20
     value_bytes: int = VALUE_BYTES_MAX
     batch: int = BATCH_MAX
+    latest_s: float = 2.5
     module: str = "resultd_server"
 
 
@@ -109,7 +109,7 @@ async def _store(directory: Path, plan: Plan, dice: random.Random, tally: Tally)
     server = ServerProcess(directory, *flags, program=(plan.module,)).start()
     kills = tally.counts["kills"]
     for number in range(kills, kills + plan.store_kills):
-        after_s = dice.uniform(0.1, LATEST_S)
+        after_s = dice.uniform(0.1, plan.latest_s)
         before = load.acknowledged
         await _life(server, load, followers, after_s)
         tally.counts["kills"] += 1
@@ -154,7 +154,7 @@ CAMPAIGN = Campaign(
     "that cannot be read; streams go on with the next event.",
     {
         Size.CI: Plan(kills=5),
-        Size.DEEP: Plan(20, acknowledged=200_000, store_kills=5, value_bytes=100, batch=800),
+        Size.DEEP: Plan(8, 200_000, store_kills=3, value_bytes=100, batch=800, latest_s=8.0),
         Size.RELEASE: Plan(kills=2_000, acknowledged=20_000_000),
     },
     run,
