@@ -11,7 +11,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from operator import itemgetter
+from operator import add, itemgetter
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -238,10 +238,9 @@ class Txn:
     def put(self, db: Db, key: bytes, value: bytes) -> None:
         self._txn.put(key, seal(key, value), db=self._dbs[db])
 
-    def put_all(self, db: Db, rows: list[tuple[bytes, bytes]]) -> None:
-        """Sets many values, best in the order of their keys."""
+    def put_many(self, db: Db, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
         with self._txn.cursor(db=self._dbs[db]) as cursor:
-            cursor.putmulti([(key, seal(key, value)) for key, value in rows])
+            cursor.putmulti(zip(keys, seal_all(keys, values), strict=True))
 
     def delete(self, db: Db, key: bytes) -> bool:
         return bool(self._txn.delete(key, db=self._dbs[db]))
@@ -250,6 +249,11 @@ class Txn:
 def seal(key: bytes, value: bytes) -> bytes:
     """The value with its checksum."""
     return value + _CHECKSUM.pack(crc32(value, crc32(key)))
+
+
+def seal_all(keys: Sequence[bytes], values: Sequence[bytes]) -> Iterator[bytes]:
+    """Many values with their checksums, without a line of Python for each."""
+    return map(add, values, map(_CHECKSUM.pack, map(crc32, values, map(crc32, keys))))
 
 
 def unseal(key: bytes, row: bytes, skip_bytes: int = 0) -> bytes:

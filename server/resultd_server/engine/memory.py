@@ -44,6 +44,10 @@ class MemoryTxn:
         self._undo.append((db, key, self._maps[db].get(key)))
         self._maps[db][key] = value
 
+    def put_many(self, db: Db, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        for key, value in zip(keys, values, strict=True):
+            self.put(db, key, value)
+
     def delete(self, db: Db, key: bytes) -> bool:
         before = self._maps[db].pop(key, None)
         if before is not None:

@@ -187,6 +187,9 @@ class WriteSet(OverlayTxn):
     def put(self, db: Db, key: bytes, value: bytes) -> None:
         self.own.of(db).values[key] = value
 
+    def put_many(self, db: Db, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        self.own.of(db).values.update(zip(keys, values, strict=True))
+
     def delete(self, db: Db, key: bytes) -> bool:
         there = self.get(db, key) is not None
         if there:

@@ -113,15 +113,14 @@ def _write_some(
 ) -> bool:
     """Writes until it is `count` rows; whether there may be more."""
     for db, keys, values in slices:
-        there = []
-        for key in keys:
-            value = values[key]
-            if value is None:
-                txn.delete(db, key)
-            else:
-                there.append((key, value))
-        txn.put_all(db, there)
         count -= len(keys)
+        rows = list(map(values.__getitem__, keys))
+        if None in rows:
+            for key, value in zip(keys, rows, strict=True):
+                if value is None:
+                    txn.delete(db, key)
+            keys = [key for key in keys if values[key] is not None]
+        txn.put_many(db, keys, [value for value in rows if value is not None])
         if count <= 0:
             return True
         if pause is not None:

@@ -22,6 +22,7 @@ from resultd_server import limits
 from resultd_server.engine.base import ClaimRequest, Engine, StoreOutcome, Swept
 from resultd_server.errors import DomainError, RecordCorrupt
 from resultd_server.ledger import (
+    batch,
     cancel,
     claims,
     expiry,
@@ -96,7 +97,7 @@ class TransactionalEngine(Engine):
     async def put(self, namespace: str, reports: Sequence[Report]) -> list[StoreOutcome]:
         def operation(unit: Unit) -> tuple[Namespace, list[StoreOutcome]]:
             where = self._made(unit, namespace)
-            return where, [_store(unit, where, report) for report in reports]
+            return where, batch.store_all(unit, where, reports)
 
         size_bytes = sum([len(report.wire) for report in reports])
         try:
@@ -264,15 +265,6 @@ class TransactionalEngine(Engine):
 
 def _size_of(ids: Iterable[str]) -> int:
     return sum(map(len, ids))
-
-
-def _store(unit: Unit, namespace: Namespace, report: Report) -> StoreOutcome:
-    try:
-        return records.store(unit, namespace, report)
-    except RecordCorrupt:
-        raise  # met in the middle: what came before it is to be taken back
-    except DomainError as error:
-        return error
 
 
 def _claim(

@@ -333,11 +333,54 @@ def merge(old: task_pb2.TaskMeta, report: task_pb2.TaskMeta) -> task_pb2.TaskMet
 class Stamp(NamedTuple):
     """What the server adds to the new records of a commit that are alike."""
 
+    header: bytes
     wire: bytes
     """Its fields, serialized."""
-    expire_ms: int
     due: bytes
     """What their keys in EXPIRY begin with; nothing where they never expire."""
+
+
+def _fields_of(*names: str) -> itemgetter[Any]:
+    """What takes these fields of a report."""
+    return itemgetter(*map(Report._fields.index, names))
+
+
+_like_of = _fields_of("state", "ttl_ms", "timed", "attempt")
+_task_id_of = _fields_of("task_id")
+
+
+def store_new(
+    unit: Unit, namespace: Namespace, record_keys: Sequence[bytes], reports: Sequence[Report]
+) -> list[bytes]:
+    """What `store` does and answers where a task has no record, tombstone, group or wish, and
+    the report names none and no state of its own. Of many, different tasks at once.
+
+    `record_keys`: theirs. Nothing is done, and none answered, where one is too large or they
+    exceed a quota together: which of them do, `store` knows.
+    """
+    likes = list(map(_like_of, reports))
+    stamps = {like: _stamp(unit, *like, version=1) for like in set(likes)}
+    # A message is the concatenation of its fields, and so is a row.
+    rows = [
+        stamp.header + report.wire + stamp.wire
+        for stamp, report in zip(map(stamps.__getitem__, likes), reports, strict=True)
+    ]
+    size_bytes = sum(map(len, record_keys)) + sum(map(len, rows))
+    if max(map(len, rows)) > _ROW_BYTES_MAX or not usage.fits(
+        unit, namespace, records=len(rows), size_bytes=size_bytes
+    ):
+        return []
+    usage.add(unit, namespace.prefix, len(rows), size_bytes)
+    unit.txn.put_many(Db.TASKS, record_keys, rows)
+    due = [
+        stamps[like].due + key
+        for like, key in zip(likes, record_keys, strict=True)
+        if stamps[like].due
+    ]
+    unit.txn.put_many(Db.EXPIRY, due, [b""] * len(due))
+    unit.hint_many(namespace, TASK, map(_task_id_of, reports))
+    answers = {like: _answer(APPLIED, 1, like[0], "") for like in stamps}
+    return list(map(answers.__getitem__, likes))
 
 
 def _write_first(
@@ -345,27 +388,29 @@ def _write_first(
 ) -> None:
     """Puts a new record: the report's own bytes, and the server's fields after them.
 
-    A protobuf message is the concatenation of its fields. What the server adds is the same
-    for all reports of a commit that are alike, so it is made once.
+    A protobuf message is the concatenation of its fields.
     """
-    state = report.state
-    like = (state, report.ttl_ms, report.timed, version)
-    stamp = unit.stamps.get(like)
-    if stamp is None:
-        stamp = unit.stamps[like] = _stamp(unit.now_ms, *like)
-    key = _put(
-        unit,
-        namespace,
-        report.task_id,
-        _HEADER.pack(stamp.expire_ms, version, report.attempt, state) + report.wire + stamp.wire,
-        0,
-        more_bytes,
-    )
+    stamp = _stamp(unit, *_like_of(report), version=version)
+    row = stamp.header + report.wire + stamp.wire
+    key = _put(unit, namespace, report.task_id, row, 0, more_bytes)
     if stamp.due:
         unit.txn.put(Db.EXPIRY, stamp.due + key, b"")
 
 
-def _stamp(now_ms: int, state: int, ttl_ms: int, timed: bool, version: int) -> Stamp:
+def _stamp(
+    unit: Unit, state: int, ttl_ms: int, timed: bool, attempt: int, *, version: int
+) -> Stamp:
+    """The stamp of reports that are so, made once a commit."""
+    like = (state, ttl_ms, timed, attempt, version)
+    stamp = unit.stamps.get(like)
+    if stamp is None:
+        stamp = unit.stamps[like] = _make_stamp(unit.now_ms, *like)
+    return stamp
+
+
+def _make_stamp(
+    now_ms: int, state: int, ttl_ms: int, timed: bool, attempt: int, version: int
+) -> Stamp:
     said = task_pb2.TaskMeta(version=version, terminal=state in TERMINAL)
     said.existence = KNOWN
     set_ms(said.created_time, now_ms)
@@ -375,8 +420,11 @@ def _stamp(now_ms: int, state: int, ttl_ms: int, timed: bool, version: int) -> S
         set_ms(said.expire_time, expire_ms)
     if not timed and state in _TIME_OF_STATE:
         set_ms(getattr(said, _TIME_OF_STATE[state]), now_ms)
-    due = keys.due(expire_ms, keys.TASK) if expire_ms else b""
-    return Stamp(said.SerializeToString(), expire_ms, due)
+    return Stamp(
+        _HEADER.pack(expire_ms, version, attempt, state),
+        said.SerializeToString(),
+        keys.due(expire_ms, keys.TASK) if expire_ms else b"",
+    )
 
 
 def _put(

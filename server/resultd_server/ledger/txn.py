@@ -63,6 +63,9 @@ class WriteTxn(ReadTxn, Protocol):
     def put(self, db: Db, key: bytes, value: bytes) -> None:
         """Sets the value."""
 
+    def put_many(self, db: Db, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """The same of each key in turn, which is best their order."""
+
     def delete(self, db: Db, key: bytes) -> bool:
         """Removes the key; whether it was there."""
 

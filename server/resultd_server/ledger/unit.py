@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from resultd_server.errors import RecordCorrupt
@@ -75,7 +77,7 @@ class Unit(View):
         self.counters: dict[int, Counters] = {}
         self.dirty: set[int] = set()
         self.changed: set[Changed] = set()
-        self.stamps: dict[tuple[int, int, bool, int], Stamp] = {}
+        self.stamps: dict[tuple[int, int, bool, int, int], Stamp] = {}
         self.expired_incomplete = 0
         self.vacant: set[Place] = set() if vacant is None else vacant
         self._filled: set[Place] = set()
@@ -107,3 +109,7 @@ class Unit(View):
     def hint(self, namespace: Namespace, kind: str, id_: str) -> None:
         """Whoever waits for this key is to read it again after the commit."""
         self.changed.add((namespace.name, kind, id_))
+
+    def hint_many(self, namespace: Namespace, kind: str, ids: Iterable[str]) -> None:
+        """The same of many ids."""
+        self.changed.update(zip(repeat(namespace.name), repeat(kind), ids))

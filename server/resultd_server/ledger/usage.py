@@ -98,6 +98,27 @@ def check(unit: Unit, namespace: Namespace, *, records: int = 0, size_bytes: int
     """
     if not unit.limited:
         return
+    for quota, held, more, limit in _exceeded(unit, namespace, records, size_bytes):
+        unit.allowance.refused[quota] += 1
+        raise Quota(
+            f"The namespace {namespace.name!r} holds {held} {quota} and may hold {limit}, "
+            f"this adds {more}: {_REMEDY}.",
+            namespace=namespace.name,
+            quota=quota,
+            held=held,
+            limit=limit,
+        )
+
+
+def fits(unit: Unit, namespace: Namespace, *, records: int, size_bytes: int) -> bool:
+    """Whether `check` would say nothing."""
+    return not unit.limited or next(_exceeded(unit, namespace, records, size_bytes), None) is None
+
+
+def _exceeded(
+    unit: Unit, namespace: Namespace, records: int, size_bytes: int
+) -> Iterator[tuple[str, int, int, int]]:
+    """(quota, held, more, limit) of each quota that so much more would exceed."""
     allowed = unit.allowance
     used = of(unit, namespace.prefix)
     for quota, held, more, limit in (
@@ -105,15 +126,7 @@ def check(unit: Unit, namespace: Namespace, *, records: int = 0, size_bytes: int
         ("bytes", used.size_bytes, size_bytes, allowed.bytes_max),
     ):
         if limit is not None and more > 0 and held + more > limit:
-            allowed.refused[quota] += 1
-            raise Quota(
-                f"The namespace {namespace.name!r} holds {held} {quota} and may hold {limit}, "
-                f"this adds {more}: {_REMEDY}.",
-                namespace=namespace.name,
-                quota=quota,
-                held=held,
-                limit=limit,
-            )
+            yield quota, held, more, limit
 
 
 def put(unit: Unit, prefix: bytes, db: Db, key: bytes, value: bytes) -> None:

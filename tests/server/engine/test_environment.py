@@ -41,7 +41,7 @@ def test_rows_come_back_in_key_order(opened: Opened) -> None:
     made, dbs = opened
     with made.begin(write=True) as raw:
         txn = Txn(raw, dbs)
-        txn.put_all(Db.TASKS, [(b"a", b"1"), (b"b", b""), (b"d", b"4")])
+        txn.put_many(Db.TASKS, [b"a", b"b", b"d"], [b"1", b"", b"4"])
         txn.put(Db.TASKS, b"c", b"3")
         assert txn.delete(Db.TASKS, b"a")
         assert not txn.delete(Db.TASKS, b"a")
@@ -56,7 +56,7 @@ def test_many_rows_are_read_at_once(opened: Opened) -> None:
     made, dbs = opened
     with made.begin(write=True) as raw:
         txn = Txn(raw, dbs)
-        txn.put_all(Db.TASKS, [(b"a", b"1"), (b"b", b""), (b"c", b"333"), (b"d", b"4")])
+        txn.put_many(Db.TASKS, [b"a", b"b", b"c", b"d"], [b"1", b"", b"333", b"4"])
         assert txn.get_many(Db.TASKS, [b"b", b"x", b"a", b"b"], 9) == [b"", None, b"1", b""]
         asked = [b"a", b"b", b"c", b"d"]
         assert txn.get_many(Db.TASKS, asked, 5) == [b"1", b"", b"333", b"4"]
@@ -77,7 +77,7 @@ def test_one_of_many_rows_that_is_damaged_is_named(opened: Opened, missing: byte
     made, dbs = opened
     with made.begin(write=True) as raw:
         txn = Txn(raw, dbs)
-        txn.put_all(Db.TASKS, [(b"a", b"1"), (b"c", b"3")])
+        txn.put_many(Db.TASKS, [b"a", b"c"], [b"1", b"3"])
         raw.put(b"b", environment.seal(b"a", b"2"), db=dbs[Db.TASKS])
         keys = [key for key in (b"a", missing, b"b", b"c") if key]
         with pytest.raises(RecordCorrupt) as met:

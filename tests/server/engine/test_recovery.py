@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -66,15 +66,15 @@ def test_every_row_is_written_however_it_is_divided(target: Target, txn_rows: in
 def test_the_progress_comes_last(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint that fails in the middle leaves the journal as much as it had to do before."""
     recovery.write(target, Layer(), Progress(b"run of 8", 1))
-    put_all = Txn.put_all
+    put_many = Txn.put_many
 
-    def fails(txn: Txn, db: Db, part: list[tuple[bytes, bytes]]) -> None:
+    def fails(txn: Txn, db: Db, *rows: Sequence[bytes]) -> None:
         if db is Db.EXPIRY:
             raise environment.MapFull("no room")
-        put_all(txn, db, part)
+        put_many(txn, db, *rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Txn, "put_all", fails)
+        patch.setattr(Txn, "put_many", fails)
         with pytest.raises(environment.MapFull):
             recovery.write(target, rows(*range(100)), Progress(b"run of 8", 2), txn_rows=64)
     assert recovery.progress_of(target) == Progress(b"run of 8", 1)
@@ -148,7 +148,7 @@ def test_without_room_it_says_so(
         raise environment.Error("mdb_txn_commit: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Txn, "put_all", full)
+        patch.setattr(Txn, "put_many", full)
         with pytest.raises(StoreFailed, match="Make room on the disk"):
             Lease(tmp_path)
     Lease(tmp_path).close()
