@@ -47,6 +47,8 @@ class Hub:
 
     def publish(self, changed: Iterable[Changed], committed_s: float = 0.0) -> None:
         """Wakes whoever waits for these keys; `committed_s` as in `announce`."""
+        if not self._waiting:
+            return
         for namespace, kind, id_ in changed:
             ids = self._waiting.get((namespace, kind))
             there = ids.get(id_) if ids else None

@@ -7,7 +7,7 @@ header answers what the transition rule and the streams ask without parsing.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -66,15 +66,10 @@ _TIME_OF_STATE: dict[int, str] = {
 }
 
 
-Said = Mapping[FieldDescriptor, Any]
-"""The fields that a message has, with their values."""
-
 _FIELDS = task_pb2.TaskMeta.DESCRIPTOR.fields_by_name
 _TIME_FIELDS = {state: _FIELDS[name] for state, name in _TIME_OF_STATE.items()}
 _OUTPUT_FIELDS = frozenset(_FIELDS[name] for name in _OUTPUT)
-_TASK_ID, _STATE, _ATTEMPT, _GROUP_ID, _INDEX = (
-    _FIELDS[name] for name in ("task_id", "state", "attempt", "group_id", "index")
-)
+_INDEX = _FIELDS["index"]
 
 
 class Report(NamedTuple):
@@ -97,27 +92,45 @@ class Report(NamedTuple):
     """Whether it says itself when the task came to this state."""
 
 
+class Traits(NamedTuple):
+    """What follows from a report's state and from which fields it has."""
+
+    indexed: bool
+    timed: bool
+    lies: bool
+    """Whether it has fields that the server says."""
+
+
+def traits_of(state: int, fields: Collection[FieldDescriptor]) -> Traits:
+    """The traits of reports with this state and these fields."""
+    return Traits(
+        indexed=_INDEX in fields,
+        timed=_TIME_FIELDS.get(state) in fields,
+        lies=not _OUTPUT_FIELDS.isdisjoint(fields),
+    )
+
+
 def report_of(
-    meta: task_pb2.TaskMeta, ttl_ms: int, claim_scope: str = "", said: Said | None = None
+    meta: task_pb2.TaskMeta, ttl_ms: int, claim_scope: str = "", traits: Traits | None = None
 ) -> Report:
-    """The report that a message is. `said`: its fields, where they are known already."""
-    if said is None:
-        said = dict(meta.ListFields())
-    if not _OUTPUT_FIELDS.isdisjoint(said):
+    """The report that a message is. `traits`: its own, where they are known already."""
+    state = meta.state
+    if traits is None:
+        traits = traits_of(state, [field for field, _ in meta.ListFields()])
+    if traits.lies:
         for name in _OUTPUT:
             meta.ClearField(name)  # type: ignore[arg-type]  # names of fields, checked by tests
-    state = said.get(_STATE, 0)
     return Report(
         meta,
         meta.SerializeToString(),
         ttl_ms,
         claim_scope,
-        said.get(_TASK_ID, ""),
+        meta.task_id,
         state,
-        said.get(_ATTEMPT, 0),
-        said.get(_GROUP_ID, ""),
-        said.get(_INDEX),
-        _TIME_FIELDS.get(state) in said,
+        meta.attempt,
+        meta.group_id,
+        meta.index if traits.indexed else None,
+        traits.timed,
     )
 
 

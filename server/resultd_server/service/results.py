@@ -56,13 +56,19 @@ class ResultService:
             raise LimitExceeded(
                 "reports", len(request.reports), limits.REPORTS_PER_BATCH, "send several batches"
             )
-        checked = [_check(each) for each in request.reports]
-        sound = [each for each in checked if isinstance(each, Report)]
-        stored = iter(await self._engine.put(call.namespace, sound) if sound else ())
-        outcomes = [next(stored) if isinstance(each, Report) else each for each in checked]
+        sound: list[Report] = []
+        refused: dict[int, DomainError] = {}
+        for number, each in enumerate(request.reports):
+            try:
+                sound.append(validate.report(each))
+            except DomainError as error:
+                refused[number] = error
+        outcomes = await self._engine.put(call.namespace, sound) if sound else []
+        for number, refusal in refused.items():  # in order, so that each gets its place
+            outcomes.insert(number, refusal)
         # Most of a batch are answered alike.
         answers = {each: _outcome(each) for each in set(outcomes)}
-        return b"".join([answers[each] for each in outcomes])
+        return b"".join(map(answers.__getitem__, outcomes))
 
     async def get_result(self, request: pb.GetResultRequest, call: Call) -> bytes:
         task_id = validate.id_("task_id", request.task_id)
@@ -171,13 +177,6 @@ class ResultService:
         )
         set_ms(answer.start_time, self._info.start_ms)
         return answer
-
-
-def _check(request: pb.StoreResultRequest) -> Report | DomainError:
-    try:
-        return validate.report(request)
-    except DomainError as error:
-        return error
 
 
 def _outcome(outcome: StoreOutcome) -> bytes:

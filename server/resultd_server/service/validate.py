@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
@@ -20,11 +22,12 @@ from resultd.v1 import (
 )
 from resultd_server import limits
 from resultd_server.errors import FieldInvalid, LimitExceeded, ValueTooLarge
-from resultd_server.ledger.records import Report, Said, report_of
+from resultd_server.ledger.records import Report, Traits, report_of, traits_of
 from resultd_server.ledger.times import to_ms
 from resultd_server.ledger.transitions import RANK
 from resultd_server.service import traces
 
+_field_of = itemgetter(0)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CUT = "\n… cut by resultd: {} bytes in all\n"
 _SECONDS_MAX = 253_402_300_799  # the last of year 9999, as far as a Timestamp goes
@@ -142,25 +145,17 @@ def report(request: result_service_pb2.StoreResultRequest) -> Report:
     """A report that makes sense. Cuts what is to be cut."""
     meta = request.meta
     # Every access to a message costs: its fields are asked for once, all together.
-    said = dict(meta.ListFields())
-    id_("meta.task_id", said.get(_TASK_ID, ""))
-    _state(said)
-    _contents(said)
-    if not _CHECKED.isdisjoint(said):
-        for field, value in said.items():
-            if field in _CHECKED:
-                _CHECKS[field](f"meta.{field.name}", value)
-        if _TRACESTATE in said and _TRACEPARENT not in said:
-            raise FieldInvalid("meta.tracestate", "has no traceparent", "send both, or none")
-    if _INDEX in said and _GROUP_ID not in said:
-        raise FieldInvalid("meta.index", "has no group", "name meta.group_id too")
+    given = meta.ListFields()
+    shape = _shape(meta.state, tuple(map(_field_of, given)))
+    for position, check, name in shape.checks:
+        check(name, given[position][1])
     claim_scope = request.claim_scope
     if claim_scope:
         scope("claim_scope", claim_scope)
-    found = report_of(meta, ttl_ms(request), claim_scope, said)
+    found = report_of(meta, ttl_ms(request), claim_scope, shape.traits)
     if len(found.wire) > limits.RECORD_BYTES_MAX:
         raise ValueTooLarge(
-            f"The record of {meta.task_id!r}", len(found.wire), limits.RECORD_BYTES_MAX
+            f"The record of {found.task_id!r}", len(found.wire), limits.RECORD_BYTES_MAX
         )
     return found
 
@@ -233,98 +228,30 @@ def _content_word(field: str, value: str) -> None:
         no_control(field, value)
 
 
-_FIELDS = task_pb2.TaskMeta.DESCRIPTOR.fields_by_name
-_TASK_ID, _STATE, _CUSTOM_STATE, _VALUE, _FAILURE, _GROUP_ID, _INDEX = (
-    _FIELDS[name]
-    for name in ("task_id", "state", "custom_state", "value", "failure", "group_id", "index")
-)
-_TRACEPARENT, _TRACESTATE = _FIELDS[traces.PARENT], _FIELDS[traces.STATE]
-
-# What is checked of the fields a report has; state and contents by themselves.
-_CHECKS: dict[FieldDescriptor, Callable[[str, Any], object]] = {
-    _FIELDS[name]: check
-    for check, names in (
-        (id_, ("parent_id", "root_id", "group_id")),
-        (text, ("worker", "name", "queue")),
-        (index, ("index",)),
-        (_children, ("children",)),
-        (labels, ("labels",)),
-        (extra, ("extra",)),
-        (payload, ("args", "kwargs")),
-        (traces.parent, ("traceparent",)),
-        (traces.state, ("tracestate",)),
-        (timestamp, ("received_time", "started_time", "done_time")),
-    )
-    for name in names
-}
-_CHECKED = frozenset(_CHECKS)
-
-
-def _state(said: Said) -> None:
-    state = said.get(_STATE, 0)
-    if state not in RANK:
-        problem = f"has the unknown value {state}" if state else "is not said"
-        raise FieldInvalid("meta.state", problem, "use a state the protocol lists")
-    custom_state = said.get(_CUSTOM_STATE, "")
-    if state == state_pb2.STATE_CUSTOM:
-        text("meta.custom_state", custom_state, limits.CUSTOM_STATE_BYTES_MAX)
-        no_control("meta.custom_state", custom_state)
-        if not custom_state:
-            raise FieldInvalid("meta.custom_state", "is empty", "name the state")
-        if custom_state in _BUILT_IN_NAMES:
-            raise FieldInvalid(
-                "meta.custom_state",
-                f"is the built-in state {custom_state}",
-                f"say STATE_{custom_state} in meta.state",
-            )
-    elif custom_state:
+def _custom_state(field: str, value: str) -> None:
+    text(field, value, limits.CUSTOM_STATE_BYTES_MAX)
+    no_control(field, value)
+    if value in _BUILT_IN_NAMES:
         raise FieldInvalid(
-            "meta.custom_state", "goes with STATE_CUSTOM only", "clear it, or say STATE_CUSTOM"
+            field, f"is the built-in state {value}", f"say STATE_{value} in meta.state"
         )
 
 
-def _contents(said: Said) -> None:
-    state = said[_STATE]
-    value, failure = said.get(_VALUE), said.get(_FAILURE)
-    if value is not None:
-        payload("meta.value", value)
-        if state in _CARRY_FAILURE and state != state_pb2.STATE_REJECTED:
-            raise FieldInvalid(
-                "meta.value",
-                f"contradicts {state_pb2.State.Name(state)}",
-                "say what went wrong in meta.failure",
-            )
-    elif state == state_pb2.STATE_SUCCESS:
-        raise FieldInvalid(
-            "meta.value", "is missing", "a SUCCESS has a value: JSON null where there is none"
-        )
-    if failure is not None:
-        if state not in _CARRY_FAILURE:
-            raise FieldInvalid(
-                "meta.failure",
-                f"contradicts {state_pb2.State.Name(state)}",
-                "report FAILURE, RETRY, REVOKED or REJECTED with it",
-            )
-        _failure(failure)
-    elif state == state_pb2.STATE_FAILURE:
-        raise FieldInvalid("meta.failure", "is missing", "a FAILURE says why: type and message")
-
-
-def _failure(failure: value_pb2.Failure) -> None:
+def _failure(name: str, failure: value_pb2.Failure) -> None:
     cause = failure
     for _ in range(limits.CAUSES_MAX):
         if not cause.type:
-            raise FieldInvalid("meta.failure.type", "is empty", "name the exception's class")
+            raise FieldInvalid(f"{name}.type", "is empty", "name the exception's class")
         for field, value in (("type", cause.type), ("module", cause.module),
                              ("language", cause.language)):  # fmt: skip
-            text(f"meta.failure.{field}", value)
-        payload("meta.failure.args", cause.args)
+            text(f"{name}.{field}", value)
+        payload(f"{name}.args", cause.args)
         cut_traceback(cause)
         if not cause.HasField("cause"):
             return
         cause = cause.cause
     raise LimitExceeded(
-        "meta.failure.cause", limits.CAUSES_MAX + 1, limits.CAUSES_MAX, "keep the newest causes"
+        f"{name}.cause", limits.CAUSES_MAX + 1, limits.CAUSES_MAX, "keep the newest causes"
     )
 
 
@@ -340,3 +267,101 @@ def cut_traceback(failure: value_pb2.Failure) -> None:
     head, tail = encoded[: room // 4], encoded[-(room - room // 4) :]
     kept = head.decode(errors="ignore") + mark.decode() + tail.decode(errors="ignore")
     failure.traceback = kept
+
+
+_FIELDS = task_pb2.TaskMeta.DESCRIPTOR.fields_by_name
+
+_CHECKS: dict[FieldDescriptor, Callable[[str, Any], object]] = {
+    _FIELDS[name]: check
+    for check, names in (
+        (id_, ("task_id", "parent_id", "root_id", "group_id")),
+        (_custom_state, ("custom_state",)),
+        (text, ("worker", "name", "queue")),
+        (index, ("index",)),
+        (_children, ("children",)),
+        (labels, ("labels",)),
+        (extra, ("extra",)),
+        (payload, ("value", "args", "kwargs")),
+        (_failure, ("failure",)),
+        (traces.parent, (traces.PARENT,)),
+        (traces.state, (traces.STATE,)),
+        (timestamp, ("received_time", "started_time", "done_time")),
+    )
+    for name in names
+}
+"""What is asked of the fields that a report has, one by one."""
+
+
+class _Shape(NamedTuple):
+    """What is asked of reports with the same state and the same fields.
+
+    `checks`: (the field's position among them, check, name).
+    """
+
+    checks: tuple[tuple[int, Callable[[str, Any], object], str], ...]
+    traits: Traits
+
+
+@lru_cache(maxsize=1_024)  # most reports are like many others
+def _shape(state: int, fields: tuple[FieldDescriptor, ...]) -> _Shape:
+    """What is to be asked; what state and fields say to each other is found sound here."""
+    if state not in RANK:
+        problem = f"has the unknown value {state}" if state else "is not said"
+        raise FieldInvalid("meta.state", problem, "use a state the protocol lists")
+    names = [field.name for field in fields]
+    _together(state, names)
+    checks = [
+        (position, _CHECKS[field], f"meta.{field.name}")
+        for position, field in enumerate(fields)
+        if field in _CHECKS
+    ]
+    return _Shape(tuple(checks), traits_of(state, fields))
+
+
+def _together(state: int, names: Sequence[str]) -> None:
+    """What a report must have, and may not, beside its state and its other fields."""
+    state_name = state_pb2.State.Name(state)  # type: ignore[arg-type]  # known: it has a rank
+    carries_failure = state in _CARRY_FAILURE
+    custom = state == state_pb2.STATE_CUSTOM
+    rules = (
+        ("task_id" not in names, "task_id", "is empty", "name the task or group"),
+        (custom and "custom_state" not in names, "custom_state", "is empty", "name the state"),
+        (
+            not custom and "custom_state" in names,
+            *("custom_state", "goes with STATE_CUSTOM only"),
+            "clear it, or say STATE_CUSTOM",
+        ),
+        (
+            carries_failure and state != state_pb2.STATE_REJECTED and "value" in names,
+            *("value", f"contradicts {state_name}"),
+            "say what went wrong in meta.failure",
+        ),
+        (
+            state == state_pb2.STATE_SUCCESS and "value" not in names,
+            *("value", "is missing"),
+            "a SUCCESS has a value: JSON null where there is none",
+        ),
+        (
+            not carries_failure and "failure" in names,
+            *("failure", f"contradicts {state_name}"),
+            "report FAILURE, RETRY, REVOKED or REJECTED with it",
+        ),
+        (
+            state == state_pb2.STATE_FAILURE and "failure" not in names,
+            *("failure", "is missing"),
+            "a FAILURE says why: type and message",
+        ),
+        (
+            traces.STATE in names and traces.PARENT not in names,
+            *(traces.STATE, "has no traceparent"),
+            "send both, or none",
+        ),
+        (
+            "index" in names and "group_id" not in names,
+            *("index", "has no group"),
+            "name meta.group_id too",
+        ),
+    )
+    for wrong, name, problem, remedy in rules:
+        if wrong:
+            raise FieldInvalid(f"meta.{name}", problem, remedy)

@@ -13,6 +13,7 @@ from resultd_server import limits
 from resultd_server.engine.memory import MemoryEngine
 from resultd_server.errors import DomainError, ValueTooLarge
 from resultd_server.ledger import records
+from resultd_server.ledger.records import Report
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Changed
 from resultd_server.ledger.usage import Allowance
@@ -33,8 +34,16 @@ Step = tuple[str, Any]
 """What is done next, and with what."""
 
 _TASKS = st.sampled_from([f"task-{number}" for number in range(8)])
+
+
+def _make_report(task_id: str, state: str, value: bytes, **said: Any) -> Report:
+    if state == "CUSTOM":
+        said["custom_state"] = "HALF"
+    return make_report(task_id, state, value, **said)
+
+
 _REPORTS = st.builds(
-    make_report,
+    _make_report,
     _TASKS,
     st.sampled_from(["SUCCESS", "SUCCESS", "FAILURE", "STARTED", "CUSTOM"]),
     st.sampled_from([b"1", b"2" * 50]),
@@ -130,11 +139,14 @@ def test_a_batch_is_its_reports_one_after_another(
 
 async def test_new_tasks_are_stored_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a namespace has everything there is, those that concern nothing are stored at once."""
+    await store.revoke("wished")
+    await store.forget("wished")
+    store.clock.advance(HOUR_MS)
+    await store.sweep()  # nothing is left of it but the wish
     await store.report("known")
     await store.report("forgotten")
     await store.forget("forgotten")
     await store.create("g", task("member"))
-    await store.revoke("revoked")
     runs: list[int] = []
     store_new = records.store_new
 
@@ -143,12 +155,13 @@ async def test_new_tasks_are_stored_together(store: Store, monkeypatch: pytest.M
         return store_new(*given)
 
     monkeypatch.setattr(records, "store_new", counted)
-    concerned = ["known", "forgotten", "member", "revoked"]
+    concerned = ["known", "forgotten", "member", "wished"]
     order = ["a", "b", *concerned, "c", "d", "e"]
     outcomes: list[Any] = await store.put([make_report(task_id) for task_id in order])
     assert runs == [2, 3]
     repeats = [task_id for task_id, each in zip(order, outcomes, strict=True) if not is_new(each)]
-    assert repeats == ["known", "forgotten", "revoked"]
+    assert repeats == ["known", "forgotten"]
+    assert [each.cancel_requested for each in outcomes].index(True) == order.index("wished")
 
 
 def is_new(outcome: Any) -> bool:
