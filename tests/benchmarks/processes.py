@@ -105,6 +105,13 @@ async def echo() -> AsyncIterator[Running]:
 
 
 @contextlib.asynccontextmanager
+async def batch_floor() -> AsyncIterator[Running]:
+    """A server that stores batches and has no rules."""
+    async with started(["-m", "tests.benchmarks.batch_floor"]) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
 async def started(arguments: list[str]) -> AsyncIterator[Running]:
     """A Python program that says on its first line, last, where it listens.
 

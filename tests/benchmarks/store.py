@@ -9,15 +9,17 @@ from collections.abc import Iterator
 
 from tests.benchmarks.calls import SERVICE, Load, load, measured
 from tests.benchmarks.orders import Partner, partner
-from tests.benchmarks.processes import Running, echo, resultd
+from tests.benchmarks.processes import Running, batch_floor, echo, resultd
 from tests.benchmarks.reports import BATCH, batch, report
 from tests.benchmarks.table import Row, Size, at_least, at_most, figure_at_most, left_out
 from tests.support.redis_server import RedisServer, why_no_redis
 
 _BATCH_CALLERS = 8
+_METHOD = "BatchStoreResults"
 _ECHO = "bare grpc.aio echo of the same bytes"
 _KEPT = "the same, answered once 4 KiB are on disk for all that came together"
 _PUTS = f"raw LMDB puts, {BATCH} a durable commit"
+_LEAST = "the least of this: parse, join, one durable write, LMDB puts; no rules"
 _PIPELINE = f"redis-py pipelines of SET EX + PUBLISH, {BATCH} each, appendfsync always"
 _PACKED = "the same commands packed beforehand, answers not parsed"
 
@@ -29,11 +31,12 @@ async def run(size: Size) -> list[Row]:
     calls, batches, rounds = size.of(6_000, 256), size.of(240, 10), size.of(5, 1)
     seen: _Seen = defaultdict(list)
     numbers = itertools.count()
-    async with resultd() as server, echo() as bare:
+    async with resultd() as server, echo() as bare, batch_floor() as floor:
         with partner("tests.benchmarks.lmdb_puts") as puts, _redis() as redis:
             for _ in range(rounds):
                 await _singles(server, bare, numbers, calls, seen)
-                await _batches(server, numbers, batches, seen)
+                await _batches("batch ", server, SERVICE + _METHOD, numbers, batches, seen)
+                await _batches("least ", floor, "/Floor/Store", numbers, batches, seen)
                 for key, value in puts.ask("put", batches * BATCH).items():
                     seen[f"puts {key}"].append(value)
                 if redis is not None:
@@ -55,6 +58,7 @@ def _rows(seen: _Seen) -> list[Row]:
             _ECHO),
         Row(f"{many}: server CPU a result", "µs", seen["batch cpu"], seen["puts cpu_us"], _PUTS,
             figure_at_most(20)),
+        Row(f"{many}: server CPU a result", "µs", seen["batch cpu"], seen["least cpu"], _LEAST),
         Row(f"{many}: results", "1/s", seen["batch rate"], seen["puts per_s"], _PUTS),
     ]  # fmt: skip
 
@@ -82,13 +86,15 @@ async def _singles(
         _note(seen, prefix, await load(running, method, requests), measured(calls))
 
 
-async def _batches(server: Running, numbers: Iterator[int], batches: int, seen: _Seen) -> None:
+async def _batches(
+    prefix: str, running: Running, method: str, numbers: Iterator[int], batches: int, seen: _Seen
+) -> None:
     requests = [
         batch([f"task-{next(numbers)}" for _ in range(BATCH)]).SerializeToString()
         for _ in range(batches)
     ]
-    spent = await load(server, SERVICE + "BatchStoreResults", requests, callers=_BATCH_CALLERS)
-    _note(seen, "batch ", spent, measured(batches) * BATCH)
+    spent = await load(running, method, requests, callers=_BATCH_CALLERS)
+    _note(seen, prefix, spent, measured(batches) * BATCH)
 
 
 def _note(seen: _Seen, prefix: str, spent: Load, count: int) -> None:

@@ -97,7 +97,7 @@ def test_damage_anywhere_among_many_rows_is_found(opened: Opened, size_bytes: in
         for bit in (0, 8 * (size_bytes + 4) - 1):
             with made.begin(write=True) as raw:
                 txn = Txn(raw, dbs)
-                txn.put_all(Db.TASKS, [(key, bytes(size_bytes)) for key in keys])
+                txn.put_many(Db.TASKS, keys, [bytes(size_bytes)] * 3)
                 assert txn.get_many(Db.TASKS, keys, 99_999) == [bytes(size_bytes)] * 3
                 row = bytearray(environment.seal(damaged, bytes(size_bytes)))
                 row[bit // 8] ^= 1 << bit % 8
@@ -118,7 +118,7 @@ def test_small_rows_that_are_sound_are_checked_together(
     rows = [(b"%03d" % number, b"v" * number) for number in range(300)]
     with made.begin(write=True) as raw:
         txn = Txn(raw, dbs)
-        txn.put_all(Db.TASKS, rows)
+        txn.put_many(Db.TASKS, *map(list, zip(*rows, strict=True)))
         monkeypatch.delattr(environment, "unseal")
         keys, values = map(list, zip(*rows, strict=True))
         assert txn.get_many(Db.TASKS, keys, limits.MIB) == values
