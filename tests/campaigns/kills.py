@@ -154,7 +154,7 @@ CAMPAIGN = Campaign(
     "that cannot be read; streams go on with the next event.",
     {
         Size.CI: Plan(kills=5),
-        Size.DEEP: Plan(8, 200_000, store_kills=3, value_bytes=100, batch=800, latest_s=8.0),
+        Size.DEEP: Plan(8, 200_000, store_kills=1, value_bytes=100, batch=800, latest_s=8.0),
         Size.RELEASE: Plan(kills=2_000, acknowledged=20_000_000),
     },
     run,
