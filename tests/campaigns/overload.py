@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 
 from resultd.v1 import result_service_pb2 as pb
+from resultd_server import limits
 from tests.campaigns._record import Campaign, Size, Tally
 from tests.support.memory import ALLOCATOR, MIB
 from tests.support.observed import ObservedServer
@@ -26,7 +27,7 @@ from tests.support.refusals import taken_apart
 from tests.support.reports import batch, success
 from tests.support.stubs import Stubs
 
-BATCH = 500
+BATCH = 100
 CONNECTIONS = 4
 CALLERS = 8
 MEASURE_S = 3.0
@@ -40,16 +41,24 @@ STORE = "/resultd.v1.ResultService/BatchStoreResults"
 
 @dataclass(frozen=True)
 class Plan:
-    """For how many seconds, how long it may take to recover; `fault`: planted in the server."""
+    """What is offered to which server.
+
+    Attributes:
+        seconds: how long, or longer, until the queue must be full.
+        recover_s: how long it may take to recover.
+        queue_bytes: what the server queues.
+        fault: planted in it.
+    """
 
     seconds: float
     recover_s: float = 15.0
+    queue_bytes: int = limits.WRITES_QUEUED_BYTES_MAX
     fault: str = "none"
 
 
 _NUMBER = b"@@@@@@@@"
 _RAW = batch(
-    success(f"{_NUMBER.decode()}-{each}", b"x" * 1_000) for each in range(BATCH)
+    success(f"{_NUMBER.decode()}-{each}", b"x" * 5_000) for each in range(BATCH)
 ).SerializeToString()
 
 
@@ -124,7 +133,9 @@ async def _campaign(server: ObservedServer, plan: Plan) -> Tally:
     tally = Tally()
     load = Load(server.address)
     rate = await _capacity(load)
-    wanted = max(CALLERS, int(rate * TIMES * plan.seconds))
+    # Twice what it may queue: of TIMES one is stored meanwhile, or more than was measured.
+    fill = 2 * plan.queue_bytes / len(_RAW) / (1 - 1 / TIMES)
+    wanted = int(max(fill, rate * TIMES * plan.seconds))
     load.said.clear()
     peak = 0.0
     began = time.monotonic()

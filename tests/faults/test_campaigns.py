@@ -74,14 +74,16 @@ def test_the_clocks_bite() -> None:
 
 def test_an_overloaded_server_recovers() -> None:
     """At three times what it can do it refuses with a reason, and is there again at once."""
-    tally = overload.run(overload.Plan(seconds=4.0), SEED)
+    short = overload.Plan(1.0, queue_bytes=plants.SHORT_QUEUE_BYTES, fault="short-queue")
+    tally = overload.run(short, SEED)
     assert tally.faults == []
     assert tally.counts["batches stored"] > 0
+    assert tally.counts["batches refused as OVERLOADED"] > 0
 
 
 def test_the_overload_bites() -> None:
     """A server that goes on refusing after it was overloaded has not recovered."""
-    plan = overload.Plan(seconds=4.0, recover_s=3.0, fault="overloaded-for-ever")
+    plan = overload.Plan(1.0, 3.0, plants.SHORT_QUEUE_BYTES, fault="overloaded-for-ever")
     faults = overload.run(plan, SEED).faults
     assert any("not recovered" in fault for fault in faults), faults
 

@@ -27,7 +27,7 @@ import typer
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1.stream_pb2 import Event
-from resultd_server import app, serve
+from resultd_server import app, limits, serve
 from resultd_server.access.roles import Principal, Role
 from resultd_server.core import tasks
 from resultd_server.engine import hints, journal, journaled, lmdb
@@ -35,6 +35,7 @@ from resultd_server.interceptors import limits as admission
 from resultd_server.ledger import keys, progress
 from resultd_server.service import validate
 from tests.support.frames import events_of
+from tests.support.memory import MIB
 
 OBSERVATIONS = "TEST_OBSERVATIONS"
 EVERY = 40
@@ -155,7 +156,16 @@ def _keep_cancelled_streams() -> None:
     _put(hints.Subscription, "close", never)
 
 
+SHORT_QUEUE_BYTES = 32 * MIB
+
+
+def _shorten_queue() -> None:
+    """No fault: what is queued is full sooner, so that less has to be offered."""
+    limits.WRITES_QUEUED_BYTES_MAX = SHORT_QUEUE_BYTES
+
+
 def _refuse_for_ever() -> None:
+    _shorten_queue()
     intercept = admission.Admission.intercept
 
     def one_way(self: admission.Admission, method: str, handler: Any) -> Any:
@@ -253,6 +263,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     "leak": _leak(60_000),
     "leak-much": _leak(4_000_000),
     "kept-subscriptions": _keep_cancelled_streams,
+    "short-queue": _shorten_queue,
     "overloaded-for-ever": _refuse_for_ever,
     "stopped-clock": _stop_the_clock,
     "overlooked-errors": _overlook_errors,
