@@ -50,7 +50,7 @@ def test_the_auth_file_shown_is_one(tmp_path: Path) -> None:
 
 def test_the_settings_named_are_there() -> None:
     """Every flag of `resultd serve` that the page names."""
-    of_others = {"--help", "--role", "--namespace", "--url", "--workers"}
+    of_others = {"--help", "--role", "--namespace", "--url", "--workers", "--recount"}
     flags = set(re.findall(r"--[a-z][a-z-]+", PAGE)) - of_others
     assert flags <= {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
     assert "--auth-file" in flags
