@@ -39,6 +39,7 @@ class Run(streams.Run):
         self._link = link
         self._reporting = asyncio.Event()
         self._broken = 0
+        self._over = False
         self._server = ServerProcess(
             directory, "--drain-s", "2", "--insecure", listen=f"{link.far}:{PORT}",
             program=plan.program, within=link.within,
@@ -66,11 +67,15 @@ class Run(streams.Run):
             await super()._report(stubs, group_id, next(few, []))
             await asyncio.sleep(FEW_S)
         await super()._report(stubs, group_id, [*itertools.chain(*few), *members[half:]])
+        # The cable stays in once the last is reported: else luck says when the last wait ends.
+        self._over = self._left <= 0
 
     async def _break(self) -> None:
         await self._reporting.wait()
         kinds = self._random.sample(KINDS, len(KINDS))
         for kind in itertools.cycle(kinds):
+            if self._over:
+                return
             await asyncio.sleep(self._random.uniform(*self.plan.pause_s))
             if kind == NARROW:
                 await self._narrow()
