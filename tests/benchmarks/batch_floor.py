@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from operator import add
@@ -24,6 +22,7 @@ import uvloop
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import state_pb2
+from tests.benchmarks import bare
 
 _MAP_BYTES = 16 * 1024**3
 _FILE_BYTES = 16 * 1024**2
@@ -33,7 +32,6 @@ _OUTCOME = pb.StoreOutcome(
         disposition=pb.DISPOSITION_APPLIED, version=1, state=state_pb2.STATE_SUCCESS
     )
 )
-_GRACE_S = 1.0
 
 
 class Floor:
@@ -90,21 +88,8 @@ class Floor:
 
 
 async def _serve(directory: str) -> None:
-    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
-        Floor(directory).store
-    )
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("Floor", {"Store": handler}),)
-    )
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    sys.stdout.write(f"floor ready on 127.0.0.1:{port}\n")
-    sys.stdout.flush()
-    await stopped.wait()
-    await server.stop(_GRACE_S)
+    store = Floor(directory).store
+    await bare.serve("Floor", {"Store": grpc.unary_unary_rpc_method_handler(store)})
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import signal
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import uvloop
 
-_STREAMS_MAX = 100_000
-_GRACE_S = 1.0
+from tests.benchmarks import bare
+
 _BLOCK = bytes(4096)
 _waiting: dict[bytes, asyncio.Future[bytes]] = {}
 
@@ -95,25 +93,17 @@ class _Disk:
 
 
 async def _serve() -> None:
-    options = (("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", _STREAMS_MAX))
-    server = grpc.aio.server(options=options)
     disk = _Disk()
-    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-        "Echo": grpc.unary_unary_rpc_method_handler(_echo),
-        "Wait": grpc.unary_stream_rpc_method_handler(_wait),
-        "Ping": grpc.unary_unary_rpc_method_handler(_ping),
-        "KeptEcho": grpc.unary_unary_rpc_method_handler(disk.echo),
-        "KeptPing": grpc.unary_unary_rpc_method_handler(disk.ping),
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Echo", handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    sys.stdout.write(f"echo ready on 127.0.0.1:{port}\n")
-    sys.stdout.flush()
-    await stopped.wait()
-    await server.stop(_GRACE_S)
+    await bare.serve(
+        "Echo",
+        {
+            "Echo": grpc.unary_unary_rpc_method_handler(_echo),
+            "Wait": grpc.unary_stream_rpc_method_handler(_wait),
+            "Ping": grpc.unary_unary_rpc_method_handler(_ping),
+            "KeptEcho": grpc.unary_unary_rpc_method_handler(disk.echo),
+            "KeptPing": grpc.unary_unary_rpc_method_handler(disk.ping),
+        },
+    )
 
 
 if __name__ == "__main__":
