@@ -12,7 +12,9 @@ waits for them. Remove this module when the oldest supported grpcio does it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from functools import partial
+from types import coroutine
 from typing import Any, TypeVar
 
 import uvloop
@@ -27,14 +29,18 @@ ENDANGERED = frozenset(
         cygrpc.SendMessageOperation,
     }
 )
-"""What a batch ends with that may be under way when its call is cancelled; one that ends with the
-status, an answer, gRPC does to its end."""
+"""What a batch ends with that may be under way when its call is cancelled."""
 
 _execute_batch = cygrpc.execute_batch
 
 
 class Loop(uvloop.Loop):
-    """uvloop's, with room for attributes: `_carry` puts one there."""
+    """uvloop's, whose `create_future` can be another for a moment: an attribute of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # There from the start: an entry of a dict that comes and goes makes it grow each time.
+        vars(self)["create_future"] = super().create_future
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -47,8 +53,12 @@ def execute_batch(
     call: object, operations: tuple[object, ...], loop: object
 ) -> Coroutine[Any, Any, None]:
     """Does what gRPC's does, and frees whatever becomes of it."""
-    if type(operations[-1]) in ENDANGERED and type(loop) is Loop:
-        return _carry(call, operations, loop)
+    if type(loop) is Loop:
+        last = type(operations[-1])
+        if last is cygrpc.SendStatusFromServerOperation:
+            return _answer(call, operations, loop)
+        if last in ENDANGERED:
+            return _carry(call, operations, loop)
     return _execute_batch(call, operations, loop)  # type: ignore[no-any-return]  # untyped
 
 
@@ -56,13 +66,48 @@ async def _carry(call: object, operations: tuple[object, ...], loop: Loop) -> No
     ended: asyncio.Future[None] = loop.create_future()
     rest = _execute_batch(call, operations, loop)
     batch = Batch(ended, rest)
+    _begin(rest, loop, batch.itself)
+    await ended
+
+
+@coroutine
+def _answer(
+    call: object, operations: tuple[object, ...], loop: Loop
+) -> Generator[asyncio.Future[None], None, None]:
+    """A call's last batch, which gRPC does not cancel: it fails where the peer has gone."""
+    rest = _execute_batch(call, operations, loop)
+    yield _begin(rest, loop, partial(Answer, loop=loop))
+    _end(rest)
+
+
+def _begin(
+    rest: Coroutine[Any, Any, None], loop: Loop, create_future: Callable[[], object]
+) -> asyncio.Future[None]:
+    """Starts a batch; it waits for what `create_future` gives, and this is what it yields."""
     attributes = vars(loop)
-    attributes["create_future"] = batch.itself
+    own = attributes["create_future"]
+    attributes["create_future"] = create_future
+    try:
+        return rest.send(None)  # type: ignore[no-any-return]
+    finally:
+        attributes["create_future"] = own
+
+
+def _end(rest: Coroutine[Any, Any, None]) -> None:
+    """Lets gRPC free a batch that is done."""
     try:
         rest.send(None)
-    finally:
-        del attributes["create_future"]
-    await ended
+    except StopIteration:
+        return
+    raise RuntimeError("gRPC's execute_batch awaits something more")
+
+
+class Answer(asyncio.Future[None]):
+    """Sent, or for nobody: either way the call is over, and its batch is freed."""
+
+    def set_exception(self, _: type | BaseException) -> None:
+        """The peer has gone."""
+        self.set_result(None)
 
 
 class Batch:
@@ -102,8 +147,4 @@ class Batch:
     def _free(self) -> None:
         rest, self._rest = self._rest, None  # it holds this: no work for the garbage collector
         assert rest is not None, "a batch ends once"
-        try:
-            rest.send(None)
-        except StopIteration:
-            return
-        raise RuntimeError("gRPC's execute_batch awaits something more")
+        _end(rest)

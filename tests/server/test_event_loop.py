@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # gRPC's own insides, untyped
 
 from resultd_server import event_loop
+from tests.support import http2
 
 CALLS = 40
 RECEIVE = (cygrpc.ReceiveMessageOperation(0),)
+ANSWER = (cygrpc.SendStatusFromServerOperation((), 0, "", 0),)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +41,7 @@ class Core:
     async def execute_batch(self, call: object, operations: object, loop: Any) -> None:
         """As gRPC's: the future is the loop's."""
         assert call == "call"
-        assert operations is RECEIVE
+        assert operations in (RECEIVE, ANSWER)
         self.future = loop.create_future()
         await self.future
         self._ended += 1
@@ -52,10 +55,14 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Core:
     return core
 
 
-async def awaited(core: Core) -> asyncio.Task[None]:
+async def awaited(core: Core, operations: tuple[object, ...] = RECEIVE) -> asyncio.Task[None]:
     """A task that waits for a batch under way."""
     loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(event_loop.execute_batch("call", RECEIVE, loop))
+
+    async def call() -> None:
+        await event_loop.execute_batch("call", operations, loop)
+
+    task = asyncio.ensure_future(call())
     await asyncio.sleep(0)
     assert core.future is not None
     return task
@@ -103,6 +110,26 @@ def test_a_batch_nobody_waits_for_any_more_is_freed_when_it_ends(core: Core, fai
         else:
             core.future.set_result(None)
         assert core.freed()
+
+    event_loop.run(work())
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_an_answer_is_freed_whether_or_not_anybody_is_left_to_have_it(
+    core: Core, failed: bool
+) -> None:
+    """Nobody is told of a failure: the peer has gone, and the call is over."""
+
+    async def work() -> None:
+        waiting = await awaited(core, ANSWER)
+        assert not core.freed()
+        if failed:
+            core.future.set_exception(RuntimeError("failed"))
+        else:
+            core.future.set_result(None)
+        await waiting
+        assert core.freed()
+        assert type(asyncio.get_running_loop().create_future()) is asyncio.Future
 
     event_loop.run(work())
 
@@ -156,9 +183,32 @@ async def hang_up(calls: list[Any], spare_s: float) -> None:
             await asyncio.wait_for(call.code(), spare_s)
 
 
+async def hang_up_unanswered(port: int, answering: asyncio.Semaphore) -> None:
+    """Calls whose answers may not be sent, and a connection that ends once all are under way."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    closed = struct.pack(">HI", http2.INITIAL_WINDOW_SIZE, 0)
+    writer.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0, closed))
+    block = http2.header_block(http2.call_headers("/s/Answer"))
+    for stream in range(1, 2 * CALLS, 2):
+        writer.write(http2.frame(http2.HEADERS, http2.END_HEADERS, stream, block))
+        writer.write(http2.frame(http2.DATA, http2.END_STREAM, stream, http2.message(b"")))
+    for _ in range(CALLS):
+        await answering.acquire()
+    writer.transport.abort()
+
+
 async def storm() -> None:
     """A real server, and calls that are cancelled."""
-    handlers: dict[str, Any] = {"Never": grpc.stream_stream_rpc_method_handler(never)}
+    answering = asyncio.Semaphore(0)
+
+    async def answer(_: object, __: object) -> bytes:
+        answering.release()
+        return b"answer"
+
+    handlers: dict[str, Any] = {
+        "Never": grpc.stream_stream_rpc_method_handler(never),
+        "Answer": grpc.unary_unary_rpc_method_handler(answer),
+    }
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -166,8 +216,9 @@ async def storm() -> None:
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             await hang_up([channel.stream_stream("/s/Never")() for _ in range(CALLS)], 20.0)
+        await hang_up_unanswered(port, answering)
     finally:
-        await server.stop(0)
+        await server.stop(20.0)
 
 
 def counted(counts: Counter[str]) -> Callable[..., Coroutine[Any, Any, None]]:
@@ -175,10 +226,12 @@ def counted(counts: Counter[str]) -> Callable[..., Coroutine[Any, Any, None]]:
     original = event_loop._execute_batch
 
     async def execute_batch(call: object, operations: tuple[object, ...], loop: object) -> None:
-        name = "begun" if type(operations[-1]) in event_loop.ENDANGERED else "others"
+        last = type(operations[-1])
+        name = "begun" if last in event_loop.ENDANGERED else "others"
+        name = "answers" if last is cygrpc.SendStatusFromServerOperation else name
         counts[name] += 1
         await original(call, operations, loop)
-        counts["freed"] += name == "begun"
+        counts[f"{name} freed"] += 1
 
     return execute_batch
 
@@ -191,4 +244,6 @@ def test_whatever_is_begun_for_calls_that_are_cancelled_is_freed(
     monkeypatch.setattr(event_loop, "_execute_batch", counted(counts))
     event_loop.run(storm())
     assert counts["begun"] > CALLS
-    assert counts["freed"] == counts["begun"]
+    assert counts["begun freed"] == counts["begun"]
+    assert counts["answers"] >= CALLS
+    assert counts["answers freed"] == counts["answers"]
