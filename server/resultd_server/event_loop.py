@@ -88,7 +88,7 @@ def _begin(
     own = attributes["create_future"]
     attributes["create_future"] = create_future
     try:
-        return rest.send(None)  # type: ignore[no-any-return]
+        return rest.send(None)  # type: ignore[no-any-return]  # untyped
     finally:
         attributes["create_future"] = own
 
