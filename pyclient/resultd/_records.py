@@ -52,6 +52,7 @@ _EXISTENCES: dict[int, str] = {
     for name, number in state_pb2.Existence.items()
 }
 _FAILURE_STATES = frozenset({states.FAILURE, states.RETRY, states.REVOKED})
+_OUTCOME_BYTES_MAX = 32  # of an answer that names no groups
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 _INT64_MAX = 2**63 - 1
 
@@ -141,9 +142,9 @@ class Report:
         self._write_state(meta)
         self._write_outcome(meta, registry, serializer)
         if self.args is not None:
-            meta.args.CopyFrom(registry.encode(self.args, serializer))
+            registry.encode_into(meta.args, self.args, serializer)
         if self.kwargs is not None:
-            meta.kwargs.CopyFrom(registry.encode(self.kwargs, serializer))
+            registry.encode_into(meta.kwargs, self.kwargs, serializer)
         if self.claim_scope:
             request.claim_scope = self.claim_scope
         return request
@@ -160,7 +161,7 @@ class Report:
         elif self.state == states.SUCCESS or (
             self.result is not None and self.state != states.IGNORED
         ):
-            meta.value.CopyFrom(registry.encode(self.result, serializer))
+            registry.encode_into(meta.value, self.result, serializer)
         progress = self.progress or _progress_in(self.result)
         if progress is not None:
             current, total, message = Progress(*progress)
@@ -195,6 +196,17 @@ class StoreOutcome(NamedTuple):
 
 def store_outcome(response: result_service_pb2.StoreResultResponse) -> StoreOutcome:
     """Read the answer to a report."""
+    if response.ByteSize() > _OUTCOME_BYTES_MAX:
+        return _outcome(response)
+    return _outcome_of(response.SerializeToString())
+
+
+@functools.lru_cache(maxsize=256)  # most reports are answered alike: APPLIED, SUCCESS, version 1
+def _outcome_of(response: bytes) -> StoreOutcome:
+    return _outcome(result_service_pb2.StoreResultResponse.FromString(response))
+
+
+def _outcome(response: result_service_pb2.StoreResultResponse) -> StoreOutcome:
     return StoreOutcome(
         disposition=enum_name(result_service_pb2.Disposition, response.disposition),
         state=state_name(response.state, response.custom_state),
@@ -327,7 +339,7 @@ def child(item: Any) -> task_pb2.Child:
 
 
 def _progress_in(result: object) -> Progress | None:
-    if not isinstance(result, Mapping):
+    if type(result) is str or not isinstance(result, Mapping):  # the first spares the second
         return None
     current, total = result.get("current"), result.get("total")
     for number in (current, total):

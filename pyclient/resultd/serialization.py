@@ -117,6 +117,18 @@ class Registry:
         Raises:
             SerializationError: it cannot be written so, or there is no such serializer.
         """
+        payload = value_pb2.Payload()
+        self.encode_into(payload, value, serializer)
+        return payload
+
+    def encode_into(
+        self, payload: value_pb2.Payload, value: object, serializer: str = "json"
+    ) -> None:
+        """Write a value where a message has it: a payload that is handed in is copied.
+
+        Raises:
+            SerializationError: as `encode`; nothing is written then.
+        """
         if serializer == "json" and isinstance(value, bytes):
             serializer = "binary"
         chosen = self._by_name.get(serializer)
@@ -128,7 +140,8 @@ class Registry:
             raise
         except Exception as error:  # what a registered encoder raises is its own affair
             raise SerializationError(f"{chosen.name} cannot encode the value: {error}") from error
-        return value_pb2.Payload(content_type=chosen.content_type, data=data)
+        payload.content_type = chosen.content_type
+        payload.data = data
 
     def decode(self, payload: value_pb2.Payload) -> Any:
         """Read a value.
