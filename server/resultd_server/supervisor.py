@@ -212,9 +212,7 @@ class Supervisor:
         for process in list(self._running.values()):
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-        with contextlib.suppress(asyncio.TimeoutError):
-            everybody = asyncio.gather(*self._tasks, return_exceptions=True)
-            await asyncio.wait_for(everybody, self._settings.drain_s + STOPPING_S)
+        await asyncio.wait(self._tasks, timeout=self._settings.drain_s + STOPPING_S)
 
     async def stop(self) -> None:
         """Ends the workers at once and gives the port and the directory back."""

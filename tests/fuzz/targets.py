@@ -56,6 +56,12 @@ class Bug(AssertionError):
     """What must not happen."""
 
 
+async def _last_steps() -> None:
+    """What gRPC cancelled when its server stopped has a step or two to go."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.wait_for(asyncio.gather(*others, return_exceptions=True), HANG_S)
+
+
 class Rpcs:
     """Every RPC of a server in this process, over a real socket, with any bytes.
 
@@ -119,6 +125,7 @@ class Rpcs:
         traceback: TracebackType | None,
     ) -> None:
         self._loop.run_until_complete(self._serving.__aexit__(kind, error, traceback))
+        self._loop.run_until_complete(_last_steps())
         self._loop.close()
         structlog.configure(**self._logging)
 

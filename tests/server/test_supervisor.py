@@ -20,6 +20,7 @@ from resultd_server.app import Place
 from resultd_server.config import ConfigError, load
 from resultd_server.supervisor import order, read_order
 from tests.support import http
+from tests.support.server_process import ServerProcess
 
 TWO = ("--workers", "2")
 
@@ -38,7 +39,7 @@ def own() -> Iterator[Server]:
         yield running
 
 
-def workers_of(server: Server) -> list[int]:
+def workers_of(server: Server | subprocess.Popen[str]) -> list[int]:
     """The processes of a server."""
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
     return [int(pid) for pid in children.split()]
@@ -150,6 +151,20 @@ def test_workers_go_when_their_supervisor_is_killed(own: Server) -> None:
         own.start()
         until(lambda: all(not Path(f"/proc/{pid}").exists() for pid in pids))
         assert client.AsyncResult("kept").get(timeout=20) == 1
+
+
+def test_a_second_sigterm_ends_a_drain_that_hangs_and_logs_nothing_odd(tmp_path: Path) -> None:
+    """Workers that do not move are killed; asyncio has nothing to complain about."""
+    with ServerProcess(tmp_path, *TWO, "--drain-s", "60") as server:
+        for pid in workers_of(server.process):
+            os.kill(pid, signal.SIGSTOP)
+        server.send(signal.SIGTERM)
+        until(lambda: '"draining"' in server.log())
+        server.send(signal.SIGTERM)
+        assert server.wait() == 0
+        assert {line["event"] for line in server.log_lines()} == {
+            "serving", "worker ready", "draining", "stopped",
+        }  # fmt: skip
 
 
 def test_a_second_server_is_kept_off_the_data_and_the_port(own: Server, tmp_path: Path) -> None:
