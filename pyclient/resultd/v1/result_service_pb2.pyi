@@ -236,12 +236,15 @@ class StoreResultResponse(google.protobuf.message.Message):
     @property
     def complete_group_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Groups this task is a member of that are complete and that nobody has
-        finished acting on. Named again on every repeat. At most 64.
+        finished acting on. Named again on every repeat. At most 64; none where
+        the answer to a batch would be larger than 3.5 MiB.
         """
 
     @property
     def claimable_group_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Complete groups of `claim_scope` whose claim is free. At most 8."""
+        """Complete groups of `claim_scope` whose claim is free. At most 8; none
+        where the answer to a batch would be larger than 3.5 MiB.
+        """
 
     def __init__(
         self,

@@ -68,7 +68,8 @@ class ResultService:
             outcomes.insert(number, refusal)
         # Most of a batch are answered alike.
         answers = {each: _outcome(each) for each in set(outcomes)}
-        return b"".join(map(answers.__getitem__, outcomes))
+        answer = b"".join(map(answers.__getitem__, outcomes))
+        return answer if len(answer) <= limits.RESPONSE_BYTES_MAX else _within_limit(outcomes)
 
     async def get_result(self, request: pb.GetResultRequest, call: Call) -> bytes:
         task_id = validate.id_("task_id", request.task_id)
@@ -188,6 +189,25 @@ def _outcome(outcome: StoreOutcome) -> bytes:
     )
     said = pb.StoreOutcome(error=error)
     return wire.message_field(_OUTCOMES, said.SerializeToString())
+
+
+def _within_limit(outcomes: list[StoreOutcome]) -> bytes:
+    """An answer whose later outcomes name no groups: what was stored is told in any case."""
+    full = [_outcome(each) for each in outcomes]
+    bare = [_outcome(_nameless(each) if isinstance(each, bytes) else each) for each in outcomes]
+    room = limits.RESPONSE_BYTES_MAX - sum(map(len, bare))
+    chosen = []
+    for with_groups, without in zip(full, bare, strict=True):
+        room -= len(with_groups) - len(without)
+        chosen.append(with_groups if room >= 0 else without)
+    return b"".join(chosen)
+
+
+def _nameless(outcome: bytes) -> bytes:
+    said = pb.StoreResultResponse.FromString(outcome)
+    said.ClearField("complete_group_ids")
+    said.ClearField("claimable_group_ids")
+    return said.SerializeToString()
 
 
 def _check_watch(request: pb.WatchRequest) -> None:

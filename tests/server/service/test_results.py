@@ -50,6 +50,29 @@ async def watch(served: Served, **said: Any) -> Frames:
 # Storing and reading.
 
 
+async def test_a_batch_whose_answer_would_be_too_large_is_answered_without_later_groups(
+    served: Served,
+) -> None:
+    """Each outcome is told; the groups of as many as there is room for, none in part."""
+    tasks = [f"t{number}" for number in range(300)]
+    groups = [
+        f"{number:0{limits.ID_BYTES_MAX}}" for number in range(limits.COMPLETE_GROUPS_PER_ANSWER)
+    ]
+    for group_id in groups:
+        await create(served, group_id, *tasks, seal=True)
+    requests = [reports.success(task_id) for task_id in tasks]
+    await store(served, *requests)
+    answer = await served.results.BatchStoreResults(reports.batch(requests))
+    assert answer.ByteSize() <= limits.RESPONSE_BYTES_MAX
+    said = [each.result for each in answer.outcomes]
+    assert {each.disposition for each in said} == {pb.DISPOSITION_DUPLICATE}
+    assert len(said) == len(tasks)
+    named = [sorted(each.complete_group_ids) for each in said]
+    some = named.index([])
+    assert named == [groups] * some + [[]] * (len(tasks) - some)
+    assert some > limits.RESPONSE_BYTES_MAX // (len(groups) * (limits.ID_BYTES_MAX + 10))
+
+
 async def test_a_report_is_applied_once(served: Served) -> None:
     """A report is APPLIED, its repeat a DUPLICATE, an older state SUPERSEDED."""
     requests = [reports.success("t")] * 2 + [reports.state("t", state_pb2.STATE_STARTED)]
