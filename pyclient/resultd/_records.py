@@ -52,7 +52,7 @@ _EXISTENCES: dict[int, str] = {
     for name, number in state_pb2.Existence.items()
 }
 _FAILURE_STATES = frozenset({states.FAILURE, states.RETRY, states.REVOKED})
-_OUTCOME_BYTES_MAX = 32  # of an answer that names no groups
+_OUTCOME_BYTES_MAX = 32  # kept: answers without groups, and with few of short names
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 _INT64_MAX = 2**63 - 1
 
@@ -181,6 +181,8 @@ class StoreOutcome(NamedTuple):
         complete_group_ids: groups of this task that are complete and not acted on yet.
         claimable_group_ids: complete groups of the caller's scope whose claim is free.
         cancel_requested: somebody wants this task to stop.
+        groups_omitted: there are groups to name, but the answer to the batch had no room left:
+            a repeat of the report by itself names them.
         error: of a batch: why this report was refused.
     """
 
@@ -191,6 +193,7 @@ class StoreOutcome(NamedTuple):
     complete_group_ids: tuple[str, ...] = ()
     claimable_group_ids: tuple[str, ...] = ()
     cancel_requested: bool = False
+    groups_omitted: bool = False
     error: ResultdError | None = None
 
 
@@ -215,6 +218,7 @@ def _outcome(response: result_service_pb2.StoreResultResponse) -> StoreOutcome:
         complete_group_ids=tuple(response.complete_group_ids),
         claimable_group_ids=tuple(response.claimable_group_ids),
         cancel_requested=response.cancel_requested,
+        groups_omitted=response.groups_omitted,
     )
 
 

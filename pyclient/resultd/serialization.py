@@ -124,7 +124,7 @@ class Registry:
     def encode_into(
         self, payload: value_pb2.Payload, value: object, serializer: str = "json"
     ) -> None:
-        """Write a value where a message has it: a payload that is handed in is copied.
+        """Write a value into a message's own payload, an empty one, which spares a copy.
 
         Raises:
             SerializationError: as `encode`; nothing is written then.

@@ -6,7 +6,8 @@ gRPC's asyncio frees what it allocated for a batch of operations once that has b
 good end. Of a batch that fails, or whose awaiter is cancelled first, it keeps the memory for ever
 (grpc/grpc#43360, unmended in 1.85): 96 to 350 bytes of every call that is cancelled, scattered so
 that the pages around them stay as well. Here such batches are carried to their end, whoever still
-waits for them. Remove this module when the oldest supported grpcio does it.
+waits for them; an answer, which gRPC cancels only with its loop, is said to have gone well. Remove
+this module when the oldest supported grpcio does it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # gRPC's own insi
 
 T = TypeVar("T")
 
-ENDANGERED = frozenset(
+CANCELLABLE = frozenset(
     {
         cygrpc.ReceiveMessageOperation,
         cygrpc.SendInitialMetadataOperation,
@@ -39,7 +40,7 @@ class Loop(uvloop.Loop):
 
     def __init__(self) -> None:
         super().__init__()
-        # There from the start: an entry of a dict that comes and goes makes it grow each time.
+        # There from the start: to change an entry costs less than to add one and delete it.
         vars(self)["create_future"] = super().create_future
 
 
@@ -57,7 +58,7 @@ def execute_batch(
         last = type(operations[-1])
         if last is cygrpc.SendStatusFromServerOperation:
             return _answer(call, operations, loop)
-        if last in ENDANGERED:
+        if last in CANCELLABLE:
             return _carry(call, operations, loop)
     return _execute_batch(call, operations, loop)  # type: ignore[no-any-return]  # untyped
 
@@ -65,7 +66,7 @@ def execute_batch(
 async def _carry(call: object, operations: tuple[object, ...], loop: Loop) -> None:
     ended: asyncio.Future[None] = loop.create_future()
     rest = _execute_batch(call, operations, loop)
-    batch = Batch(ended, rest)
+    batch = BatchFuture(ended, rest)
     _begin(rest, loop, batch.itself)
     await ended
 
@@ -76,7 +77,7 @@ def _answer(
 ) -> Generator[asyncio.Future[None], None, None]:
     """A call's last batch, which gRPC does not cancel: it fails where the peer has gone."""
     rest = _execute_batch(call, operations, loop)
-    yield _begin(rest, loop, partial(Answer, loop=loop))
+    yield _begin(rest, loop, partial(AnswerFuture, loop=loop))
     _end(rest)
 
 
@@ -102,7 +103,7 @@ def _end(rest: Coroutine[Any, Any, None]) -> None:
     raise RuntimeError("gRPC's execute_batch awaits something more")
 
 
-class Answer(asyncio.Future[None]):
+class AnswerFuture(asyncio.Future[None]):
     """Sent, or for nobody: either way the call is over, and its batch is freed."""
 
     def set_exception(self, _: type | BaseException) -> None:
@@ -110,7 +111,7 @@ class Answer(asyncio.Future[None]):
         self.set_result(None)
 
 
-class Batch:
+class BatchFuture:
     """What gRPC awaits in place of a future: takes a failure for an end like any other."""
 
     __slots__ = ("_ended", "_rest")
@@ -120,11 +121,11 @@ class Batch:
         self._ended = ended
         self._rest: Coroutine[Any, Any, None] | None = rest
 
-    def itself(self) -> Batch:
+    def itself(self) -> BatchFuture:
         """What the loop answers when it is asked for a future."""
         return self
 
-    def __await__(self) -> Iterator[Batch]:
+    def __await__(self) -> Iterator[BatchFuture]:
         """Leaves the rest waiting."""
         yield self
 

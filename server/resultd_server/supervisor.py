@@ -188,6 +188,8 @@ class Supervisor:
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self._running[index] = process
+        if self._stops():  # `drain` and `stop` did not see it
+            process.terminate()
         assert process.stdin is not None
         assert process.stdout is not None
         try:

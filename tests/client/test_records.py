@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from resultd import _records
-from resultd._records import Progress, Report
+from resultd._records import Progress, Report, StoreOutcome
 from resultd.errors import SerializationError
 from resultd.serialization import Registry
-from resultd.v1 import state_pb2, task_pb2
+from resultd.v1 import result_service_pb2, state_pb2, task_pb2, value_pb2
 
 REGISTRY = Registry()
 
@@ -131,6 +131,34 @@ def test_reports_come_in_any_form() -> None:
     assert Report.of(("t", 1, "STARTED")) == report
     with pytest.raises(TypeError, match="stat"):
         Report.of({"task_id": "t", "stat": 1})
+
+
+def test_answers_are_read_whole_whether_kept_or_not() -> None:
+    """Those alike are read once; another version, or many groups, is another answer."""
+    for version in (1, 2, 1):
+        for groups in ((), ("g",), tuple(f"group-{number}" for number in range(64))):
+            answer = result_service_pb2.StoreResultResponse(
+                disposition=result_service_pb2.DISPOSITION_APPLIED,
+                version=version,
+                state=state_pb2.STATE_SUCCESS,
+                complete_group_ids=groups,
+                claimable_group_ids=groups[:1],
+                cancel_requested=version == 2,
+                groups_omitted=version == 1,
+            )
+            assert _records.store_outcome(answer) == StoreOutcome(
+                "APPLIED", "SUCCESS", version, "", groups, groups[:1], version == 2, version == 1
+            )
+
+
+def test_a_value_that_cannot_be_encoded_leaves_nothing_behind() -> None:
+    """Not even the content type of what was tried."""
+    payload = value_pb2.Payload()
+    with pytest.raises(SerializationError, match="registered"):
+        REGISTRY.encode_into(payload, 1, "none")
+    with pytest.raises(SerializationError, match="JSON"):
+        REGISTRY.encode_into(payload, object())
+    assert payload == value_pb2.Payload()
 
 
 def test_a_failure_without_details_is_still_an_exception() -> None:

@@ -134,8 +134,9 @@ def test_an_answer_is_freed_whether_or_not_anybody_is_left_to_have_it(
     event_loop.run(work())
 
 
+@pytest.mark.parametrize("operations", [RECEIVE, ANSWER])
 def test_a_batch_that_cannot_start_leaves_the_loop_as_it_was(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, operations: tuple[object, ...]
 ) -> None:
     """Futures made afterwards are the loop's own."""
 
@@ -145,8 +146,8 @@ def test_a_batch_that_cannot_start_leaves_the_loop_as_it_was(
     async def work() -> None:
         loop = asyncio.get_running_loop()
         with pytest.raises(RuntimeError, match="refused"):
-            await event_loop.execute_batch("call", RECEIVE, loop)
-        assert isinstance(loop.create_future(), asyncio.Future)
+            await event_loop.execute_batch("call", operations, loop)
+        assert type(loop.create_future()) is asyncio.Future
 
     monkeypatch.setattr(event_loop, "_execute_batch", refused)
     event_loop.run(work())
@@ -227,7 +228,7 @@ def counted(counts: Counter[str]) -> Callable[..., Coroutine[Any, Any, None]]:
 
     async def execute_batch(call: object, operations: tuple[object, ...], loop: object) -> None:
         last = type(operations[-1])
-        name = "begun" if last in event_loop.ENDANGERED else "others"
+        name = "begun" if last in event_loop.CANCELLABLE else "others"
         name = "answers" if last is cygrpc.SendStatusFromServerOperation else name
         counts[name] += 1
         await original(call, operations, loop)

@@ -221,6 +221,7 @@ class StoreResultResponse(google.protobuf.message.Message):
     COMPLETE_GROUP_IDS_FIELD_NUMBER: builtins.int
     CLAIMABLE_GROUP_IDS_FIELD_NUMBER: builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: builtins.int
+    GROUPS_OMITTED_FIELD_NUMBER: builtins.int
     disposition: global___Disposition.ValueType
     """Whether the record took it."""
     state: resultd.v1.state_pb2.State.ValueType
@@ -233,18 +234,19 @@ class StoreResultResponse(google.protobuf.message.Message):
     """What the report means to the group it names."""
     cancel_requested: builtins.bool
     """Somebody wants this task to stop."""
+    groups_omitted: builtins.bool
+    """There are groups to name and no room: the answer to the batch would be
+    larger than 3.5 MiB. A repeat of the report by itself names them.
+    """
     @property
     def complete_group_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Groups this task is a member of that are complete and that nobody has
-        finished acting on. Named again on every repeat. At most 64; none where
-        the answer to a batch would be larger than 3.5 MiB.
+        finished acting on. Named again on every repeat. At most 64.
         """
 
     @property
     def claimable_group_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Complete groups of `claim_scope` whose claim is free. At most 8; none
-        where the answer to a batch would be larger than 3.5 MiB.
-        """
+        """Complete groups of `claim_scope` whose claim is free. At most 8."""
 
     def __init__(
         self,
@@ -257,8 +259,9 @@ class StoreResultResponse(google.protobuf.message.Message):
         complete_group_ids: collections.abc.Iterable[builtins.str] | None = ...,
         claimable_group_ids: collections.abc.Iterable[builtins.str] | None = ...,
         cancel_requested: builtins.bool = ...,
+        groups_omitted: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cancel_requested", b"cancel_requested", "claimable_group_ids", b"claimable_group_ids", "complete_group_ids", b"complete_group_ids", "custom_state", b"custom_state", "disposition", b"disposition", "membership", b"membership", "state", b"state", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cancel_requested", b"cancel_requested", "claimable_group_ids", b"claimable_group_ids", "complete_group_ids", b"complete_group_ids", "custom_state", b"custom_state", "disposition", b"disposition", "groups_omitted", b"groups_omitted", "membership", b"membership", "state", b"state", "version", b"version"]) -> None: ...
 
 global___StoreResultResponse = StoreResultResponse
 

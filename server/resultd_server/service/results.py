@@ -68,8 +68,10 @@ class ResultService:
             outcomes.insert(number, refusal)
         # Most of a batch are answered alike.
         answers = {each: _outcome(each) for each in set(outcomes)}
-        answer = b"".join(map(answers.__getitem__, outcomes))
-        return answer if len(answer) <= limits.RESPONSE_BYTES_MAX else _within_limit(outcomes)
+        parts = [answers[each] for each in outcomes]
+        if sum(map(len, parts)) > limits.RESPONSE_BYTES_MAX:
+            parts = _within_limit(outcomes, parts)
+        return b"".join(parts)
 
     async def get_result(self, request: pb.GetResultRequest, call: Call) -> bytes:
         task_id = validate.id_("task_id", request.task_id)
@@ -191,20 +193,24 @@ def _outcome(outcome: StoreOutcome) -> bytes:
     return wire.message_field(_OUTCOMES, said.SerializeToString())
 
 
-def _within_limit(outcomes: list[StoreOutcome]) -> bytes:
-    """An answer whose later outcomes name no groups: what was stored is told in any case."""
-    full = [_outcome(each) for each in outcomes]
-    bare = [_outcome(_nameless(each) if isinstance(each, bytes) else each) for each in outcomes]
+def _within_limit(outcomes: list[StoreOutcome], parts: list[bytes]) -> list[bytes]:
+    """The parts of an answer, later ones without groups: what was stored is told in any case."""
+    bare = [
+        _outcome(_without_groups(each)) if isinstance(each, bytes) else part
+        for each, part in zip(outcomes, parts, strict=True)
+    ]
     room = limits.RESPONSE_BYTES_MAX - sum(map(len, bare))
     chosen = []
-    for with_groups, without in zip(full, bare, strict=True):
-        room -= len(with_groups) - len(without)
-        chosen.append(with_groups if room >= 0 else without)
-    return b"".join(chosen)
+    for part, less in zip(parts, bare, strict=True):
+        room -= max(0, len(part) - len(less))
+        chosen.append(part if room >= 0 else less)
+    return chosen
 
 
-def _nameless(outcome: bytes) -> bytes:
+def _without_groups(outcome: bytes) -> bytes:
     said = pb.StoreResultResponse.FromString(outcome)
+    if said.complete_group_ids or said.claimable_group_ids:
+        said.groups_omitted = True
     said.ClearField("complete_group_ids")
     said.ClearField("claimable_group_ids")
     return said.SerializeToString()

@@ -50,27 +50,37 @@ async def watch(served: Served, **said: Any) -> Frames:
 # Storing and reading.
 
 
-async def test_a_batch_whose_answer_would_be_too_large_is_answered_without_later_groups(
+async def test_a_batch_whose_answer_would_be_too_large_omits_groups_and_says_so(
     served: Served,
 ) -> None:
-    """Each outcome is told; the groups of as many as there is room for, none in part."""
-    tasks = [f"t{number}" for number in range(300)]
+    """Every outcome is told; groups of as many as there is room for, of none in part."""
+    tasks = [f"t{number}" for number in range(240)]
     groups = [
         f"{number:0{limits.ID_BYTES_MAX}}" for number in range(limits.COMPLETE_GROUPS_PER_ANSWER)
     ]
     for group_id in groups:
-        await create(served, group_id, *tasks, seal=True)
+        await create(served, group_id, *tasks, seal=True, claim_scope="s")
     requests = [reports.success(task_id) for task_id in tasks]
     await store(served, *requests)
-    answer = await served.results.BatchStoreResults(reports.batch(requests))
+    for request in requests:
+        request.claim_scope = "s"
+    again = [*requests, reports.success("")]
+    answer = await served.results.BatchStoreResults(reports.batch(again))
+    *outcomes, refused = answer.outcomes
     assert answer.ByteSize() <= limits.RESPONSE_BYTES_MAX
-    said = [each.result for each in answer.outcomes]
-    assert {each.disposition for each in said} == {pb.DISPOSITION_DUPLICATE}
-    assert len(said) == len(tasks)
-    named = [sorted(each.complete_group_ids) for each in said]
-    some = named.index([])
-    assert named == [groups] * some + [[]] * (len(tasks) - some)
-    assert some > limits.RESPONSE_BYTES_MAX // (len(groups) * (limits.ID_BYTES_MAX + 10))
+    assert refused.error.reason
+    said = [each.result for each in outcomes]
+    assert [each.disposition for each in said] == [pb.DISPOSITION_DUPLICATE] * len(tasks)
+    omitted = [each.groups_omitted for each in said]
+    some = omitted.count(False)
+    assert omitted == [False] * some + [True] * (len(tasks) - some)
+    for each in said[:some]:
+        assert list(each.complete_group_ids) == groups
+        assert len(each.claimable_group_ids) == limits.CLAIMABLE_PER_ANSWER
+    assert not any(each.complete_group_ids or each.claimable_group_ids for each in said[some:])
+    assert answer.ByteSize() + said[0].ByteSize() > limits.RESPONSE_BYTES_MAX
+    alone = await served.results.StoreResult(requests[-1])
+    assert (list(alone.complete_group_ids), alone.groups_omitted) == (groups, False)
 
 
 async def test_a_report_is_applied_once(served: Served) -> None:
