@@ -10,6 +10,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = range(8)
 WINDOW_UPDATE, CONTINUATION = 8, 9
 END_STREAM, END_HEADERS = 1, 4
+ACK = 1
 INITIAL_WINDOW_SIZE = 4
 STREAM = 1
 ANSWER_S = 10.0
@@ -60,7 +61,9 @@ def request(
 
 
 def answer(address: str, raw: bytes) -> set[int]:
-    """The kinds of frames that came in answer to the stream, until it or the connection ended."""
+    """The kinds of frames that came in answer to the stream, until it or the connection ended;
+    with PING, if the server sent any of its own.
+    """
     host, _, port = address.rpartition(":")
     kinds: set[int] = set()
     with (
@@ -72,7 +75,7 @@ def answer(address: str, raw: bytes) -> set[int]:
             length = int.from_bytes(head[:3], "big")
             kind, flags, stream = struct.unpack(">BBI", head[3:])
             reader.read(length)
-            if stream == STREAM or kind == GOAWAY:
+            if stream == STREAM or kind == GOAWAY or (kind == PING and not flags & ACK):
                 kinds.add(kind)
             over = kind in (RST_STREAM, GOAWAY) or (kind in (HEADERS, DATA) and flags & END_STREAM)
             if over and (stream == STREAM or kind == GOAWAY):

@@ -63,6 +63,23 @@ def test_a_body_that_is_not_grpcs_is_not_stored(
     assert "Traceback" not in server.log()[before:]
 
 
+def test_the_window_of_a_message_does_not_grow_by_itself(server: ServerProcess) -> None:
+    """gRPC widens it after a ping that measures the line: calls nobody has looked at would lie
+    in memory whole, up to 16 MiB each.
+    """
+    body = reports.success("wide", b"x" * 60_000).SerializeToString()
+    pieces = [body[at : at + 16_000] for at in range(0, len(body), 16_000)]
+    head, rest = http2.message(body)[:5] + pieces[0], pieces[1:]
+    frames = [http2.frame(http2.DATA, 0, http2.STREAM, piece) for piece in (head, *rest[:-1])]
+    frames.append(http2.frame(http2.DATA, http2.END_STREAM, http2.STREAM, rest[-1]))
+    block = http2.header_block(http2.call_headers(STORE))
+    began = http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0)
+    began += http2.frame(http2.HEADERS, http2.END_HEADERS, http2.STREAM, block)
+    kinds = http2.answer(server.address, began + b"".join(frames))
+    assert http2.DATA in kinds, "it is stored"
+    assert http2.PING not in kinds
+
+
 @pytest.mark.parametrize("content_type", ["application/grpc", "application/grpc-web", "text/plain"])
 def test_the_bytes_decide_whatever_they_are_called(
     server: ServerProcess, channel: grpc.Channel, content_type: str
