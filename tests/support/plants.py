@@ -30,10 +30,10 @@ from resultd.v1.stream_pb2 import Event
 from resultd_server import app, limits, serve
 from resultd_server.access.roles import Principal, Role
 from resultd_server.core import tasks
-from resultd_server.engine import hints, journal, journaled, lmdb
+from resultd_server.engine import checkpoint, hints, journal, journaled, lmdb
 from resultd_server.interceptors import limits as admission
 from resultd_server.ledger import keys, progress
-from resultd_server.service import validate
+from resultd_server.service import streams, validate
 from tests.support.frames import events_of
 from tests.support.memory import MIB
 
@@ -156,6 +156,27 @@ def _keep_cancelled_streams() -> None:
     _put(hints.Subscription, "close", never)
 
 
+SMALL_CHECKPOINT_BYTES = 1 * MIB
+
+
+def _shorten_checkpoints() -> None:
+    """No fault: they begin sooner, so that less has to be written for many of them."""
+    _put(checkpoint, "BEGIN_BYTES", SMALL_CHECKPOINT_BYTES)
+
+
+def _keep_read_transactions() -> None:
+    """A stream's read transaction lives until its frame is taken."""
+    _shorten_checkpoints()
+    write = streams.Stream._write
+
+    async def reading(self: streams.Stream, frame: bytes) -> None:
+        engine: Any = self.source._engine
+        with engine._env.begin():
+            await write(self, frame)
+
+    _put(streams.Stream, "_write", reading)
+
+
 SHORT_QUEUE_BYTES = 32 * MIB
 
 
@@ -263,6 +284,8 @@ PLANTS: dict[str, Callable[[], None]] = {
     "leak": _leak(60_000),
     "leak-much": _leak(4_000_000),
     "kept-subscriptions": _keep_cancelled_streams,
+    "short-checkpoints": _shorten_checkpoints,
+    "long-reads": _keep_read_transactions,
     "short-queue": _shorten_queue,
     "overloaded-for-ever": _refuse_for_ever,
     "stopped-clock": _stop_the_clock,
