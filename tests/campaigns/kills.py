@@ -153,7 +153,7 @@ CAMPAIGN = Campaign(
     "A server that is killed loses nothing it acknowledged, leaves no half of a group and nothing "
     "that cannot be read; streams go on with the next event.",
     {
-        Size.CI: Plan(kills=5),
+        Size.CI: Plan(kills=20),
         Size.DEEP: Plan(8, 200_000, store_kills=1, value_bytes=100, batch=800, latest_s=8.0),
         Size.RELEASE: Plan(kills=2_000, acknowledged=20_000_000),
     },
