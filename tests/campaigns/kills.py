@@ -37,7 +37,7 @@ class Plan:
         value_bytes: the largest a value is.
         batch: the most results a call has.
         latest_s: kills come up to so late: before, while and after checkpoints, one a second.
-        module: the server, or one with a fault planted.
+        program: the server, or one with a fault planted.
     """
 
     kills: int
@@ -46,7 +46,7 @@ class Plan:
     value_bytes: int = VALUE_BYTES_MAX
     batch: int = BATCH_MAX
     latest_s: float = 2.5
-    module: str = "resultd_server"
+    program: tuple[str, ...] = ("resultd_server",)
 
 
 class _Follower:
@@ -106,7 +106,7 @@ async def _store(directory: Path, plan: Plan, dice: random.Random, tally: Tally)
     load = Load(dice.randrange(2**32), plan.value_bytes, plan.batch)
     followers = [_Follower(number, tally) for number in range(STREAMS)]
     flags = ("--log-level", "error", "--workers", "1")
-    server = ServerProcess(directory, *flags, program=(plan.module,)).start()
+    server = ServerProcess(directory, *flags, program=plan.program).start()
     kills = tally.counts["kills"]
     for number in range(kills, kills + plan.store_kills):
         after_s = dice.uniform(0.1, plan.latest_s)

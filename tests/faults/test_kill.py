@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaigns import kills
+from tests.support import plants
 from tests.support.acknowledged import Load
 from tests.support.server_process import ServerProcess
 
@@ -48,5 +49,13 @@ def test_a_server_that_is_killed_again_and_again_keeps_everything() -> None:
 
 def test_answers_before_the_journal_is_written_are_found_out() -> None:
     """The campaign sees what a server loses that answers too early."""
-    tally = kills.run(kills.Plan(kills=2, module="tests.support.hasty_server"), seed=4)
+    tally = kills.run(kills.Plan(kills=2, program=("tests.support.hasty_server",)), seed=4)
     assert tally.faults != []
+
+
+def test_members_that_are_counted_twice_are_found_out() -> None:
+    """Both in the store as it lies there and in what the server says of its groups."""
+    plan = kills.Plan(kills=1, program=plants.program("double-count"))
+    faults = kills.run(plan, seed=6).faults
+    for said in ("members and", ": counts "):
+        assert any(said in fault for fault in faults), (said, faults)

@@ -32,7 +32,7 @@ from resultd_server.access.roles import Principal, Role
 from resultd_server.core import tasks
 from resultd_server.engine import checkpoint, hints, journal, journaled, lmdb
 from resultd_server.interceptors import limits as admission
-from resultd_server.ledger import keys, progress
+from resultd_server.ledger import keys, memberships, progress
 from resultd_server.service import streams, validate
 from tests.support.frames import events_of
 from tests.support.memory import MIB
@@ -177,6 +177,17 @@ def _keep_read_transactions() -> None:
     _put(streams.Stream, "_write", reading)
 
 
+def _count_twice() -> None:
+    count = memberships._count
+
+    def counted(*member: Any) -> None:
+        count(*member)
+        if _sometimes():
+            count(*member)
+
+    _put(memberships, "_count", counted)
+
+
 SHORT_QUEUE_BYTES = 32 * MIB
 
 
@@ -286,6 +297,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     "kept-subscriptions": _keep_cancelled_streams,
     "short-checkpoints": _shorten_checkpoints,
     "long-reads": _keep_read_transactions,
+    "double-count": _count_twice,
     "short-queue": _shorten_queue,
     "overloaded-for-ever": _refuse_for_ever,
     "stopped-clock": _stop_the_clock,
