@@ -28,9 +28,10 @@ def test_a_broken_disk_ends_the_server_and_nobody_is_told_a_lie(name: str) -> No
     assert tally.counts["writes acknowledged"] > 0
 
 
-def test_a_full_disk_is_a_mode_that_can_be_left() -> None:
-    """Without room writes are STORE_FULL; reading, forgetting and expiry go on; with it, all."""
-    tally = disk_faults.run(plan("full disk"), SEED)
+@pytest.mark.parametrize("name", ["full disk", "full store"])
+def test_a_full_disk_is_a_mode_that_can_be_left(name: str) -> None:
+    """Without room writes are STORE_FULL; reads, waits, deleting, expiry go on; with it, all."""
+    tally = disk_faults.run(plan(name), SEED)
     assert tally.faults == []
     assert tally.counts["refused as STORE_FULL"] == 1
 
@@ -40,6 +41,7 @@ def test_a_full_disk_is_a_mode_that_can_be_left() -> None:
     [
         ("write of the journal", "overlooked-errors", "goes on though its disk has failed"),
         ("full store", "full-for-ever", "writes are taken again"),
+        ("full store", "full-for-all", "a wait or deleting is refused with STORE_FULL"),
     ],
 )
 def test_the_disk_faults_bite(name: str, fault: str, said: str) -> None:

@@ -24,8 +24,14 @@ from typing import Any, NamedTuple
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from resultd.v1 import (
+    group_service_pb2,
+    group_service_pb2_grpc,
+    result_service_pb2_grpc,
+    state_pb2,
+    stream_pb2,
+)
 from resultd.v1 import result_service_pb2 as pb
-from resultd.v1 import result_service_pb2_grpc
 from resultd_server.serve import EXIT_STORE_FAILED
 from tests.support import addresses, http, reports
 from tests.support.acknowledged import Load
@@ -46,6 +52,8 @@ VALUE_BYTES = 64 * 1024
 MAP_BYTES = 2 * MIB
 TTL_S = 2
 FEW = 4
+GROUP = "g"
+CALL_S = 10.0
 
 
 @dataclass
@@ -277,11 +285,16 @@ class _Full:
         self._connect(self._again.start())
         for task_id, data in self.stored.items():
             self._check(task_id, data)
+        asked = group_service_pb2.GetGroupRequest(group_id=GROUP)
+        group = self._groups.GetGroup(asked, timeout=CALL_S).group
+        if group.existence == state_pb2.EXISTENCE_KNOWN:
+            self._broken("a group that was deleted is there again")
         self._disconnect(self._again)
 
     def _connect(self, server: ServerProcess) -> None:
         self._channel = grpc.insecure_channel(server.address)
         self._results = result_service_pb2_grpc.ResultServiceStub(self._channel)
+        self._groups = group_service_pb2_grpc.GroupServiceStub(self._channel)
 
     def _disconnect(self, server: ServerProcess) -> None:
         self._channel.close()
@@ -293,6 +306,8 @@ class _Full:
 
     def fill(self) -> None:
         """Stores until it is refused: with STORE_FULL and nothing else."""
+        begun = group_service_pb2.CreateGroupRequest(group_id=GROUP)
+        self._groups.CreateGroup(begun, timeout=CALL_S)
         for number in range(1_000):
             # Some stay, some are to expire while it is full; the others do either.
             stays = number >= 2 * FEW and not self._short_lived
@@ -304,10 +319,37 @@ class _Full:
             self._broken(f"refused with {reason or 'nothing, ever'}, not with STORE_FULL")
 
     def look(self) -> None:
-        """Reads go on, and so does expiry."""
+        """Reads, waits and deleting go on, and so does expiry."""
         for task_id in self._dice.sample(sorted(self.stored), FEW):
             self._check(task_id, self.stored[task_id])
+        try:
+            self._wait(self._dice.choice(sorted(self.stored)))
+            self._delete_group()
+        except grpc.RpcError as error:
+            said = taken_apart(error)
+            self._broken(f"a wait or deleting is refused with {said.reason or error.code().name}")
         self._until(lambda: self._expired() >= FEW, "expiry goes on")
+
+    def _wait(self, task_id: str) -> None:
+        """A wait for what was stored is told of it, and ends."""
+        request = pb.WaitForRequest(task_ids=[task_id])
+        frames = list(self._results.WaitFor(request, timeout=CALL_S))
+        found = [event.task.value.data for frame in frames for event in frame.events]
+        if found != [self.stored[task_id]]:
+            self._broken(f"a wait for {task_id} is told of {len(found)} other results")
+        if frames[-1].control.end_reason != stream_pb2.END_REASON_COMPLETE:
+            self._broken(f"a wait for {task_id} ends with {frames[-1].control}")
+
+    def _delete_group(self) -> None:
+        """A group can be deleted, and who follows it is told."""
+        followed = self._results.Iterate(pb.IterateRequest(group_id=GROUP), timeout=CALL_S)
+        next(followed)  # it is read from here on
+        asked = group_service_pb2.DeleteGroupRequest(group_id=GROUP)
+        if not self._groups.DeleteGroup(asked, timeout=CALL_S).deleted:
+            self._broken("a group is not deleted")
+        *_, last = followed
+        if last.control.end_reason != stream_pb2.END_REASON_GONE:
+            self._broken(f"who follows a deleted group hears {last.control}")
 
     def forget(self, count: int) -> None:
         """Forgetting goes on."""

@@ -243,6 +243,16 @@ def _stay_full() -> None:
     _put(journaled.JournaledEngine, "_is_full_for", stays)
 
 
+def _grow_always() -> None:
+    """Deleting and forgetting are refused as what grows is."""
+    write = journaled.JournaledEngine._write
+
+    async def growing(self: journaled.JournaledEngine, operation: Any, **rest: Any) -> Any:
+        return await write(self, operation, **{**rest, "grows": True})
+
+    _put(journaled.JournaledEngine, "_write", growing)
+
+
 def _let_everybody_in() -> None:
     _put(Principal, "role_in", lambda *_: Role.ADMIN)
 
@@ -303,6 +313,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     "stopped-clock": _stop_the_clock,
     "overlooked-errors": _overlook_errors,
     "full-for-ever": _stay_full,
+    "full-for-all": _grow_always,
     "skipped-authorisation": _let_everybody_in,
     "member-without-namespace": _share_members,
     "hints-without-namespace": _share_hints,
