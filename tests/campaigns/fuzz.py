@@ -4,8 +4,9 @@ Every RPC, page tokens and cursors, credentials and the files that say whom to t
 addresses, records, rows, the journal, backups.
 
 Messages made from the descriptors with what is on the edge in every field, seeds, and bytes of
-both changed, each target for its share of the time. `python -m tests.fuzz.guided` lets coverage
-lead, where atheris is installed.
+both changed, each target for its share of the time. An input that takes more than a second of CPU
+is a finding as well (`tests/fuzz/bounded.py`). `python -m tests.fuzz.guided` lets coverage lead,
+where atheris is installed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from google.protobuf import message_factory
 
 from tests.campaigns._record import Campaign, Size, Tally
 from tests.fuzz import mutate
+from tests.fuzz.bounded import TooLong, bounded
 from tests.fuzz.seeds import seeds_of
 from tests.fuzz.targets import PLAIN, Rpcs, Target
 from tests.support.request_fields import METHODS
@@ -50,20 +52,23 @@ def _inputs(name: str, dice: random.Random) -> Iterator[bytes]:
 
 
 def fuzz(targets: Mapping[str, Target], plan: Plan, seed: int) -> Tally:
-    """Each target for its share of the time."""
+    """Each target for its share of the time, each input for a second of CPU."""
     tally = Tally()
+    slowest_s = 0.0
     for name, target in targets.items():
+        timed = bounded(target)
         until = time.monotonic() + plan.seconds / len(targets)
         for raw in _inputs(name, random.Random(f"{seed} {name}")):
             try:
-                target(raw)
-            except Exception as error:  # noqa: BLE001  whatever is raised is the finding
+                slowest_s = max(slowest_s, timed(raw))
+            except (Exception, TooLong) as error:  # noqa: BLE001  whatever is raised is the finding
                 tally.faults.append(f"{name}: {error!r} of {raw[:SHOWN_BYTES]!r}")
                 break
             tally.counts["inputs"] += 1
             if time.monotonic() > until:
                 break
         tally.counts["targets"] += 1
+    tally.figures["slowest input, ms of CPU"] = round(slowest_s * 1_000, 1)
     return tally
 
 
@@ -75,7 +80,8 @@ def run(plan: Plan, seed: int) -> Tally:
 
 CAMPAIGN = Campaign(
     "fuzz",
-    "No bytes end in INTERNAL, in an exception that is not the documented one, or in no answer.",
+    "No bytes end in INTERNAL, in an exception that is not the documented one, in no answer, or "
+    "in more than a second of CPU.",
     {Size.CI: Plan(25.0), Size.DEEP: Plan(3_600.0), Size.RELEASE: Plan(8 * 3_600.0)},
     run,
 )

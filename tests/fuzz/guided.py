@@ -1,7 +1,8 @@
 """Fuzzing led by coverage, where atheris is installed: `python -m tests.fuzz.guided TARGET …`.
 
 `python -m tests.fuzz.guided url -max_total_time=60`: what follows the target is libFuzzer's.
-What it finds it writes to a file `crash-…`; put a small one into `tests/fuzz/corpus`.
+More than a second of CPU for an input is found, as whatever a target raises is. What it finds it
+writes to a file `crash-…`; put a small one into `tests/fuzz/corpus`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import atheris
 
 with atheris.instrument_imports(include=["resultd", "resultd_server"]):
     from tests.fuzz import mutate, targets
+    from tests.fuzz.bounded import bounded
     from tests.fuzz.seeds import seeds_of
 
 
@@ -37,7 +39,12 @@ def main() -> None:
         corpus = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="corpus-")))
         for number, seed in enumerate(seeds_of(name)):
             (corpus / str(number)).write_bytes(seed)
-        atheris.Setup([sys.argv[0], *options, str(corpus)], target, custom_mutator=_mutator)
+        timed = bounded(target)
+
+        def fuzzed(raw: bytes) -> None:
+            timed(raw)
+
+        atheris.Setup([sys.argv[0], *options, str(corpus)], fuzzed, custom_mutator=_mutator)
         atheris.Fuzz()
 
 

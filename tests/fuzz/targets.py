@@ -32,7 +32,7 @@ from tests.support.in_process import Served, serving
 from tests.support.request_fields import METHODS
 
 HANG_S = 5.0
-"""A second is what it may take; the rest is for a machine that is busy with other things."""
+"""An answer comes by then, on a busy machine too. Of CPU it may take less: `bounded.CPU_S`."""
 
 STREAM_S = 0.02
 """How long a stream that has nothing to say is listened to."""
