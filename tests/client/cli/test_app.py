@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import socket
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
+import typer
 
 from resultd.cli import app
+from resultd.cli.options import Format
 from tests.client.cli.conftest import Cli
 
 
@@ -37,6 +42,25 @@ def test_an_added_group_of_commands_is_one(cli: Cli) -> None:
     shown = cli("token", "new", "--help")
     assert shown.code == 0
     assert "--role" in shown.out
+
+
+def paths(command: Any, *words: str) -> Iterator[tuple[str, ...]]:
+    """Every command below one."""
+    below = getattr(command, "commands", {})
+    if not below:
+        yield words
+    for word, each in below.items():
+        yield from paths(each, *words, word)
+
+
+def test_no_output_is_made_for_spreadsheets(cli: Cli) -> None:
+    """JSON and tables are all that `--help` offers: no CSV, in which a value could be a formula."""
+    offered = set()
+    for words in paths(typer.main.get_command(app.app)):
+        for choices in re.findall(r"[\[<](\w+(?:\|\w+)+)[\]>]", cli(*words, "--help").out):
+            offered |= set(choices.split("|"))
+    assert offered >= {each.value for each in Format} == {"table", "json"}
+    assert not offered & {"csv", "tsv", "excel", "xlsx", "xls", "ods"}
 
 
 def test_an_unknown_command_is_a_usage_error(cli: Cli) -> None:

@@ -69,6 +69,23 @@ def test_json_is_one_line_of_printable_ascii(text: str) -> None:
     assert json.loads(line) == {"value": text}
 
 
+@pytest.mark.parametrize("value", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1+1", "x\t=1+1", "a\n=1+1"])
+def test_no_value_stands_in_a_cell_of_its_own(value: str) -> None:
+    """Nothing printed has columns for a spreadsheet: a value is no cell, so no formula.
+
+    A table's lines begin with a blank and have no tabs; a line of JSON is one object, and quotes.
+    """
+    nasty = meta(task_id=value, result=value, worker=value, name=value, labels={value: value})
+    for line in printed(output.task_rows([nasty])).splitlines():
+        assert line.startswith(" ")
+        assert "\t" not in line
+    line = output.json_line(output.record(nasty))
+    assert line.startswith("{")
+    assert "\t" not in line
+    assert "\n" not in line
+    assert json.loads(line)["result"] == value
+
+
 def test_programs_are_told_where_a_task_ran_and_with_what() -> None:
     """Queue, arguments and retries are in the object, None where its worker did not say."""
     told = output.record(meta(queue="mail", args=[1], kwargs={"to": "x"}, retries=2))
