@@ -279,7 +279,18 @@ class App:
             self._server.add_generic_rpc_handlers(
                 (registry.handlers(service, servicer, interceptors, of_streams, door.identify),)
             )
-        self._names = names
+        self._names = [*names]
+        if self._settings.channelz:
+            from resultd_server.service import channelz
+
+            names.append(channelz.SERVICE.full_name)
+            self._server.add_generic_rpc_handlers(
+                (
+                    registry.handlers(
+                        channelz.SERVICE, channelz.Channelz(), interceptors, (), door.everywhere
+                    ),
+                )
+            )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self._settings.reflection:
             from grpc_reflection.v1alpha import reflection

@@ -8,6 +8,7 @@ resultd serve --config resultd.toml
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import ipaddress
 import os
 import re
@@ -120,6 +121,11 @@ class Settings(BaseModel):
         False, description="Listen beyond loopback although TLS or authentication is missing."
     )
     reflection: bool = Field(True, description="Serve gRPC reflection, for buf curl and grpcurl.")
+    channelz: bool = Field(
+        False,
+        description="Serve gRPC channelz, which tells of all connections; for admins of every "
+        "namespace. Needs grpcio-channelz: pip install 'resultd[channelz]'.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least level logged."
     )
@@ -133,6 +139,13 @@ class Settings(BaseModel):
         if match is None:
             raise ValueError("is not a size: write bytes, or a number with a unit like '10GiB'")
         return int(float(match[1]) * 1024 ** _POWERS[match[2].upper()])
+
+    @field_validator("channelz")
+    @classmethod
+    def _installed(cls, value: bool) -> bool:
+        if value and importlib.util.find_spec("grpc_channelz") is None:
+            raise ValueError("needs grpcio-channelz: pip install 'resultd[channelz]'")
+        return value
 
     @field_validator("listen")
     @classmethod

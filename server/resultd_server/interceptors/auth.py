@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from resultd_server.access.roles import NAMESPACE, NEEDED, Principal, Role
+from resultd_server.access.roles import EVERY_NAMESPACE, NAMESPACE, NEEDED, Principal, Role
 from resultd_server.errors import (
     CredentialExpired,
     CredentialInvalid,
@@ -74,6 +74,8 @@ class OpenDoor:
         """What tells the namespace of a method's calls."""
         return namespace_of
 
+    everywhere = identify
+
     def hold(self, _: str, handler: Handler) -> Handler:
         """A stream lasts as long as it likes."""
         return handler
@@ -94,6 +96,19 @@ class Gate:
 
         def identified(context: Context) -> str:
             return self._authorise(context, method, needed)[0]
+
+        return identified
+
+    def everywhere(self, method: str) -> Identify:
+        """The same of a method that tells of all namespaces: for an admin of every one."""
+
+        def identified(context: Context) -> str:
+            role = self._caller(context).roles.get(EVERY_NAMESPACE)
+            if role is None:
+                raise NamespaceDenied(EVERY_NAMESPACE)
+            if role < Role.ADMIN:
+                raise RoleInsufficient(method, Role.ADMIN.word, role.word)
+            return namespace_of(context)
 
         return identified
 
@@ -120,9 +135,7 @@ class Gate:
         return held
 
     def _authorise(self, context: Context, method: str, needed: Role) -> tuple[str, Principal]:
-        principal = self._principal(context)
-        if principal.expired(self._clock()):
-            raise CredentialExpired
+        principal = self._caller(context)
         where = namespace_of(context)
         role = principal.role_in(where)
         if role is None:
@@ -130,6 +143,12 @@ class Gate:
         if role < needed:
             raise RoleInsufficient(method, needed.word, role.word)
         return where, principal
+
+    def _caller(self, context: Context) -> Principal:
+        principal = self._principal(context)
+        if principal.expired(self._clock()):
+            raise CredentialExpired
+        return principal
 
     def _principal(self, context: Context) -> Principal:
         said = [
