@@ -45,11 +45,21 @@ def stub(served: Served) -> Any:
     return made(served.channel)
 
 
-async def newest(asked: Any) -> int:
-    """The id of the server of this process that was made last."""
+async def found(served: Served) -> tuple[int, Any]:
+    """The server's id, and one of its sockets: there may be others in this process."""
+    asked = stub(served)
     told = await asked.GetServers(channelz_pb2.GetServersRequest())
     assert told.end
-    return max(server.ref.server_id for server in told.server)
+    for server in told.server:
+        sockets = await asked.GetServerSockets(
+            channelz_pb2.GetServerSocketsRequest(server_id=server.ref.server_id)
+        )
+        for ref in sockets.socket_ref:
+            request = channelz_pb2.GetSocketRequest(socket_id=ref.socket_id)
+            socket = (await asked.GetSocket(request)).socket
+            if served.address.endswith(f":{socket.local.tcpip_address.port}"):
+                return server.ref.server_id, socket
+    raise AssertionError(f"no server at {served.address} is told of: {told}")
 
 
 @pytest.mark.parametrize("said", [{}, {"admin": "127.0.0.1:0"}])
@@ -63,13 +73,8 @@ async def test_it_tells_of_connections_and_calls() -> None:
     """Servers, their sockets, and one socket with its calls; what is not there is NOT_FOUND."""
     async with serving(channelz=True) as served:
         await served.results.GetResult(pb.GetResultRequest(task_id="t"))
-        asked = stub(served)
-        sockets = await asked.GetServerSockets(
-            channelz_pb2.GetServerSocketsRequest(server_id=await newest(asked))
-        )
-        [socket] = sockets.socket_ref
-        found = await asked.GetSocket(channelz_pb2.GetSocketRequest(socket_id=socket.socket_id))
-        assert found.socket.data.streams_started >= 3
+        _, socket = await found(served)
+        assert socket.data.streams_started >= 3
         assert {name: await end(served, name) for name in RPCS} == {
             "GetTopChannels": ("OK", ""),
             "GetServers": ("OK", ""),
@@ -89,7 +94,7 @@ async def test_an_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         channels = [grpc.aio.insecure_channel(served.address, options=own) for _ in range(3)]
         await asyncio.gather(*(channel.channel_ready() for channel in channels))
         asked = stub(served)
-        server_id = await newest(asked)
+        server_id, _ = await found(served)
         for many in (0, 3, 2**31):
             request = channelz_pb2.GetServerSocketsRequest(server_id=server_id, max_results=many)
             told = await asked.GetServerSockets(request)
@@ -128,10 +133,10 @@ async def test_only_an_admin_of_every_namespace_is_told(tmp_path: Path) -> None:
     operator = with_token(file.add("operator", everywhere="admin"))
     async with asking(file, channelz=True) as served:
         wrong = {
-            (name, kind): found
+            (name, kind): said
             for name in RPCS
             for kind, (metadata, expected) in kinds.items()
-            if (found := await end(served, name, metadata)) != expected
+            if (said := await end(served, name, metadata)) != expected
         }
         assert wrong == {}
         assert {(await end(served, name, operator))[0] for name in RPCS} == {"OK", "NOT_FOUND"}
