@@ -15,8 +15,9 @@ from typing import Any
 import grpc
 
 from resultd_server import limits
-from resultd_server.app import App
+from resultd_server.app import App, wall_clock_ms
 from resultd_server.config import Settings
+from resultd_server.engine.base import Clock
 from tests.support.stubs import Stubs
 
 WAIT_S = 20.0
@@ -41,11 +42,11 @@ class Served(Stubs):
 
 @asynccontextmanager
 async def serving(
-    *, streams_max: int = limits.STREAMS_MAX, **settings: Any
+    *, streams_max: int = limits.STREAMS_MAX, clock: Clock = wall_clock_ms, **settings: Any
 ) -> AsyncIterator[Served]:
     """Starts a server on a free port; stops it at once afterwards."""
     said = {"engine": "memory", "listen": "127.0.0.1:0", **settings}
-    app = App(Settings(**said), streams_max=streams_max)
+    app = App(Settings(**said), clock, streams_max=streams_max)
     address = await app.start()
     try:
         async with grpc.aio.insecure_channel(address) as channel:

@@ -2,12 +2,13 @@
 descriptors, so that a new RPC or field cannot be forgotten.
 
 `TEMPLATES` holds one sound request for each RPC, with every message in it set; `KINDS`
-says for every field what it may hold. Both are complete, or the tests fail.
+says for every field what it may hold, and which constant bounds it. Both are complete, or
+the tests fail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from google.protobuf import descriptor_pb2
@@ -24,8 +25,9 @@ from resultd.v1 import (
     worker_service_pb2,
 )
 from resultd_server import limits
+from tests.support import bounds
+from tests.support.bounds import FIELD, LIMIT, Bound
 
-FIELD, LIMIT = "FIELD_INVALID", "LIMIT_EXCEEDED"
 SERVICES = tuple(
     service
     for module in (result_service_pb2, group_service_pb2, worker_service_pb2)
@@ -42,99 +44,104 @@ Wrong = tuple[str, object, str]
 """What is wrong, what to put into the field, the reason it is refused with."""
 
 
-def _too_long(limit: int) -> list[Wrong]:
+class Kind(NamedTuple):
+    """What may be wrong with a field, and its bounds: beyond them is wrong too.
+
+    `whole`: it has no bound of its own, its bytes count in the request, and in the record that
+    holds them.
+    """
+
+    wrong: Sequence[Wrong] = ()
+    bounds: Sequence[Bound] = ()
+    whole: bool = False
+
+    def also(self, *wrong: Wrong) -> Kind:
+        """The same, and more that is wrong with it."""
+        return self._replace(wrong=(*self.wrong, *wrong))
+
+
+def _text(bound: Bound, *wrong: Wrong) -> Kind:
     # é has two bytes: bytes are counted, not characters.
+    limit = int(getattr(limits, bound.constant))
     wide = "é" * (limit // 2) + "xx"[: 1 + limit % 2]
-    return [
-        ("one byte too long", "x" * (limit + 1), FIELD),
-        ("too many bytes in few characters", wide, FIELD),
-    ]
+    return Kind([("too many bytes in few characters", wide, FIELD), *wrong], [bound])
 
 
 _CONTROL: list[Wrong] = [
     (f"holds {char!r}", f"a{char}b", FIELD) for char in "\0\n\t\r\x1b\x1f\x7f\x80\x9f"
 ]
-OPTIONAL_ID = [*_too_long(limits.ID_BYTES_MAX), *_CONTROL]
-ID: list[Wrong] = [("is empty", "", FIELD), *OPTIONAL_ID]
-IDS: list[Wrong] = [
-    *((f"one {what}", ["t", value], reason) for what, value, reason in ID),
-    ("10,001 of them", [f"t{n}" for n in range(limits.IDS_PER_CALL + 1)], LIMIT),
-    ("10,001 times the same", ["t"] * (limits.IDS_PER_CALL + 1), LIMIT),
-]
-SOME_IDS: list[Wrong] = [("none", [], FIELD), *IDS]
-TEXT = _too_long(limits.SHORT_TEXT_BYTES_MAX)
-SCOPE = [*_too_long(limits.ID_BYTES_MAX), *_CONTROL]
-CONTENT = [*_too_long(limits.CONTENT_TYPE_BYTES_MAX), *_CONTROL]
-ENUM: list[Wrong] = [("unknown value", 99, FIELD), ("negative value", -1, FIELD)]
-INDEX: list[Wrong] = [("too large", 2**31, FIELD)]
-TOKEN: list[Wrong] = [("not base64", "§§", FIELD), ("cut", "abc", FIELD)]
-MEMBERS_TOKEN: list[Wrong] = [*TOKEN, ("of another list", "YWJj", FIELD)]
-AFTER: list[Wrong] = [
-    ("too short", b"\1", FIELD),
-    ("of another order", b"\7" + b"\0" * 20 + b"t", FIELD),
-    ("not UTF-8", b"\1" + b"\0" * 20 + b"\xff", FIELD),
-    ("too long", b"\1" + b"\0" * 20 + b"t" * 300, FIELD),
-]
-TIME: list[Wrong] = [
-    ("before 1970", {"seconds": -1}, FIELD),
-    ("after year 9999", {"seconds": 253_402_300_800}, FIELD),
-    ("negative nanoseconds", {"nanos": -1}, FIELD),
-    ("a second of nanoseconds", {"nanos": 10**9}, FIELD),
-]
-LABELS: list[Wrong] = [
-    ("65 of them", {f"k{n}": "v" for n in range(65)}, LIMIT),
-    ("over 4 KiB", {"k": "v" * 4_096}, FIELD),
-]
-EXTRA: list[Wrong] = [
-    ("65 of them", {f"k{n}": value_pb2.Payload() for n in range(65)}, LIMIT),
-    ("key too long", {"k" * 256: value_pb2.Payload()}, FIELD),
-    ("content type too long", {"k": value_pb2.Payload(content_type="x" * 256)}, FIELD),
-]
-ANYTHING: list[Wrong] = []
-"""Any value will do; its size counts only towards the whole."""
-OUTPUT: list[Wrong] = []
+OPTIONAL_ID = _text(bounds.ID, *_CONTROL)
+ID = OPTIONAL_ID.also(("is empty", "", FIELD))
+IDS = Kind(
+    [
+        *((f"one {what}", ["t", value], reason) for what, value, reason in ID.wrong),
+        ("too many times the same", ["t"] * (limits.IDS_PER_CALL + 1), LIMIT),
+    ],
+    bounds.IDS,
+)
+SOME_IDS = IDS.also(("none", [], FIELD))
+TEXT = _text(bounds.TEXT)
+SCOPE = OPTIONAL_ID
+CONTENT = _text(bounds.CONTENT, *_CONTROL)
+ENUM = Kind([("unknown value", 99, FIELD), ("negative value", -1, FIELD)])
+INDEX = Kind(bounds=[bounds.number("INDEX_MAX")])
+TOKEN = Kind([("not base64", "§§", FIELD), ("cut", "abc", FIELD)], whole=True)
+AFTER = Kind(
+    [
+        ("too short", b"\1", FIELD),
+        ("of another order", b"\7" + b"\0" * 20 + b"t", FIELD),
+        ("not UTF-8", b"\1" + b"\0" * 20 + b"\xff", FIELD),
+    ],
+    [bounds.AFTER],
+)
+TIME = Kind(
+    [
+        ("before 1970", {"seconds": -1}, FIELD),
+        ("negative nanoseconds", {"nanos": -1}, FIELD),
+        ("a second of nanoseconds", {"nanos": 10**9}, FIELD),
+    ],
+    [bounds.TIME],
+)
+LABELS = Kind(bounds=bounds.LABELS)
+EXTRA = Kind(bounds=bounds.EXTRA)
+MEMBERS = Kind(bounds=[bounds.MEMBERS])
+GROUP = ID.also(("unknown", "g", "GROUP_NOT_FOUND"))
+ANYTHING = Kind()
+"""Any value will do."""
+WHOLE = Kind(whole=True)
+"""Bytes of any number."""
+OUTPUT = Kind()
 """What a report says here is ignored."""
 INSIDE = None
 """A message: what may be wrong is wrong inside."""
 
 
-def between(low_s: float, high_s: float) -> list[Wrong]:
-    """A Duration within bounds."""
-    low, high = int(low_s * 1000) - 1, int(high_s * 1000) + 1
-    return [
-        ("a millisecond too short", _duration(low), FIELD),
-        ("a millisecond too long", _duration(high), FIELD),
+def _duration(*found: Bound) -> Kind:
+    wrong: list[Wrong] = [
         ("negative", {"seconds": -1}, FIELD),
-        ("negative nanoseconds", {"seconds": int(low_s), "nanos": -1}, FIELD),
-        ("a second of nanoseconds", {"seconds": int(low_s), "nanos": 10**9}, FIELD),
+        ("negative nanoseconds", {"seconds": 1, "nanos": -1}, FIELD),
+        ("a second of nanoseconds", {"seconds": 1, "nanos": 10**9}, FIELD),
         ("as long as can be said", {"seconds": 2**62}, FIELD),
     ]
+    return Kind(wrong, found)
 
 
-def _duration(ms: int) -> dict[str, int]:
-    return {"seconds": int(ms / 1000), "nanos": int(ms % 1000) * 10**6 if ms > 0 else ms * 10**6}
+def _page(constant: str) -> Kind:
+    return Kind(
+        [("as many as can be said", bounds.UINT32_MAX, LIMIT)], [bounds.number(constant, LIMIT)]
+    )
 
 
-def at_most(limit: int) -> list[Wrong]:
-    """A count."""
-    return [("one too many", limit + 1, LIMIT), ("as many as can be said", 2**32 - 1, LIMIT)]
+_HEARTBEAT = _duration(*bounds.between("HEARTBEAT_MIN_S", "HEARTBEAT_MAX_S"))
+_TIMEOUT = _duration(bounds.at_most("TIMEOUT_MAX_S"))
+_TTL = _duration(*bounds.between("TTL_MIN_MS", "TTL_MAX_MS"))
 
-
-_HEARTBEAT = between(1, 240)
-_TIMEOUT: list[Wrong] = [wrong for wrong in between(0, 366 * 86_400) if "short" not in wrong[0]]
-_TTL: list[Wrong] = between(1, 10 * 366 * 86_400)
-_TOO_MANY_MEMBERS: list[Wrong] = [
-    ("10,001 of them", [group_pb2.GroupMember(id="t")] * 10_001, LIMIT)
-]
-
-KINDS: dict[str, list[Wrong] | None] = {
+KINDS: dict[str, Kind | None] = {
     "StoreResultRequest.meta": INSIDE,
     "StoreResultRequest.ttl": _TTL,
-    "StoreResultRequest.no_expiry": [("together with a ttl", True, FIELD)],
+    "StoreResultRequest.no_expiry": Kind([("together with a ttl", True, FIELD)]),
     "StoreResultRequest.claim_scope": SCOPE,
-    "BatchStoreResultsRequest.reports": [
-        ("1,001 of them", [result_service_pb2.StoreResultRequest()] * 1_001, LIMIT)
-    ],
+    "BatchStoreResultsRequest.reports": Kind(bounds=[bounds.REPORTS]),
     "GetResultRequest.task_id": ID,
     "BatchGetResultsRequest.task_ids": IDS,
     "WaitForRequest.task_ids": SOME_IDS,
@@ -146,14 +153,12 @@ KINDS: dict[str, list[Wrong] | None] = {
     "IterateRequest.group_id": ID,
     "IterateRequest.order": ENUM,
     "IterateRequest.after": AFTER,
-    "IterateRequest.require_known": [("with an unknown group", True, "GROUP_NOT_FOUND")],
+    "IterateRequest.require_known": Kind([("with an unknown group", True, "GROUP_NOT_FOUND")]),
     "IterateRequest.heartbeat": _HEARTBEAT,
     "IterateRequest.timeout": _TIMEOUT,
     "WatchRequest.add_task_ids": IDS,
     "WatchRequest.remove_task_ids": IDS,
-    "WatchRequest.add_groups": [
-        ("1,001 of them", [result_service_pb2.GroupWatch(group_id="g")] * 1_001, LIMIT)
-    ],
+    "WatchRequest.add_groups": Kind(bounds=[bounds.GROUPS]),
     "WatchRequest.remove_group_ids": IDS,
     "WatchRequest.sequence": ANYTHING,
     "WatchRequest.transitions": ANYTHING,
@@ -162,49 +167,49 @@ KINDS: dict[str, list[Wrong] | None] = {
     "GroupWatch.group_id": ID,
     "GroupWatch.after": AFTER,
     "ForgetResultsRequest.task_ids": IDS,
-    "ListResultsRequest.states": [("an unknown state", [99], FIELD)],
+    "ListResultsRequest.states": Kind([("an unknown state", [99], FIELD)], [bounds.STATES]),
     "ListResultsRequest.name": TEXT,
     "ListResultsRequest.group_id": OPTIONAL_ID,
     "ListResultsRequest.since": TIME,
-    "ListResultsRequest.page_size": at_most(1_000),
+    "ListResultsRequest.page_size": _page("PAGE_MAX"),
     "ListResultsRequest.page_token": TOKEN,
     "CreateGroupRequest.group_id": ID,
-    "CreateGroupRequest.members": _TOO_MANY_MEMBERS,
+    "CreateGroupRequest.members": MEMBERS,
     "CreateGroupRequest.continuation": INSIDE,
     "CreateGroupRequest.claim_scope": SCOPE,
     "CreateGroupRequest.ttl": _TTL,
-    "CreateGroupRequest.no_expiry": [("together with a ttl", True, FIELD)],
+    "CreateGroupRequest.no_expiry": Kind([("together with a ttl", True, FIELD)]),
     "CreateGroupRequest.labels": LABELS,
     "CreateGroupRequest.extra": EXTRA,
     "CreateGroupRequest.seal": ANYTHING,
     "CreateGroupRequest.new_epoch": ANYTHING,
-    "AddGroupMembersRequest.group_id": [*ID, ("unknown", "g", "GROUP_NOT_FOUND")],
-    "AddGroupMembersRequest.members": _TOO_MANY_MEMBERS,
-    "AddToTotalRequest.group_id": [*ID, ("unknown", "g", "GROUP_NOT_FOUND")],
-    "AddToTotalRequest.delta": [("zero", 0, FIELD), ("too much", 1_000_001, FIELD)],
+    "AddGroupMembersRequest.group_id": GROUP,
+    "AddGroupMembersRequest.members": MEMBERS,
+    "AddToTotalRequest.group_id": GROUP,
+    "AddToTotalRequest.delta": Kind([("zero", 0, FIELD)], [bounds.number("TOTAL_DELTA_MAX")]),
     "AddToTotalRequest.request_id": ID,
-    "SealGroupRequest.group_id": [*ID, ("unknown", "g", "GROUP_NOT_FOUND")],
-    "SealGroupRequest.expected_total": INDEX,
+    "SealGroupRequest.group_id": GROUP,
+    "SealGroupRequest.expected_total": Kind(bounds=[bounds.number("TOTAL_MAX")]),
     "GetGroupRequest.group_id": ID,
     "ListGroupsRequest.incomplete": ANYTHING,
     "ListGroupsRequest.claimable": ANYTHING,
     "ListGroupsRequest.unchanged_since": TIME,
     "ListGroupsRequest.claim_scope": SCOPE,
-    "ListGroupsRequest.page_size": at_most(1_000),
+    "ListGroupsRequest.page_size": _page("PAGE_MAX"),
     "ListGroupsRequest.page_token": TOKEN,
-    "ListGroupMembersRequest.group_id": [*ID, ("unknown", "g", "GROUP_NOT_FOUND")],
-    "ListGroupMembersRequest.page_size": at_most(10_000),
-    "ListGroupMembersRequest.page_token": ANYTHING,  # looked at when there is a group
+    "ListGroupMembersRequest.group_id": GROUP,
+    "ListGroupMembersRequest.page_size": _page("MEMBERS_PAGE_MAX"),
+    "ListGroupMembersRequest.page_token": WHOLE,  # looked at when there is a group
     "DeleteGroupRequest.group_id": ID,
-    "ClaimGroupRequest.group_id": [*ID, ("unknown", "g", "GROUP_NOT_FOUND")],
+    "ClaimGroupRequest.group_id": GROUP,
     "ClaimGroupRequest.action": ENUM,
-    "ClaimGroupRequest.lease": between(1, 3_600),
+    "ClaimGroupRequest.lease": _duration(*bounds.between("LEASE_MIN_MS", "LEASE_MAX_MS")),
     "ClaimGroupRequest.token": ID,
     "ClaimGroupRequest.holder": TEXT,
     "ClaimGroupRequest.with_members": ANYTHING,
     "RevokeTasksRequest.task_ids": SOME_IDS,
     "RevokeTasksRequest.terminate": ANYTHING,
-    "RevokeTasksRequest.signal": [*_too_long(32), *_CONTROL],
+    "RevokeTasksRequest.signal": _text(bounds.SIGNAL, *_CONTROL),
     "RevokeTasksRequest.reason": TEXT,
     "WatchRevocationsRequest.add_task_ids": IDS,
     "WatchRevocationsRequest.remove_task_ids": IDS,
@@ -216,8 +221,10 @@ KINDS: dict[str, list[Wrong] | None] = {
     "GroupMember.position": OUTPUT,
     "GroupMember.state": OUTPUT,
     "TaskMeta.task_id": ID,
-    "TaskMeta.state": [*ENUM, ("not said", 0, FIELD)],
-    "TaskMeta.custom_state": [("beside a built-in state", "MINE", FIELD)],
+    "TaskMeta.state": ENUM.also(("not said", 0, FIELD)),
+    "TaskMeta.custom_state": Kind(
+        [("beside a built-in state", "MINE", FIELD)], [bounds.CUSTOM_STATE]
+    ),
     "TaskMeta.terminal": OUTPUT,
     "TaskMeta.value": INSIDE,
     "TaskMeta.failure": INSIDE,
@@ -231,9 +238,9 @@ KINDS: dict[str, list[Wrong] | None] = {
     "TaskMeta.retries": ANYTHING,
     "TaskMeta.parent_id": OPTIONAL_ID,
     "TaskMeta.root_id": OPTIONAL_ID,
-    "TaskMeta.group_id": [*OPTIONAL_ID, ("missing beside an index", "", FIELD)],
+    "TaskMeta.group_id": OPTIONAL_ID.also(("missing beside an index", "", FIELD)),
     "TaskMeta.index": INDEX,
-    "TaskMeta.children": [("10,001 of them", [task_pb2.Child(id="t")] * 10_001, LIMIT)],
+    "TaskMeta.children": Kind(bounds=[bounds.CHILDREN]),
     "TaskMeta.labels": LABELS,
     "TaskMeta.extra": EXTRA,
     "TaskMeta.created_time": OUTPUT,
@@ -244,30 +251,34 @@ KINDS: dict[str, list[Wrong] | None] = {
     "TaskMeta.expire_time": OUTPUT,
     "TaskMeta.version": OUTPUT,
     "TaskMeta.existence": OUTPUT,
-    "TaskMeta.traceparent": [
-        ("no traceparent", "00-1-2-01", FIELD),
-        ("a trace of zeros", f"00-{'0' * 32}-{'1' * 16}-01", FIELD),
-    ],
-    "TaskMeta.tracestate": [("beside no traceparent", "a=b", FIELD), *_CONTROL],
+    "TaskMeta.traceparent": Kind(  # of one length
+        [
+            ("no traceparent", "00-1-2-01", FIELD),
+            ("a trace of zeros", f"00-{'0' * 32}-{'1' * 16}-01", FIELD),
+        ]
+    ),
+    "TaskMeta.tracestate": Kind(
+        [("beside no traceparent", "a=b", FIELD), *_CONTROL], [bounds.TRACESTATE]
+    ),
     "Child.id": ID,
     "Child.kind": ENUM,
     "Payload.content_type": CONTENT,
     "Payload.content_encoding": CONTENT,
-    "Payload.data": [
-        ("3 MiB and a bit", b"x" * (3 * limits.MIB + 1), "VALUE_TOO_LARGE"),
+    "Payload.data": WHOLE.also(
+        ("as large as a record", b"x" * limits.RECORD_BYTES_MAX, "VALUE_TOO_LARGE"),
         ("over gRPC's default limit", b"x" * (5 * limits.MIB), "VALUE_TOO_LARGE"),
-    ],
-    "Failure.type": [("is empty", "", FIELD), *TEXT],
+    ),
+    "Failure.type": TEXT.also(("is empty", "", FIELD)),
     "Failure.module": TEXT,
-    "Failure.message": ANYTHING,
+    "Failure.message": WHOLE,
     "Failure.args": INSIDE,
-    "Failure.traceback": ANYTHING,  # cut, not refused
-    "Failure.cause": INSIDE,
+    "Failure.traceback": WHOLE,  # cut, not refused
+    "Failure.cause": Kind(bounds=[bounds.CAUSES]),
     "Failure.language": TEXT,
     "Failure.retryable": ANYTHING,
     "Progress.current": ANYTHING,
     "Progress.total": ANYTHING,
-    "Progress.message": ANYTHING,
+    "Progress.message": WHOLE,
 }
 
 
@@ -304,7 +315,9 @@ def _templates() -> dict[str, Message]:
         "ResultService.BatchGetResults": results.BatchGetResultsRequest(task_ids=["t"]),
         "ResultService.WaitFor": results.WaitForRequest(task_ids=["t"]),
         "ResultService.Iterate": results.IterateRequest(group_id="g"),
-        "ResultService.Watch": results.WatchRequest(add_groups=[results.GroupWatch(group_id="g")]),
+        "ResultService.Watch": results.WatchRequest(
+            add_groups=[results.GroupWatch(group_id="g")], sequence=1
+        ),
         "ResultService.ForgetResults": results.ForgetResultsRequest(task_ids=["t"]),
         "ResultService.ListResults": results.ListResultsRequest(),
         "ResultService.GetServerInfo": results.GetServerInfoRequest(),
@@ -320,7 +333,7 @@ def _templates() -> dict[str, Message]:
         "GroupService.DeleteGroup": groups.DeleteGroupRequest(group_id="g"),
         "GroupService.ClaimGroup": groups.ClaimGroupRequest(group_id="g", token="secret"),
         "WorkerService.RevokeTasks": workers.RevokeTasksRequest(task_ids=["t"]),
-        "WorkerService.WatchRevocations": workers.WatchRevocationsRequest(),
+        "WorkerService.WatchRevocations": workers.WatchRevocationsRequest(sequence=1),
     }
     return {f"resultd.v1.{name}": request for name, request in sound.items()}
 
@@ -338,28 +351,83 @@ class Case(NamedTuple):
 
     def request(self) -> bytes:
         """Its bytes."""
-        request = type(TEMPLATES[self.method])()
-        request.CopyFrom(TEMPLATES[self.method])
-        self.spoil(request)
-        return request.SerializeToString()
+        return _changed(self.method, self.spoil)
+
+
+class Edge(NamedTuple):
+    """One bound of one field of an RPC's request."""
+
+    method: str
+    path: tuple[str, ...]
+    bound: Bound
+
+    @property
+    def name(self) -> str:
+        """The field, and what of it."""
+        return f"{'.'.join(self.path)} {self.bound.what}"
+
+    def request(self, size: int) -> bytes:
+        """The bytes of a request where it has this size."""
+        return _changed(self.method, _spoiler(self.path, self.bound.value(size), self.bound.beside))
+
+
+def _changed(method: str, change: Callable[[Message], None]) -> bytes:
+    request = type(TEMPLATES[method])()
+    request.CopyFrom(TEMPLATES[method])
+    change(request)
+    return request.SerializeToString()
 
 
 def cases() -> Iterator[Case]:
     """Every field of every RPC's request, spoiled in every way its kind has."""
-    for method, descriptor in METHODS.items():
-        template = TEMPLATES[method]
-        assert template.DESCRIPTOR.full_name == descriptor.input_type.full_name
+    for method in METHODS:
         short = method.removeprefix("resultd.v1.")
-        for path, field in _fields(template):
+        for path, field in fields(method):
+            kind = KINDS[key(field)]
             name = ".".join(path)
-            for what, value, reason in KINDS[_key(field)] or ():
+            for what, value, reason in kind.wrong if kind is not None else ():
                 yield Case(f"{short} {name} {what}", method, _spoiler(path, value), reason)
+    for edge in edges():
+        short, bound = edge.method.removeprefix("resultd.v1."), edge.bound
+        spoil = _spoiler(edge.path, bound.value(bound.beyond()), bound.beside)
+        yield Case(f"{short} {edge.name}: {bound.beyond()}", edge.method, spoil, bound.reason)
+
+
+def edges(method: str = "") -> Iterator[Edge]:
+    """Every bound of every field of an RPC's request; without a name, of all of them."""
+    for each in [method] if method else METHODS:
+        for path, field in fields(each):
+            # A message in its like, failures in failures, is bounded where the first one is.
+            kind = KINDS[key(field)] if path[-1:] != path[-2:-1] else None
+            for bound in kind.bounds if kind is not None else ():
+                yield Edge(each, path, bound)
+
+
+def described(message: Any) -> Iterator[Field]:
+    """The fields of a message's descriptor, and those of the messages in it, once each."""
+    found, left = set(), [message]
+    while left:
+        each = left.pop()
+        if each.full_name in found:
+            continue
+        found.add(each.full_name)
+        for field in each.fields:
+            yield field
+            if _is_ours(field):
+                left.append(field.message_type)
+
+
+def fields(method: str) -> Iterator[tuple[tuple[str, ...], Field]]:
+    """The fields of an RPC's request, those of the messages in its template too."""
+    template = TEMPLATES[method]
+    assert template.DESCRIPTOR.full_name == METHODS[method].input_type.full_name
+    yield from _fields(template)
 
 
 def _fields(message: Message) -> Iterator[tuple[tuple[str, ...], Field]]:
     for field in message.DESCRIPTOR.fields:
         yield (field.name,), field
-        if field.message_type is None or _is_map(field) or _foreign(field.message_type):
+        if not _is_ours(field):
             continue
         inner = getattr(message, field.name)
         if is_repeated(field):
@@ -371,13 +439,17 @@ def _fields(message: Message) -> Iterator[tuple[tuple[str, ...], Field]]:
                 yield (field.name, *path), found
 
 
-def _spoiler(path: tuple[str, ...], value: object) -> Callable[[Message], None]:
+def _spoiler(
+    path: tuple[str, ...], value: object, beside: Callable[[Any], None] | None = None
+) -> Callable[[Message], None]:
     def spoil(request: Message) -> None:
         holder: Any = request
         for name in path[:-1]:
             holder = getattr(holder, name)
             if not isinstance(holder, Message):  # a repeated field
                 holder = holder[0]
+        if beside is not None:
+            beside(holder)
         name = path[-1]
         present = dict.fromkeys([field.name for field, _ in holder.ListFields()])
         field = holder.DESCRIPTOR.fields_by_name[name]
@@ -386,6 +458,8 @@ def _spoiler(path: tuple[str, ...], value: object) -> Callable[[Message], None]:
             holder.ClearField(name)
         if not composite:
             setattr(holder, name, value)
+        elif isinstance(value, Message):
+            getattr(holder, name).CopyFrom(value)
         elif isinstance(value, dict) and not is_repeated(field):
             getattr(holder, name).SetInParent()
             for key, each in value.items():
@@ -406,7 +480,8 @@ def _fill_map(field: Any, values: dict[str, Any]) -> None:
             field[key] = value
 
 
-def _key(field: Field) -> str:
+def key(field: Field) -> str:
+    """What it is called in `KINDS`."""
     return f"{field.containing_type.name}.{field.name}"
 
 
@@ -418,9 +493,11 @@ def is_repeated(field: Field) -> bool:
     return found.label == descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
 
 
-def _is_map(field: Field) -> bool:
-    return bool(field.message_type is not None and field.message_type.GetOptions().map_entry)
-
-
-def _foreign(message: Any) -> bool:
-    return not message.full_name.startswith("resultd.")
+def _is_ours(field: Field) -> bool:
+    """Whether it holds messages of ours; a map is one field."""
+    message = field.message_type
+    return bool(
+        message is not None
+        and not message.GetOptions().map_entry
+        and message.full_name.startswith("resultd.")
+    )

@@ -783,7 +783,7 @@ class ListResultsRequest(google.protobuf.message.Message):
     """The `next_page_token` of the page before. Opaque."""
     @property
     def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[resultd.v1.state_pb2.State.ValueType]:
-        """Only these states; empty for all."""
+        """Only these states, at most 64; empty for all."""
 
     @property
     def since(self) -> google.protobuf.timestamp_pb2.Timestamp:

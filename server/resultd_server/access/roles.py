@@ -8,8 +8,10 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from resultd_server import limits
+
 EVERY_NAMESPACE = "*"
-NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+NAMESPACE = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{limits.NAMESPACE_BYTES_MAX - 1}}}")
 
 
 class Role(enum.IntEnum):

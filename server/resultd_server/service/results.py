@@ -159,6 +159,10 @@ class ResultService:
     async def list_results(self, request: pb.ListResultsRequest, call: Call) -> bytes:
         request.page_size = validate.page_size(request.page_size)
         validate.text("name", request.name)
+        if len(request.states) > limits.STATES_PER_CALL:
+            raise LimitExceeded(
+                "states", len(request.states), limits.STATES_PER_CALL, "name each state once"
+            )
         for state in request.states:
             validate.known_enum("states", state, state_pb2.State.values())
         if request.group_id:

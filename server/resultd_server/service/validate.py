@@ -30,7 +30,6 @@ from resultd_server.service import traces
 _field_of = itemgetter(0)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CUT = "\n… cut by resultd: {} bytes in all\n"
-_SECONDS_MAX = 253_402_300_799  # the last of year 9999, as far as a Timestamp goes
 # CUSTOM and UNSPECIFIED are no states but words of the protocol: whoever likes them may have them.
 _BUILT_IN_NAMES = frozenset(name.removeprefix("STATE_") for name in state_pb2.State.keys()) - {
     "CUSTOM",
@@ -189,7 +188,7 @@ def index(field: str, value: int) -> int:
 
 def timestamp(field: str, value: Timestamp) -> None:
     """A Timestamp as protobuf defines one, after 1970."""
-    if not (0 <= value.seconds <= _SECONDS_MAX and 0 <= value.nanos < 1_000_000_000):
+    if not (0 <= value.seconds <= limits.TIME_MAX_S and 0 <= value.nanos < 1_000_000_000):
         raise FieldInvalid(field, "is not a time since 1970", "leave it out, or send a valid one")
 
 

@@ -13,8 +13,6 @@ from resultd_server.service import validate
 from resultd_server.service.registry import Call
 from resultd_server.service.streams import Streams
 
-_SIGNAL_BYTES_MAX = 32
-
 
 class WorkerService:
     """Thin: every method validates, asks the engine, and answers."""
@@ -27,7 +25,7 @@ class WorkerService:
         self, request: pb.RevokeTasksRequest, call: Call
     ) -> pb.RevokeTasksResponse:
         ids = validate.ids("task_ids", request.task_ids)
-        signal = validate.text("signal", request.signal, _SIGNAL_BYTES_MAX) or "SIGTERM"
+        signal = validate.text("signal", request.signal, limits.SIGNAL_BYTES_MAX) or "SIGTERM"
         validate.no_control("signal", signal)
         reason = validate.text("reason", request.reason, limits.SHORT_TEXT_BYTES_MAX)
         wishes = [
