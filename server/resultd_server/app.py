@@ -54,12 +54,14 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # Not said: `grpc.server.max_pending_requests`. From 1,000 calls on that nobody has looked at
     # gRPC ends some with CANCELLED, which clients try again. 20,000 were tried: nobody was
     # cancelled, and a bystander of rapid resets waited 25 s, with 580 MiB of calls in the queue.
-    # Soft and hard alike: between them calls are refused at random.
     # A message nobody has asked for yet lies in gRPC, 64 KiB of it; with this probe the window
     # grows, and 3,000 batches of 500 kB at once took 1,287 MiB instead of 594.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.max_metadata_size", limits.METADATA_BYTES_MAX),
-    ("grpc.absolute_max_metadata_size", limits.METADATA_BYTES_MAX),
+    # Soft and hard alike: between them calls are refused at random. gRPC refuses what has as much.
+    ("grpc.max_metadata_size", limits.METADATA_BYTES_MAX + 1),
+    ("grpc.absolute_max_metadata_size", limits.METADATA_BYTES_MAX + 1),
+    # Until a peer has acknowledged the limit gRPC does not hold it to it, and waits a minute.
+    ("grpc.http2.settings_timeout", int(limits.KEEPALIVE_TIMEOUT_S * 1000)),
     # Clients behind NAT ping; by default the third ping ends the connection.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -2,7 +2,122 @@
 
 from __future__ import annotations
 
+import ast
+
+import pytest
+
 from resultd_server import limits
+from tests.support.request_fields import edges
+from tests.tooling.repository import ROOT
+
+FIELDS = {edge.bound.constant for edge in edges()}
+"""What bounds a field of a request: `tests/faults/test_limits.py` has four points of each."""
+
+TESTED = {
+    # At L-1, L, L+1 and 10 L.
+    "NAMESPACE_BYTES_MAX": "faults/test_limits.py::test_a_namespace_is_bounded_on_every_rpc",
+    "RECORD_BYTES_MAX": "faults/test_limits.py::test_a_record_is_bounded_as_it_is_read",
+    "TRACEBACK_BYTES_MAX": "faults/test_limits.py::test_a_traceback_is_cut_beyond_its_limit",
+    "WATCHED_IDS_PER_STREAM": "faults/test_limits.py::test_the_ids_of_a_stream_are_bounded",
+    "WATCHED_GROUPS_PER_STREAM": "faults/test_limits.py::test_the_groups_of_a_stream_are_bounded",
+    "GROUPS_PER_MEMBER": "faults/test_limits.py::test_the_groups_of_a_member_are_bounded",
+    "GROUP_DEPTH_MAX": "faults/test_limits.py::test_groups_nest_so_deep_and_no_deeper",
+    "REQUEST_BYTES_MAX": "faults/test_connection_limits.py::test_a_request_has_a_limit",
+    "METADATA_BYTES_MAX": (
+        "faults/test_connection_limits.py::test_metadata_has_a_limit_and_no_range_of_chance"
+    ),
+    "STREAMS_PER_CONNECTION": (
+        "faults/test_connection_limits.py::test_a_connection_has_so_many_streams"
+    ),
+    "CONNECTIONS_MAX": "faults/test_connection_limits.py::test_a_server_has_so_many_connections",
+    "STREAMS_MAX": (
+        "server/interceptors/test_limits.py::test_streams_beyond_the_bound_are_refused"
+    ),
+    "CALLS_MAX": (
+        "server/interceptors/test_limits.py::test_calls_beyond_their_number_are_sent_away"
+    ),
+    "CALLS_BYTES_MAX": (
+        "server/interceptors/test_limits.py::test_the_bytes_of_calls_are_counted_together"
+    ),
+    "WRITES_QUEUED_MAX": "server/engine/test_lmdb.py::test_the_queue_of_writes_is_bounded",
+    # Beyond the limit and within it.
+    "WRITES_QUEUED_BYTES_MAX": (
+        "server/engine/test_lmdb.py::test_every_write_takes_its_room_in_the_queue"
+    ),
+    "GROUP_PARENTS_VISITED": "server/ledger/test_nesting.py::test_the_search_upwards_is_bounded",
+    "ADMIN_CONNECTIONS_MAX": "server/test_admin.py::test_one_connection_too_many_is_closed",
+    "ADMIN_REQUEST_BYTES_MAX": "server/test_admin.py::test_a_head_without_end_is_refused",
+    "ADMIN_EXCHANGE_S": "server/test_admin.py::test_who_says_nothing_is_let_go",
+    "HANDSHAKE_TIMEOUT_S": "faults/test_hostile.py::test_who_does_not_speak_http2_is_closed_soon",
+    "KEEPALIVE_TIMEOUT_S": (
+        "faults/test_connection_limits.py::test_who_does_not_acknowledge_the_limits_is_closed"
+    ),
+    "CONNECTION_IDLE_S": "faults/test_hostile.py::test_a_connection_without_calls_is_closed",
+    "CONNECTION_AGE_S": (
+        "faults/test_hostile.py::test_a_call_that_never_ends_ends_with_its_connection"
+    ),
+    "CONNECTION_GRACE_S": (
+        "faults/test_hostile.py::test_a_call_that_never_ends_ends_with_its_connection"
+    ),
+    "STREAM_AGE_S": "server/service/test_streams.py::test_a_stream_that_is_old_ends_with_max_age",
+    "STALLED_WRITE_S": (
+        "server/service/test_streams.py::test_a_stalled_stream_is_dropped_and_told_so"
+    ),
+    # Of answers: what is more comes in the next page, frame or answer.
+    "RESPONSE_BYTES_MAX": "server/ledger/test_listing.py::test_pages_are_bounded_in_bytes",
+    "FRAME_TASKS_MAX": "server/core/test_tasks.py::test_frames_are_bounded",
+    "FRAME_BYTES": "server/core/test_tasks.py::test_frames_are_bounded_in_bytes",
+    "COMPLETE_GROUPS_PER_ANSWER": (
+        "server/service/test_results.py::"
+        "test_a_batch_whose_answer_would_be_too_large_is_answered_without_later_groups"
+    ),
+    "CLAIMABLE_PER_ANSWER": (
+        "server/ledger/test_claims.py::test_the_claimable_groups_of_an_answer_are_bounded"
+    ),
+    "CLAIMABLE_SCANNED": (
+        "server/ledger/test_claims.py::test_the_search_for_claimable_groups_is_bounded"
+    ),
+    "READ_ROWS_MAX": "server/ledger/test_listing.py::test_steps_are_bounded_in_rows",
+    "SWEEP_ROWS": "server/ledger/test_expiry.py::test_looking_again_at_what_is_kept_is_bounded",
+    "TOTAL_REQUESTS_REMEMBERED": (
+        "server/ledger/test_groups.py::test_requests_of_totals_are_remembered_so_far"
+    ),
+}
+"""What bounds requests otherwise, or what the server does for them, and the test that shows it."""
+
+NOBODYS = {
+    "units": ("KIB", "MIB", "SECOND_MS"),
+    "what holds where nobody says": (
+        *("TTL_DEFAULT_MS", "LEASE_DEFAULT_MS", "HEARTBEAT_DEFAULT_S"),
+    ),
+    "how long the server remembers": ("TOMBSTONE_MS", "REVOCATION_MS"),
+    "the server's own pace": (
+        *("FRAME_EVENTS_MAX", "STREAM_AGE_JITTER", "KEEPALIVE_S", "DESCRIPTORS_KEPT"),
+        *("FAREWELL_S", "ADMIN_FETCH_S", "WRITER_STUCK_S", "WRITER_LOOK_S"),
+        "COMMIT_OPERATIONS_MAX",
+    ),
+}
+"""What no request can be beyond."""
+
+
+def test_no_limit_is_forgotten() -> None:
+    """Every constant bounds a field of the generated table, has its test, or bounds no request."""
+    every = {name for name in vars(limits) if name.isupper()}
+    nobodys = {name for names in NOBODYS.values() for name in names}
+    assert every - FIELDS - TESTED.keys() - nobodys == set()
+    assert (FIELDS | TESTED.keys() | nobodys) - every == set()
+    assert not FIELDS & (TESTED.keys() | nobodys)
+    assert not TESTED.keys() & nobodys
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_the_test_of_a_limit_is_there(name: str) -> None:
+    """Each test that is named exists."""
+    path, _, test = TESTED[name].partition("::")
+    tree = ast.parse((ROOT / "tests" / path).read_text())
+    assert test in {
+        node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
 
 
 def test_the_limits_told_are_the_limits_kept() -> None:

@@ -151,7 +151,7 @@ async def metadata_bomb(peer: Peer) -> None:
     """64 KiB of headers, each its own."""
     block = header_block(call_headers(SERVICE + "GetResult"))
     block += header_block((f"x-{n}", "v" * 100) for n in range(600))
-    await peer.send(START + _in_frames(block))
+    await peer.send(START + in_frames(block))
     await peer.listen(peer.hold_s)
 
 
@@ -161,7 +161,7 @@ async def table_bomb(peer: Peer) -> None:
     length = bytes((0x7F,)) + _varint(len(value) - 127)
     entry = b"\x40" + bytes((3,)) + b"x-a" + length + value
     block = header_block(call_headers(SERVICE + "GetResult")) + entry + bytes((0xBE,)) * 5_000
-    await peer.send(START + _in_frames(block))
+    await peer.send(START + in_frames(block))
     await peer.listen(peer.hold_s)
 
 
@@ -285,7 +285,8 @@ def _varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
-def _in_frames(block: bytes) -> bytes:
+def in_frames(block: bytes) -> bytes:
+    """Headers of stream 1, in as many frames as they need."""
     pieces = [block[at : at + 16_000] for at in range(0, len(block), 16_000)]
     frames = [frame(http2.HEADERS, 0, 1, pieces[0])]
     frames += [frame(http2.CONTINUATION, 0, 1, piece) for piece in pieces[1:]]

@@ -424,12 +424,14 @@ async def test_the_queue_of_writes_is_bounded(
     """More writes than may queue are refused with Overloaded, by number and by size."""
     async with opened(clock, tmp_path, sync=False) as store:
         async with writer_held(store):
-            monkeypatch.setattr(limits, "WRITES_QUEUED_MAX", 2)
-            queued = asyncio.ensure_future(store.report("a"))
+            monkeypatch.setattr(limits, "WRITES_QUEUED_MAX", 5)
+            # One is with the writer, which is held: L with these, and then up to 10 L.
+            queued = [asyncio.ensure_future(store.report(f"a{number}")) for number in range(4)]
             await asyncio.sleep(0)
-            with pytest.raises(Overloaded, match="later"):
-                await store.report("b")
-        await queued
+            for _ in range(45):
+                with pytest.raises(Overloaded, match="later"):
+                    await store.report("b")
+        await asyncio.gather(*queued)
         monkeypatch.setattr(limits, "WRITES_QUEUED_BYTES_MAX", 100)
         with pytest.raises(Overloaded):
             await store.report("c", value=bytes(200))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from resultd_server import limits
 from resultd_server.errors import Draining, Overloaded
 from resultd_server.interceptors import Handler, Raw
 from resultd_server.interceptors.limits import Admission, CallBound, bound_streams
@@ -25,6 +26,15 @@ class Gate:
         """Answers once the gate is open."""
         await self.open.wait()
         return b"done"
+
+
+class Large(bytes):
+    """A request that says it is large."""
+
+    size_bytes = 0
+
+    def __len__(self) -> int:
+        return self.size_bytes
 
 
 class Load(NamedTuple):
@@ -89,26 +99,55 @@ async def test_quiet_is_when_nobody_knocks() -> None:
     assert door.refused == refused == 10
 
 
-async def test_streams_beyond_the_bound_are_refused() -> None:
-    """As many streams as the bound are taken, the next is OVERLOADED."""
+@pytest.mark.parametrize("maximum", [3, limits.STREAMS_MAX])
+async def test_streams_beyond_the_bound_are_refused(maximum: int) -> None:
+    """The stream that makes L-1 or L is taken, the one that makes L+1 or 10 L is OVERLOADED."""
     gate = Gate()
     gate.open.set()
-    assert await bound_streams(Load(2), 3)("method", gate)(b"", CONTEXT) == b"done"
-    with pytest.raises(Overloaded, match="3 streams are open"):
-        await bound_streams(Load(3), 3)("method", gate)(b"", CONTEXT)
+    bound = (maximum,) if maximum != limits.STREAMS_MAX else ()  # the server says nothing
+    for there in (maximum - 2, maximum - 1):
+        assert await bound_streams(Load(there), *bound)("method", gate)(b"", CONTEXT) == b"done"
+    for there in (maximum, 10 * maximum - 1):
+        with pytest.raises(Overloaded, match=f"{maximum} streams are open"):
+            await bound_streams(Load(there), *bound)("method", gate)(b"", CONTEXT)
 
 
-async def test_calls_beyond_their_number_are_sent_away() -> None:
-    """L calls are under way, the next is OVERLOADED, and there is room when one is answered."""
+@pytest.mark.parametrize(("maximum", "beyond"), [(limits.CALLS_MAX, 1), (20, 180)])
+async def test_calls_beyond_their_number_are_sent_away(maximum: int, beyond: int) -> None:
+    """L calls are under way, those up to 10 L are OVERLOADED, and there is room again after one."""
     gate = Gate()
-    handler = CallBound({"method"}, maximum=2).intercept("method", gate)
-    under_way = [asyncio.ensure_future(handler(b"", CONTEXT)) for _ in range(2)]
+    bound = CallBound({"method"}) if maximum == limits.CALLS_MAX else CallBound({"method"}, maximum)
+    handler = bound.intercept("method", gate)
+    under_way = [asyncio.ensure_future(handler(b"", CONTEXT)) for _ in range(maximum)]
     await asyncio.sleep(0)
-    with pytest.raises(Overloaded):
-        await handler(b"", CONTEXT)
+    assert not any(call.done() for call in under_way)
+    for _ in range(beyond):
+        with pytest.raises(Overloaded):
+            await handler(b"", CONTEXT)
     gate.open.set()
-    assert await asyncio.gather(*under_way) == [b"done", b"done"]
+    assert set(await asyncio.gather(*under_way)) == {b"done"}
     assert await handler(b"", CONTEXT) == b"done"
+
+
+@pytest.mark.parametrize(
+    ("more", "taken"), [(-1, True), (0, True), (1, False), (9 * limits.CALLS_BYTES_MAX, False)]
+)
+async def test_the_bytes_of_calls_are_counted_together(more: int, taken: bool) -> None:
+    """Beside one call under way another is taken that makes L-1 or L bytes with it, not more."""
+    gate = Gate()
+    handler = CallBound({"method"}).intercept("method", gate)
+    first = asyncio.ensure_future(handler(b"x", CONTEXT))
+    await asyncio.sleep(0)
+    # Nobody reads it: the same code counts what only says that it is so large.
+    large = Large()
+    large.size_bytes = limits.CALLS_BYTES_MAX - 1 + more
+    second = asyncio.ensure_future(handler(large, CONTEXT))
+    await asyncio.sleep(0)
+    assert second.done() is not taken
+    gate.open.set()
+    said = await asyncio.gather(first, second, return_exceptions=True)
+    assert said[0] == b"done"
+    assert said[1] == b"done" if taken else isinstance(said[1], Overloaded)
 
 
 async def test_calls_beyond_their_bytes_are_sent_away_and_one_alone_is_not() -> None:
