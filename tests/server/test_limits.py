@@ -69,7 +69,7 @@ TESTED = {
     "FRAME_BYTES": "server/core/test_tasks.py::test_frames_are_bounded_in_bytes",
     "COMPLETE_GROUPS_PER_ANSWER": (
         "server/service/test_results.py::"
-        "test_a_batch_whose_answer_would_be_too_large_is_answered_without_later_groups"
+        "test_a_batch_whose_answer_would_be_too_large_omits_groups_and_says_so"
     ),
     "CLAIMABLE_PER_ANSWER": (
         "server/ledger/test_claims.py::test_the_claimable_groups_of_an_answer_are_bounded"
