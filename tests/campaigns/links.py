@@ -63,7 +63,7 @@ class Run(streams.Run):
         few = iter([members[start : start + FEW] for start in range(0, half, FEW)])
         self._reporting.set()
         until = self._broken + len(KINDS) + 1  # one of them began before
-        while self._broken < until:
+        while self._broken < until and not self._over:
             await super()._report(stubs, group_id, next(few, []))
             await asyncio.sleep(FEW_S)
         await super()._report(stubs, group_id, [*itertools.chain(*few), *members[half:]])
