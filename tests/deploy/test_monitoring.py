@@ -59,7 +59,7 @@ class Told(NamedTuple):
 
 async def told(tmp_path: Path) -> Told:
     """Of a server that was used a little."""
-    quotas = {"records_per_namespace": 10, "bytes_per_namespace": 10_000}
+    quotas: dict[str, Any] = {"records_per_namespace": 10, "bytes_per_namespace": 10_000}
     async with serving(engine="lmdb", data=tmp_path, admin="127.0.0.1:0", **quotas) as served:
         await served.results.StoreResult(reports.success("a"))
         _, page = await get_soon(served.app.admin, "/metrics")
