@@ -54,9 +54,13 @@ def text(constant: str, beside: Callable[[Any], None] | None = None) -> Bound:
     return Bound("bytes", constant, "x".__mul__, beside=beside)
 
 
-def one_of_them(constant: str) -> Bound:
-    """Bytes of one among several texts."""
-    return Bound("bytes of one", constant, lambda size: ["t", "x" * size])
+def wide(bound: Bound) -> Bound:
+    """The same of a text whose characters have two bytes: bytes are counted."""
+    return bound._replace(what=f"{bound.what} of é", value=_wide)
+
+
+def _wide(size: int) -> str:
+    return "é" * (size // 2) + "x" * (size % 2)
 
 
 def number(constant: str, reason: str = FIELD) -> Bound:
@@ -119,7 +123,8 @@ def _traced(meta: task_pb2.TaskMeta) -> None:
 
 ID = text("ID_BYTES_MAX")
 IDS = (
-    one_of_them("ID_BYTES_MAX"),
+    Bound("bytes of one", "ID_BYTES_MAX", lambda size: ["t", "x" * size]),
+    Bound("bytes of one of é", "ID_BYTES_MAX", lambda size: ["t", _wide(size)]),
     many("IDS_PER_CALL", lambda count: [f"t{number}" for number in range(count)]),
 )
 TEXT = text("SHORT_TEXT_BYTES_MAX")

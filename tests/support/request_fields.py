@@ -61,10 +61,7 @@ class Kind(NamedTuple):
 
 
 def _text(bound: Bound, *wrong: Wrong) -> Kind:
-    # é has two bytes: bytes are counted, not characters.
-    limit = int(getattr(limits, bound.constant))
-    wide = "é" * (limit // 2) + "xx"[: 1 + limit % 2]
-    return Kind([("too many bytes in few characters", wide, FIELD), *wrong], [bound])
+    return Kind(wrong, [bound, bounds.wide(bound)])
 
 
 _CONTROL: list[Wrong] = [
@@ -222,9 +219,7 @@ KINDS: dict[str, Kind | None] = {
     "GroupMember.state": OUTPUT,
     "TaskMeta.task_id": ID,
     "TaskMeta.state": ENUM.also(("not said", 0, FIELD)),
-    "TaskMeta.custom_state": Kind(
-        [("beside a built-in state", "MINE", FIELD)], [bounds.CUSTOM_STATE]
-    ),
+    "TaskMeta.custom_state": _text(bounds.CUSTOM_STATE, ("beside a built-in state", "MINE", FIELD)),
     "TaskMeta.terminal": OUTPUT,
     "TaskMeta.value": INSIDE,
     "TaskMeta.failure": INSIDE,
