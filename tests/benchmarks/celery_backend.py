@@ -105,7 +105,7 @@ def _cases(size: Size) -> list[_Case]:
                     {USUAL: at_most(0.25)}),
             _Answer("held", f"{many:,} published, pending: subscriptions at the server", "", 1),
             _Answer("mib", f"{many:,} published, pending: the client's memory", "MiB", 1),
-        ), (USUAL, ECHO), fresh=fresh),
+        ), fresh=fresh),
         _Case("waited", many, (
             _Answer("never", "get(timeout=0.2) of what never comes", *ms),
             _Answer("held", f"{many:,} waited for in one get(): subscriptions at the server", "",

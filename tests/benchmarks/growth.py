@@ -42,7 +42,7 @@ async def run(size: Size) -> list[Row]:
     few, *more = (
         Wanted(n) for n in ((10_000, _BUILT, 10_000_000) if size is Size.FULL else (50, 100))
     )
-    calls, alone, rounds = size.of(3_000, 128), size.of(400, 10), size.of(4, 1)
+    calls, alone, rounds = size.of(3_000, 128), size.of(400, 10), size.of(3, 1)
     passes = size.of(3, 1)  # one takes few ticks of the clock of CPU time
     seen: dict[Wanted, _Seen] = defaultdict(lambda: defaultdict(list))
     with stores.directory_for(keep=size is Size.FULL) as directory:

@@ -82,7 +82,7 @@ CAMPAIGN = Campaign(
     "fuzz",
     "No bytes end in INTERNAL, in an exception that is not the documented one, in no answer, or "
     "in more than a second of CPU.",
-    {Size.CI: Plan(25.0), Size.DEEP: Plan(3_600.0), Size.RELEASE: Plan(8 * 3_600.0)},
+    {Size.CI: Plan(120.0), Size.DEEP: Plan(3_600.0), Size.RELEASE: Plan(8 * 3_600.0)},
     run,
 )
 
