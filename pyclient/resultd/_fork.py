@@ -118,8 +118,10 @@ def _rest(deadline: float) -> None:
     # Channels of other code in this process (grpc.aio's, too) keep their threads: the time
     # runs out once, and later forks know how many not to wait for.
     global _foreign
-    count = native_threads()
-    while count > _foreign and time.monotonic() < deadline:
+    # Twice in a row: a thread that is being born has the process's name until it takes its own.
+    count, calm = native_threads(), 0
+    while calm < 2 and time.monotonic() < deadline:
+        calm = calm + 1 if count <= _foreign else 0
         time.sleep(0.0005)
         count = native_threads()
     if count:

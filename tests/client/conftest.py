@@ -28,9 +28,11 @@ def server() -> Iterator[Server]:
 def client(server: Server) -> Iterator[Client]:
     """A client of the shared server."""
     from resultd.client import Client
+    from tests.support.results import join_timers
 
     with Client(server.url) as made:
         yield made
+        join_timers()
 
 
 @pytest.fixture

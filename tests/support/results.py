@@ -9,13 +9,22 @@ from collections.abc import Callable
 from resultd.client import Client
 from resultd.results import AsyncResult
 
+_timers: list[threading.Timer] = []
+
 
 def later(seconds: float, work: Callable[[], object]) -> threading.Timer:
     """Do something in a while."""
     timer = threading.Timer(seconds, work)
     timer.daemon = True
     timer.start()
+    _timers.append(timer)
     return timer
+
+
+def join_timers() -> None:
+    """Wait for what was to be done later: a result may be there before its storer is answered."""
+    while _timers:
+        _timers.pop().join(5)
 
 
 def failed(client: Client, task_id: str, error: Exception) -> AsyncResult:
