@@ -120,8 +120,10 @@ def _rest(deadline: float) -> None:
     global _foreign
     # Twice in a row: a thread that is being born has the process's name until it takes its own.
     count, calm = native_threads(), 0
-    while calm < 2 and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
         calm = calm + 1 if count <= _foreign else 0
+        if calm == 2:
+            break
         time.sleep(0.0005)
         count = native_threads()
     if count:

@@ -188,12 +188,12 @@ class Supervisor:
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self._running[index] = process
-        if self._stops():  # `drain` and `stop` did not see it
-            process.terminate()
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             with contextlib.suppress(OSError):  # it is dead already
+                if self._stops():  # `drain` and `stop` did not see it
+                    process.terminate()
                 process.stdin.write(order(self._settings, self._place(index)))
                 await process.stdin.drain()
             if (await process.stdout.readline()).startswith(b"resultd ready"):
