@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -80,16 +81,46 @@ def guard() -> None:
     _registered = True
 
 
-def native_threads() -> int:
-    """Count gRPC's native threads in this process; -1 where that cannot be told."""
+def native_threads(others: frozenset[int] = frozenset()) -> int:
+    """Count gRPC's native threads in this process; -1 where that cannot be told.
+
+    A thread that is being born is one as well: until it runs, which takes long on a busy
+    machine, it has no name of its own. So what Python does not know counts, unless it is in
+    ``others`` (thread ids) and not named by gRPC.
+    """
     try:
-        names = [(task / "comm").read_text() for task in _TASKS.iterdir()]
-    except FileNotFoundError:
-        # No /proc, or a thread ended while it was looked at: then look again.
-        return -1 if not _TASKS.exists() else native_threads()
+        named, unseen = _unknown_to_python()
     except OSError:
         return -1
-    return sum(name.startswith(_NATIVE_NAMES) for name in names)
+    return unseen + sum(
+        tid not in others or name.startswith(_NATIVE_NAMES) for tid, name in named.items()
+    )
+
+
+def _unknown_to_python() -> tuple[dict[int, str], int]:
+    """The names of this process's threads that no Thread object stands for, by their ids.
+
+    And how many there are that were not seen: when a thread ends while they are listed, Linux
+    may end the list there (``next_tid`` in fs/proc/base.c). The links of the directory tell.
+    """
+    named: dict[int, str] = {}
+    for task in _TASKS.iterdir():
+        # A thread may end while it is looked at: it is gone, then.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            named[int(task.name)] = (task / "comm").read_text()
+    unseen = max(0, _TASKS.stat().st_nlink - 2 - len(named))
+    for thread in threading.enumerate():
+        named.pop(thread.native_id or 0, None)
+    return named, unseen
+
+
+def _others() -> frozenset[int]:
+    """The threads that are here already and neither Python's nor gRPC's."""
+    try:
+        unknown, _ = _unknown_to_python()
+    except OSError:
+        return frozenset()
+    return frozenset(tid for tid, name in unknown.items() if not name.startswith(_NATIVE_NAMES))
 
 
 def _all() -> list[Forkable]:
@@ -104,28 +135,25 @@ def _before() -> None:
     gate.acquire()  # another thread that forks is waited for
     _forking = threading.get_ident()
     deadline = time.monotonic() + REST_MAX
+    others = _others()
     _held.extend(_all())  # those that become known from here on cannot open anything
     for forkable in _held:
         forkable.before_fork(deadline)
     if _registered:
-        _rest(deadline)
+        _rest(deadline, others)
 
 
-def _rest(deadline: float) -> None:
+def _rest(deadline: float, others: frozenset[int]) -> None:
     if not sys.platform.startswith("linux"):
         time.sleep(REST_BLIND)
         return
     # Channels of other code in this process (grpc.aio's, too) keep their threads: the time
     # runs out once, and later forks know how many not to wait for.
     global _foreign
-    # Twice in a row: a thread that is being born has the process's name until it takes its own.
-    count, calm = native_threads(), 0
-    while time.monotonic() < deadline:
-        calm = calm + 1 if count <= _foreign else 0
-        if calm == 2:
-            break
+    count = native_threads(others)
+    while count > _foreign and time.monotonic() < deadline:
         time.sleep(0.0005)
-        count = native_threads()
+        count = native_threads(others)
     if count:
         time.sleep(REST_BLIND)
     _foreign = max(0, count)

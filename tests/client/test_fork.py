@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -187,13 +191,13 @@ def test_threads_of_others_are_waited_for_once(
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         grpc.channel_ready_future(channel).result(timeout=5)
         began = time.monotonic()
-        _fork._rest(began + 0.2)
+        _fork._rest(began + 0.2, frozenset())
         first = time.monotonic() - began
         learned = _fork._foreign
         # More than there are: gRPC starts another thread when it pleases.
         monkeypatch.setattr(_fork, "_foreign", learned + 20)
         began = time.monotonic()
-        _fork._rest(began + 10)
+        _fork._rest(began + 10, frozenset())
         second = time.monotonic() - began
     assert first >= 0.2
     assert learned > 0
@@ -217,3 +221,48 @@ def test_then_fires_in_a_child_of_a_result_the_parent_listens_to(
         return heard.wait(5) and all_heard.wait(5)
 
     assert exit_code(in_child(listens)) == 0
+
+
+def test_a_thread_without_a_name_is_waited_for_unless_it_was_there_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """gRPC's threads get their names only when they run: one that is new is taken for its own."""
+    monkeypatch.setattr(_fork, "_foreign", 0)
+    there_before = _fork._others()
+    let_go = threading.Event()
+    # Unknown to the threading module, like a native thread, and named like the process.
+    _thread.start_new_thread(let_go.wait, ())
+    try:
+        assert _fork.native_threads(there_before) == 1
+        assert _fork.native_threads(_fork._others()) == 0
+        began = time.monotonic()
+        threading.Timer(0.2, let_go.set).start()
+        _fork._rest(began + 10, there_before)
+        assert 0.2 <= time.monotonic() - began < 5
+        assert _fork._foreign == 0
+    finally:
+        let_go.set()
+
+
+def test_a_list_of_threads_that_was_cut_short_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Linux ends the list at a thread that is ending; the one behind it is there all the same."""
+
+    class Tasks(type(tmp_path)):  # type: ignore[misc]
+        shown = 3
+
+        def iterdir(self) -> Iterator[Path]:
+            return itertools.islice(super().iterdir(), self.shown)
+
+        def stat(self, *, follow_symlinks: bool = True) -> SimpleNamespace:
+            return SimpleNamespace(st_nlink=2 + 3)  # not every file system counts them
+
+    for tid in range(100, 103):
+        task = tmp_path / str(tid)
+        task.mkdir()
+        (task / "comm").write_text("python\n")
+    monkeypatch.setattr(_fork, "_TASKS", Tasks(tmp_path))
+    assert _fork.native_threads(frozenset({100, 101, 102})) == 0
+    monkeypatch.setattr(Tasks, "shown", 2)
+    assert _fork.native_threads(frozenset({100, 101, 102})) == 1
