@@ -9,12 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from resultd.v1 import group_service_pb2, result_service_pb2, worker_service_pb2
-from resultd_server import heap, limits, listening
+from resultd_server import acceptance, heap, limits, listening
+from resultd_server.acceptance import Acceptance, Method
 from resultd_server.admin import AdminServer, Answer, verdict
 from resultd_server.config import Settings
 from resultd_server.core import sweeper
@@ -167,8 +167,8 @@ class App:
             number, total, directory = self._place
             self._peers = Peers(self.engine.hub, directory, number, total)
             await self._peers.start()
-        self._server = grpc.aio.server(
-            options=[
+        self._server = acceptance.make_server(
+            [
                 ("grpc.so_reuseport", int(self._place is not None)),
                 ("grpc.max_allowed_incoming_connections", listening.connections_max()),
                 *OPTIONS,
@@ -179,6 +179,7 @@ class App:
         if self._settings.admin:
             await self._start_admin()
         await self._server.start()
+        self._acceptance.start()
         await self._set_health(SERVING)
         self._tasks = [
             asyncio.create_task(self.streams.watch_stalled(), name="watch-stalled"),
@@ -258,16 +259,21 @@ class App:
         info = ServerInfo(
             metadata.version("resultd"), FEATURES, self._clock(), self._settings.quotas
         )
-        interceptors: list[Interceptor] = [answer_errors]
+        of_all: list[Interceptor] = [answer_errors]
         if self._settings.log_level == "debug":
-            interceptors.append(log_calls)
+            of_all.append(log_calls)
         if self._settings.admin:
-            self.calls = Calls(_methods(streaming=True))
+            self.calls = Calls(_streaming())
             self.streams.wake_seconds = Histogram(WAKE_SECONDS)
-            interceptors.append(self.calls.intercept)
-        interceptors += [self.admission.intercept, CallBound(_methods(streaming=False)).intercept]
+            of_all.append(self.calls.intercept)
+        of_all.append(self.admission.intercept)
         door = self._entrance.door
-        of_streams = (bound_streams(self.streams, self._streams_max), door.hold)
+        bound = CallBound()
+        around = registry.Interceptors(
+            of_all,
+            of_unary=(bound.intercept,),
+            of_streams=(bound_streams(self.streams, self._streams_max), door.hold),
+        )
         results = ResultService(self.engine, self.streams, info)
         served = {
             result_service_pb2: ("ResultService", results),
@@ -275,24 +281,20 @@ class App:
             worker_service_pb2: ("WorkerService", WorkerService(self.engine, self.streams)),
         }
         names = []
+        methods: list[Method] = []
         for module, (name, servicer) in served.items():
             service = module.DESCRIPTOR.services_by_name[name]
             names.append(service.full_name)
-            self._server.add_generic_rpc_handlers(
-                (registry.handlers(service, servicer, interceptors, of_streams, door.identify),)
-            )
+            methods += registry.methods(service, servicer, around, door.identify)
         self._names = [*names]
         if self._settings.channelz:
             from resultd_server.service import channelz
 
             names.append(channelz.SERVICE.full_name)
-            self._server.add_generic_rpc_handlers(
-                (
-                    registry.handlers(
-                        channelz.SERVICE, channelz.Channelz(), interceptors, (), door.everywhere
-                    ),
-                )
+            methods += registry.methods(
+                channelz.SERVICE, channelz.Channelz(), around, door.everywhere
             )
+        self._acceptance = Acceptance(self._server, methods, bound)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self._settings.reflection:
             from grpc_reflection.v1alpha import reflection
@@ -359,6 +361,7 @@ class App:
             await self._set_health(NOT_SERVING)
             await self._server.stop(_LAST_WORD_S)
         await self._server.stop(None)
+        await self._acceptance.ended()
         await self.engine.close()  # what is under way is changed, and heard of
         if self._peers is not None:
             await self._peers.close()
@@ -366,14 +369,14 @@ class App:
             await self._admin.close()
 
 
-def _methods(*, streaming: bool) -> set[str]:
-    """The methods that answer with a stream, or those that do not."""
+def _streaming() -> set[str]:
+    """The methods that answer with a stream."""
     return {
         method.full_name
         for module in (result_service_pb2, group_service_pb2, worker_service_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
-        if method.server_streaming is streaming
+        if method.server_streaming
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
 from typing import Protocol
 
 from resultd_server import limits
@@ -80,31 +79,29 @@ def bound_streams(load: Load, maximum: int = limits.STREAMS_MAX) -> Interceptor:
 class CallBound:
     """Refuses unary calls beyond what the server answers in good time, by number and bytes.
 
-    `methods`: those it is for. A stream holds its place for hours, and has a bound of its own.
+    Not for streams: one holds its place for hours, and they have a bound of their own.
     """
 
     def __init__(
-        self,
-        methods: Collection[str],
-        maximum: int = limits.CALLS_MAX,
-        bytes_max: int = limits.CALLS_BYTES_MAX,
+        self, maximum: int = limits.CALLS_MAX, bytes_max: int = limits.CALLS_BYTES_MAX
     ) -> None:
-        self._methods = methods
         self._maximum = maximum
         self._bytes_max = bytes_max
         self._calls = 0
         self._bytes = 0
 
-    def intercept(self, method: str, handler: Handler) -> Handler:
-        """Counts calls in and out."""
-        if method not in self._methods:
-            return handler
+    def full(self) -> bool:
+        """Whether there may be no room for another request: then it need not be read."""
+        room = max(0, self._bytes_max - limits.REQUEST_BYTES_MAX)
+        return self._calls >= self._maximum or self._bytes > room
+
+    def intercept(self, _: str, handler: Handler) -> Handler:
+        """Counts calls in and out. One whose request was not read is refused."""
 
         async def wrapped(raw: Raw, context: Context) -> bytes | None:
-            assert isinstance(raw, bytes)  # a unary call has one request
-            size_bytes = len(raw)
+            size_bytes = len(raw) if isinstance(raw, bytes) else 0  # unread
             full = self._calls >= self._maximum or self._bytes + size_bytes > self._bytes_max
-            if full and self._calls:
+            if not isinstance(raw, bytes) or (full and self._calls):
                 raise Overloaded(
                     f"{self._calls} calls with {self._bytes} bytes are under way: try later."
                 )

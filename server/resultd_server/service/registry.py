@@ -15,6 +15,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from resultd_server.acceptance import Method, Rpc
 from resultd_server.errors import MalformedMessage
 from resultd_server.interceptors import Context, Handler, Interceptor, Raw
 from resultd_server.interceptors.auth import Identify
@@ -28,37 +29,51 @@ class Call(NamedTuple):
     context: Context
 
 
-def handlers(
+class Interceptors(NamedTuple):
+    """What goes around handlers, the outermost first: those of all, then those of their kind.
+
+    `of_unary` is also asked without a request (`acceptance.py`), and refuses that.
+    """
+
+    of_all: Sequence[Interceptor]
+    of_unary: Sequence[Interceptor]
+    of_streams: Sequence[Interceptor]
+
+
+def methods(
     service: ServiceDescriptor,
     servicer: object,
-    interceptors: Sequence[Interceptor],
-    of_streams: Sequence[Interceptor],
+    interceptors: Interceptors,
     identify: Callable[[str], Identify],
-) -> grpc.GenericRpcHandler:
+) -> list[Method]:
     """Serves every method of a service by the servicer's method of its snake-case name.
 
     Unary methods take (request, call) and return a message or its bytes; streaming ones
     write to `call.context` and return None; those with a stream of requests get an
-    async iterator of parsed ones. The first interceptor is the outermost. `identify`: who
-    checks a method's calls and tells their namespace.
+    async iterator of parsed ones. `identify`: who checks a method's calls and tells their
+    namespace.
     """
-    found = {}
+    found = []
     for method in service.methods:
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
         handler = _adapt(method, getattr(servicer, name), identify(method.full_name))
-        around = (*interceptors, *of_streams) if method.server_streaming else interceptors
-        for interceptor in reversed(around):
+        kind = interceptors.of_streams if method.server_streaming else interceptors.of_unary
+        for interceptor in reversed((*interceptors.of_all, *kind)):
             handler = interceptor(method.full_name, handler)
-        found[method.name] = _rpc(method, handler)
-    return grpc.method_handlers_generic_handler(service.full_name, found)
+        found.append(Method(service.full_name, method.name, *_rpcs(method, handler)))
+    return found
 
 
-def _rpc(method: MethodDescriptor, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
+def _rpcs(method: MethodDescriptor, handler: Handler) -> tuple[Rpc, Rpc | None]:
     if method.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(handler)
+        return grpc.stream_stream_rpc_method_handler(handler), None
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(handler)
-    return grpc.unary_unary_rpc_method_handler(handler)
+        return grpc.unary_stream_rpc_method_handler(handler), None
+    # Asked as if requests were a stream, gRPC waits for none: `CallBound` refuses what is unread.
+    return (
+        grpc.unary_unary_rpc_method_handler(handler),
+        grpc.stream_unary_rpc_method_handler(handler),
+    )
 
 
 def _adapt(

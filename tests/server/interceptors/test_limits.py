@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -116,7 +117,7 @@ async def test_streams_beyond_the_bound_are_refused(maximum: int) -> None:
 async def test_calls_beyond_their_number_are_sent_away(maximum: int, beyond: int) -> None:
     """L calls are under way, those up to 10 L are OVERLOADED, and there is room again after one."""
     gate = Gate()
-    bound = CallBound({"method"}) if maximum == limits.CALLS_MAX else CallBound({"method"}, maximum)
+    bound = CallBound() if maximum == limits.CALLS_MAX else CallBound(maximum)
     handler = bound.intercept("method", gate)
     under_way = [asyncio.ensure_future(handler(b"", CONTEXT)) for _ in range(maximum)]
     await asyncio.sleep(0)
@@ -135,7 +136,7 @@ async def test_calls_beyond_their_number_are_sent_away(maximum: int, beyond: int
 async def test_the_bytes_of_calls_are_counted_together(more: int, taken: bool) -> None:
     """Beside one call under way another is taken that makes L-1 or L bytes with it, not more."""
     gate = Gate()
-    handler = CallBound({"method"}).intercept("method", gate)
+    handler = CallBound().intercept("method", gate)
     first = asyncio.ensure_future(handler(b"x", CONTEXT))
     await asyncio.sleep(0)
     # Nobody reads it: the same code counts what only says that it is so large.
@@ -153,7 +154,7 @@ async def test_the_bytes_of_calls_are_counted_together(more: int, taken: bool) -
 async def test_calls_beyond_their_bytes_are_sent_away_and_one_alone_is_not() -> None:
     """Requests under way have so many bytes together; one that is larger passes alone."""
     gate = Gate()
-    handler = CallBound({"method"}, bytes_max=10).intercept("method", gate)
+    handler = CallBound(bytes_max=10).intercept("method", gate)
     large = asyncio.ensure_future(handler(b"x" * 11, CONTEXT))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
@@ -163,7 +164,44 @@ async def test_calls_beyond_their_bytes_are_sent_away_and_one_alone_is_not() -> 
     assert await asyncio.gather(*(handler(b"x" * 5, CONTEXT) for _ in range(2))) == [b"done"] * 2
 
 
-def test_streams_are_not_counted_among_the_calls() -> None:
-    """A method that is not among the unary ones is handed through as it is."""
+@pytest.mark.parametrize(("more", "full"), [(-1, False), (0, False), (1, True)])
+async def test_no_request_is_read_where_the_largest_has_no_room(more: int, full: bool) -> None:
+    """At L-1 and L bytes under way, less the largest request, the next is read; at L+1 not."""
+    gate, bound = Gate(), CallBound()
+    handler = bound.intercept("method", gate)
+    assert not bound.full()
+    large = Large()
+    large.size_bytes = limits.CALLS_BYTES_MAX - limits.REQUEST_BYTES_MAX + more
+    call = asyncio.ensure_future(handler(large, CONTEXT))
+    await asyncio.sleep(0)
+    assert bound.full() is full
+    gate.open.set()
+    await call
+    assert not bound.full()
+
+
+async def test_no_request_is_read_where_there_are_too_many_calls() -> None:
+    """L-1 calls: the next is read; L: it is not."""
+    gate, bound = Gate(), CallBound(3)
+    handler = bound.intercept("method", gate)
+    calls = [asyncio.ensure_future(handler(b"", CONTEXT)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert not bound.full()
+    calls.append(asyncio.ensure_future(handler(b"", CONTEXT)))
+    await asyncio.sleep(0)
+    assert bound.full()
+    gate.open.set()
+    await asyncio.gather(*calls)
+
+
+async def test_a_call_whose_request_was_not_read_is_refused() -> None:
+    """However much room there is by now: there is nothing to serve."""
     gate = Gate()
-    assert CallBound({"another"}).intercept("method", gate) is gate
+    gate.open.set()
+
+    class Unread(AsyncIterator[bytes]):
+        async def __anext__(self) -> bytes:
+            raise AssertionError("it is not read")
+
+    with pytest.raises(Overloaded):
+        await CallBound().intercept("method", gate)(Unread(), CONTEXT)
