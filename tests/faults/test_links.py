@@ -11,6 +11,7 @@ import pytest
 
 from tests.campaigns import links, streams
 from tests.campaigns._record import Size, Tally
+from tests.support import plants
 from tests.support.links import Link, remove_leftovers, why_not
 from tests.tooling.repository import ROOT
 
@@ -26,6 +27,17 @@ def test_streams_go_on_when_the_cable_is_back() -> None:
     assert min(tally.counts[what] for what in (links.SHORT, links.LONG, links.RESTART)) > 0
     assert tally.counts["silences"] > 0
     assert tally.counts["packets lost"] > 0
+
+
+@pytest.mark.slow
+def test_the_links_bite() -> None:
+    """A server whose cursors stay behind: who goes on after the cable was out gets events twice."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    program = plants.program("cursor-behind")
+    plan = streams.Plan(events=1, members=200, groups=1, pause_s=(0.1, 0.4), program=program)
+    assert any("duplicate" in fault for fault in links.run(plan, seed=7).faults)
 
 
 LEAVES_ONE = """
