@@ -28,7 +28,9 @@ REST_MAX = 1.0
 REST_BLIND = 0.01
 
 # How gRPC names its native threads (cut to 15 bytes by the kernel).
-_NATIVE_NAMES = ("grpc", "event_engine", "lifeguard", "resolver", "default-exec", "timer_manager")
+_NATIVE_NAMES = (
+    *(b"grpc", b"event_engine", b"lifeguard", b"resolver", b"default-exec", b"timer_manager"),
+)
 _TASKS = Path("/proc/self/task")
 
 
@@ -58,10 +60,14 @@ _forking = 0  # the thread that forks
 _held: list[Forkable] = []
 # Threads that did not go when we waited for them: those of other channels in this process.
 _foreign = 0
+# Threads that were there when nothing of ours was open, and that neither Python nor gRPC named.
+_others: frozenset[int] = frozenset()
 
 
 def know(forkable: Forkable) -> None:
     """Look after something from now on."""
+    if not _registered:
+        _look_around()
     with _knowing:
         _known.add(forkable)
 
@@ -81,46 +87,47 @@ def guard() -> None:
     _registered = True
 
 
-def native_threads(others: frozenset[int] = frozenset()) -> int:
+def native_threads() -> int:
     """Count gRPC's native threads in this process; -1 where that cannot be told.
 
     A thread that is being born is one as well: until it runs, which takes long on a busy
-    machine, it has no name of its own. So what Python does not know counts, unless it is in
-    ``others`` (thread ids) and not named by gRPC.
+    machine, it has no name of its own. So what Python does not know counts, unless it was there
+    when nothing of ours was open and is not named by gRPC.
     """
     try:
         named, unseen = _unknown_to_python()
     except OSError:
         return -1
     return unseen + sum(
-        tid not in others or name.startswith(_NATIVE_NAMES) for tid, name in named.items()
+        tid not in _others or name.startswith(_NATIVE_NAMES) for tid, name in named.items()
     )
 
 
-def _unknown_to_python() -> tuple[dict[int, str], int]:
+def _unknown_to_python() -> tuple[dict[int, bytes], int]:
     """The names of this process's threads that no Thread object stands for, by their ids.
 
     And how many there are that were not seen: when a thread ends while they are listed, Linux
     may end the list there (``next_tid`` in fs/proc/base.c). The links of the directory tell.
     """
-    named: dict[int, str] = {}
+    named: dict[int, bytes] = {}
     for task in _TASKS.iterdir():
         # A thread may end while it is looked at: it is gone, then.
         with suppress(FileNotFoundError, ProcessLookupError):
-            named[int(task.name)] = (task / "comm").read_text()
+            named[int(task.name)] = (task / "comm").read_bytes()
     unseen = max(0, _TASKS.stat().st_nlink - 2 - len(named))
     for thread in threading.enumerate():
         named.pop(thread.native_id or 0, None)
     return named, unseen
 
 
-def _others() -> frozenset[int]:
-    """The threads that are here already and neither Python's nor gRPC's."""
+def _look_around() -> None:
+    """Learn whose threads are here, while nothing of ours is open."""
+    global _others
     try:
         unknown, _ = _unknown_to_python()
     except OSError:
-        return frozenset()
-    return frozenset(tid for tid, name in unknown.items() if not name.startswith(_NATIVE_NAMES))
+        return
+    _others = frozenset(tid for tid, name in unknown.items() if not name.startswith(_NATIVE_NAMES))
 
 
 def _all() -> list[Forkable]:
@@ -135,25 +142,24 @@ def _before() -> None:
     gate.acquire()  # another thread that forks is waited for
     _forking = threading.get_ident()
     deadline = time.monotonic() + REST_MAX
-    others = _others()
     _held.extend(_all())  # those that become known from here on cannot open anything
     for forkable in _held:
         forkable.before_fork(deadline)
     if _registered:
-        _rest(deadline, others)
+        _rest(deadline)
 
 
-def _rest(deadline: float, others: frozenset[int]) -> None:
+def _rest(deadline: float) -> None:
     if not sys.platform.startswith("linux"):
         time.sleep(REST_BLIND)
         return
     # Channels of other code in this process (grpc.aio's, too) keep their threads: the time
     # runs out once, and later forks know how many not to wait for.
     global _foreign
-    count = native_threads(others)
+    count = native_threads()
     while count > _foreign and time.monotonic() < deadline:
         time.sleep(0.0005)
-        count = native_threads(others)
+        count = native_threads()
     if count:
         time.sleep(REST_BLIND)
     _foreign = max(0, count)
@@ -164,17 +170,19 @@ def _after_in_parent() -> None:
     held = list(_held)
     _held.clear()
     _forking = 0
+    if _registered:
+        _look_around()
     gate.release()
     for forkable in held:
         forkable.after_fork_in_parent()
 
 
 def _after_in_child() -> None:
-    global gate, _knowing, _forking, _foreign
+    global gate, _knowing, _forking, _foreign, _others
     gate, _knowing = threading.RLock(), threading.Lock()
     _held.clear()
     _forking = 0
-    _foreign = 0  # threads do not come along
+    _foreign, _others = 0, frozenset()  # threads do not come along
     # Also what became known while the fork was on its way, in a thread that is not here.
     for forkable in _all():
         forkable.after_fork_in_child()

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from resultd import _core, _effects, results
+from resultd import _core, _effects, _fork, results
 from resultd._core import ClientCore, ReturnWhen, ServerInfo, WaitOutcome, ids_of
 from resultd._effects import Op
 from resultd._group_handle import ClaimOutcome, GroupHandleCore, GroupInfo, Order
@@ -276,8 +276,9 @@ class Client(ClientCore):
         endpoint = self._endpoint
         if endpoint is not None:
             return endpoint
-        from resultd import _channel
-
+        # Who forks meanwhile waits: in the child an import that is under way never ends.
+        with _fork.gate:
+            from resultd import _channel
         with self._opening:
             if self._closed:
                 raise RuntimeError("the client is closed")

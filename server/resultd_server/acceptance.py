@@ -17,7 +17,7 @@ for every method (decision 0015). A gRPC whose insides are others serves as it a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import grpc
@@ -27,7 +27,7 @@ QUESTIONS = 8
 """Open to gRPC's core for each method: 2 to 32 were tried."""
 
 _TAKE = {
-    "_handle_rpc": (
+    (cygrpc, "_handle_rpc"): (
         "method_name",
         "method_resolver",
         "interceptors",
@@ -35,19 +35,21 @@ _TAKE = {
         "loop",
         "concurrency_exceeded",
     ),
-    "_schedule_rpc_coro": ("rpc_coro", "rpc_state", "loop", "method_name"),
+    (cygrpc, "_schedule_rpc_coro"): ("rpc_coro", "rpc_state", "loop", "method_name"),
+    (cygrpc.AioServer, "_make_request_call_future"): ("self", "method_bytes"),
+    (cygrpc.AioServer, "_request_registered_call"): ("self", "method"),
+    (cygrpc.AioServer, "is_running"): ("self",),
 }
-"""gRPC's functions that are called here, and what they take."""
+"""gRPC's functions that are called or replaced here, and what they take."""
 
 
 def _known() -> bool:
     """Whether gRPC's insides are those this module knows."""
-    methods = getattr(cygrpc.AioServer, "_request_registered_call", None)
-    codes = {name: getattr(getattr(cygrpc, name, None), "__code__", None) for name in _TAKE}
-    return methods is not None and all(
-        code is not None and code.co_varnames[: code.co_argcount] == _TAKE[name]
-        for name, code in codes.items()
-    )
+    for (place, name), wanted in _TAKE.items():
+        code = getattr(getattr(place, name, None), "__code__", None)
+        if code is None or code.co_varnames[: code.co_argcount] != wanted:
+            return False
+    return hasattr(cygrpc, "_MethodResolver") and hasattr(cygrpc, "_RequestCallError")
 
 
 KNOWN = _known()
@@ -105,17 +107,29 @@ def make_server(options: Sequence[tuple[str, int]]) -> grpc.aio.Server:
 class Acceptance:
     """Takes up the calls of methods, from `start` until the server is stopped."""
 
-    def __init__(self, server: grpc.aio.Server, methods: Sequence[Method], bound: Bound) -> None:
-        """Registers the methods: before the server starts."""
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        methods: Sequence[Method],
+        bound: Bound,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        """Registers the methods: before the server starts.
+
+        `on_failure` is told when a question ends that should not: calls may go unheard.
+        """
+        self._known = KNOWN
         self._core: Any = server._server  # type: ignore[attr-defined]  # an attribute of its own
         self._methods = methods
         self._bound = bound
+        self._on_failure = on_failure
         self._askers: list[asyncio.Task[None]] = []
         self._calls: set[asyncio.Task[None]] = set()
+        if self._known:
+            self._core.ours |= {method.path.encode() for method in methods}
         for service in {method.service for method in methods}:
             handlers = {each.name: each.serve for each in methods if each.service == service}
-            if KNOWN:
-                self._core.ours |= {method.path.encode() for method in methods}
+            if self._known:
                 server.add_registered_method_handlers(service, handlers)
             else:
                 generic = grpc.method_handlers_generic_handler(service, handlers)
@@ -123,18 +137,28 @@ class Acceptance:
 
     def start(self) -> None:
         """Asks for calls. The server has started."""
-        if not KNOWN:
+        if not self._known:
             return
         serve = {each.path: each.serve for each in self._methods}
         refuse = {each.path: each.refuse or each.serve for each in self._methods}
         resolvers = cygrpc._MethodResolver([], serve), cygrpc._MethodResolver([], refuse)
-        self._askers = [
-            asyncio.create_task(self._ask(method.path, *resolvers), name=f"accept-{method.name}")
-            for method in self._methods
-            for _ in range(QUESTIONS)
-        ]
+        for method in self._methods:
+            for _ in range(QUESTIONS):
+                work = self._ask(method.path, *resolvers)
+                asker = asyncio.create_task(work, name=f"accept-{method.name}")
+                asker.add_done_callback(self._look_why)
+                self._askers.append(asker)
+
+    def _look_why(self, asker: asyncio.Task[None]) -> None:
+        error = None if asker.cancelled() else asker.exception()
+        if error is not None:
+            self._on_failure(error)
 
     async def _ask(self, path: str, serve: object, refuse: object) -> None:
+        """Takes up calls until the server stops. Never to be cancelled.
+
+        gRPC's core writes its answer into what the question holds, whoever waits for it.
+        """
         core, calls, full = self._core, self._calls, self._bound.full
         loop = asyncio.get_running_loop()
         name = path.encode()
@@ -150,7 +174,8 @@ class Acceptance:
             call = loop.create_task(cygrpc._schedule_rpc_coro(work, state, loop, path))
             calls.add(call)  # the loop itself holds tasks weakly
             call.add_done_callback(calls.discard)
+            del state, work, call  # the next one may come in hours
 
     async def ended(self) -> None:
         """Until no question is open. The server is stopped, which is their answer."""
-        await asyncio.gather(*self._askers)
+        await asyncio.gather(*self._askers, return_exceptions=True)

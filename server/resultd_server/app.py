@@ -123,7 +123,8 @@ class Place(NamedTuple):
 
 
 class App:
-    """A server. `start`, then `drain` and `stop`; `failed` is set when the store fails.
+    """A server. `start`, then `drain` and `stop`; `failed` is set when the store fails,
+    or when calls can no longer be heard.
 
     With a `place` it is one of several over a store and a port.
     """
@@ -292,9 +293,12 @@ class App:
 
             names.append(channelz.SERVICE.full_name)
             methods += registry.methods(
-                channelz.SERVICE, channelz.Channelz(), around, door.everywhere
+                channelz.SERVICE,
+                channelz.Channelz(),
+                around._replace(of_unary=()),  # for who looks why there is so much to do
+                door.everywhere,
             )
-        self._acceptance = Acceptance(self._server, methods, bound)
+        self._acceptance = Acceptance(self._server, methods, bound, self._on_deaf)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self._settings.reflection:
             from grpc_reflection.v1alpha import reflection
@@ -323,6 +327,10 @@ class App:
 
     def _on_failure(self, error: BaseException) -> None:
         log.critical("store failed", error=str(error))
+        self.failed.set()
+
+    def _on_deaf(self, error: BaseException) -> None:
+        log.critical("calls are no longer taken up", error=repr(error))
         self.failed.set()
 
     def _on_swept(self, swept: Swept) -> None:

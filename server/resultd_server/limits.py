@@ -89,7 +89,7 @@ WRITER_LOOK_S = 1.0  # how often that is looked at, for health
 
 READ_ROWS_MAX = 1_000  # rows of one read transaction: it pins pages while it lives
 CALLS_MAX = 4_000  # unary ones under way: half a second's work; more would only wait longer
-CALLS_BYTES_MAX = 64 * MIB  # of their requests, beside one that is alone
+CALLS_BYTES_MAX = 64 * MIB  # of their requests, beside one that is alone; see `CallBound.full`
 WRITES_QUEUED_MAX = 100_000
 WRITES_QUEUED_BYTES_MAX = 256 * MIB
 COMMIT_OPERATIONS_MAX = 4_096

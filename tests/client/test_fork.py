@@ -152,6 +152,42 @@ def test_calls_in_flight_in_other_threads_are_tried_again(
     assert client.ResultSet([client.AsyncResult(i) for i in stored]).successful()
 
 
+FIRST_CALL = """
+import os, signal, sys, threading, resultd
+importing = threading.Event()
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "resultd._channel":
+            importing.set()
+            seen.wait(0.5)
+sys.meta_path.insert(0, Slow())
+seen = threading.Event()  # never set: an import that takes its time
+client = resultd.Client({url!r})
+values = []
+waiter = threading.Thread(target=lambda: values.append(client.AsyncResult("first").get(timeout=20)))
+waiter.start()
+importing.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(10)
+    os._exit(0 if client.AsyncResult("first").state == "PENDING" else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+client.store_result("first", 42)
+waiter.join()
+print(values)
+"""
+
+
+def test_a_fork_during_the_first_call_of_another_thread_waits_for_its_imports() -> None:
+    """gRPC is imported by the first call; a child would wait for ever for who imports it."""
+    with Server() as server:
+        program = FIRST_CALL.format(url=server.url)
+        quiet = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
+        done = subprocess.run(quiet, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["0", "[42]"]
+
+
 PROGRAM = """
 import os, resultd
 from resultd import _fork
@@ -190,13 +226,13 @@ def test_threads_of_others_are_waited_for_once(
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         grpc.channel_ready_future(channel).result(timeout=5)
         began = time.monotonic()
-        _fork._rest(began + 0.2, frozenset())
+        _fork._rest(began + 0.2)
         first = time.monotonic() - began
         learned = _fork._foreign
         # More than there are: gRPC starts another thread when it pleases.
         monkeypatch.setattr(_fork, "_foreign", learned + 20)
         began = time.monotonic()
-        _fork._rest(began + 10, frozenset())
+        _fork._rest(began + 10)
         second = time.monotonic() - began
     assert first >= 0.2
     assert learned > 0
@@ -225,14 +261,17 @@ def test_then_fires_in_a_child_of_a_result_the_parent_listens_to(
 UNNAMED = """
 import _thread, threading, time
 from resultd import _fork
-there_before = _fork._others()
 let_go = threading.Event()
+_fork._look_around()
 # Unknown to the threading module, like a native thread, and named like the process.
 _thread.start_new_thread(let_go.wait, ())
-print(_fork.native_threads(there_before), _fork.native_threads(_fork._others()))
+new = _fork.native_threads()
+there_before, _ = _fork._others, _fork._look_around()
+print(new, _fork.native_threads())
+_fork._others = there_before
 began = time.monotonic()
 threading.Timer(0.2, let_go.set).start()
-_fork._rest(began + 20, there_before)
+_fork._rest(began + 20)
 print(0.2 <= time.monotonic() - began < 15, _fork._foreign)
 """
 
@@ -261,8 +300,9 @@ def test_a_list_of_threads_that_was_cut_short_is_noticed(
     for tid in range(100, 103):
         task = tmp_path / str(tid)
         task.mkdir()
-        (task / "comm").write_text("python\n")
+        (task / "comm").write_bytes(b"caf\xc3\n")  # cut in the middle of a letter
     monkeypatch.setattr(_fork, "_TASKS", Tasks(tmp_path))
-    assert _fork.native_threads(frozenset({100, 101, 102})) == 0
+    monkeypatch.setattr(_fork, "_others", frozenset({100, 101, 102}))
+    assert _fork.native_threads() == 0
     monkeypatch.setattr(Tasks, "shown", 2)
-    assert _fork.native_threads(frozenset({100, 101, 102})) == 1
+    assert _fork.native_threads() == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -61,11 +62,11 @@ class Core:
         for call in range(number):
             self.questions.pop(0).set_result(call)
 
-    def fail(self) -> None:
+    def fail(self, error: type[Exception] = cygrpc._RequestCallError) -> None:
         """Every question fails."""
         asked, self.questions = self.questions, []
         for question in asked:
-            question.set_exception(cygrpc._RequestCallError())
+            question.set_exception(error())
 
     async def handle(
         self, path: str, resolver: object, _: tuple[()], state: object, *__: object
@@ -98,9 +99,11 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Core:
     return core
 
 
-async def started(core: Core, bound: Bound) -> Acceptance:
+async def started(
+    core: Core, bound: Bound, on_failure: Callable[[BaseException], None] = print
+) -> Acceptance:
     """An acceptance of one method."""
-    found = Acceptance(core, [METHOD], bound)  # type: ignore[arg-type]  # what it needs of one
+    found = Acceptance(core, [METHOD], bound, on_failure)  # type: ignore[arg-type]  # what it needs
     found.start()
     await asyncio.sleep(0)
     return found
@@ -146,6 +149,53 @@ async def test_a_question_that_fails_is_asked_again_while_the_server_runs(core: 
     core.fail()
     await taken.ended()
     assert core.questions == []
+
+
+async def test_a_question_that_ends_otherwise_is_told(core: Core) -> None:
+    """A method nobody asks for any more is deaf: the server must not go on as if it were not."""
+    errors: list[BaseException] = []
+    taken = await started(core, Bound(), errors.append)
+    core.fail(cygrpc.InternalError)
+    await taken.ended()
+    assert [type(each) for each in errors] == [cygrpc.InternalError] * QUESTIONS
+
+
+async def test_a_server_that_is_deaf_ends(served: Served) -> None:
+    """It says so, and its process stops as after any other failure."""
+    served.app._acceptance._on_failure(cygrpc.InternalError())
+    assert served.app.failed.is_set()
+
+
+async def test_gRPCs_own_loop_asks_for_none_of_our_methods(  # noqa: N802  it is written so
+    served: Served,
+) -> None:
+    """What it waits for in their place never comes."""
+    core = served.app._acceptance._core
+    assert STORE.encode() in core.ours
+    assert not core._never.done()
+
+
+@pytest.mark.parametrize(("place", "name"), [*acceptance._TAKE, (cygrpc, "_MethodResolver")])
+def test_a_gRPC_with_other_insides_is_not_known(  # noqa: N802  it is written so
+    monkeypatch: pytest.MonkeyPatch, place: object, name: str
+) -> None:
+    """Whatever is missing, or takes something else."""
+    monkeypatch.setattr(acceptance, "cygrpc", Without(cygrpc, name))
+    taking = {(Without(at, name), each): takes for (at, each), takes in acceptance._TAKE.items()}
+    monkeypatch.setattr(acceptance, "_TAKE", taking)
+    assert not acceptance._known()
+
+
+class Without:
+    """All of something but one attribute."""
+
+    def __init__(self, whole: object, name: str) -> None:
+        self._whole, self._name = whole, name
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._name:
+            raise AttributeError(name)
+        return getattr(self._whole, name)
 
 
 def test_the_gRPC_of_today_is_known() -> None:  # noqa: N802  it is written so

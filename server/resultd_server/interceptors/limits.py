@@ -99,9 +99,11 @@ class CallBound:
         """Counts calls in and out. One whose request was not read is refused."""
 
         async def wrapped(raw: Raw, context: Context) -> bytes | None:
-            size_bytes = len(raw) if isinstance(raw, bytes) else 0  # unread
+            if not isinstance(raw, bytes):
+                raise Overloaded("There was no room for another request: try later.")
+            size_bytes = len(raw)
             full = self._calls >= self._maximum or self._bytes + size_bytes > self._bytes_max
-            if not isinstance(raw, bytes) or (full and self._calls):
+            if full and self._calls:
                 raise Overloaded(
                     f"{self._calls} calls with {self._bytes} bytes are under way: try later."
                 )

@@ -57,23 +57,23 @@ def methods(
     for method in service.methods:
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
         handler = _adapt(method, getattr(servicer, name), identify(method.full_name))
-        kind = interceptors.of_streams if method.server_streaming else interceptors.of_unary
+        unary = not (method.server_streaming or method.client_streaming)
+        kind = interceptors.of_unary if unary else interceptors.of_streams
         for interceptor in reversed((*interceptors.of_all, *kind)):
             handler = interceptor(method.full_name, handler)
-        found.append(Method(service.full_name, method.name, *_rpcs(method, handler)))
+        # Asked as if requests were a stream, gRPC waits for none: what bounds unary calls refuses.
+        unread = unary and interceptors.of_unary
+        refuse: Rpc | None = grpc.stream_unary_rpc_method_handler(handler) if unread else None
+        found.append(Method(service.full_name, method.name, _rpc(method, handler), refuse))
     return found
 
 
-def _rpcs(method: MethodDescriptor, handler: Handler) -> tuple[Rpc, Rpc | None]:
+def _rpc(method: MethodDescriptor, handler: Handler) -> Rpc:
     if method.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(handler), None
+        return grpc.stream_stream_rpc_method_handler(handler)
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(handler), None
-    # Asked as if requests were a stream, gRPC waits for none: `CallBound` refuses what is unread.
-    return (
-        grpc.unary_unary_rpc_method_handler(handler),
-        grpc.stream_unary_rpc_method_handler(handler),
-    )
+        return grpc.unary_stream_rpc_method_handler(handler)
+    return grpc.unary_unary_rpc_method_handler(handler)
 
 
 def _adapt(
