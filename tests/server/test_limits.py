@@ -40,10 +40,10 @@ TESTED = {
         "server/interceptors/test_limits.py::test_the_bytes_of_calls_are_counted_together"
     ),
     "WRITES_QUEUED_MAX": "server/engine/test_lmdb.py::test_the_queue_of_writes_is_bounded",
-    # Beyond the limit and within it.
     "WRITES_QUEUED_BYTES_MAX": (
-        "server/engine/test_lmdb.py::test_every_write_takes_its_room_in_the_queue"
+        "server/engine/test_lmdb.py::test_the_bytes_of_queued_writes_are_bounded"
     ),
+    # Beyond the limit and within it.
     "GROUP_PARENTS_VISITED": "server/ledger/test_nesting.py::test_the_search_upwards_is_bounded",
     "ADMIN_CONNECTIONS_MAX": "server/test_admin.py::test_one_connection_too_many_is_closed",
     "ADMIN_REQUEST_BYTES_MAX": "server/test_admin.py::test_a_head_without_end_is_refused",

@@ -438,6 +438,26 @@ async def test_the_queue_of_writes_is_bounded(
         await store.report("d")
 
 
+@pytest.mark.parametrize(
+    ("more", "taken"),
+    [(-1, True), (0, True), (1, False), (9 * limits.WRITES_QUEUED_BYTES_MAX, False)],
+)
+async def test_the_bytes_of_queued_writes_are_bounded(
+    clock: Clock, tmp_path: Path, more: int, taken: bool
+) -> None:
+    """Beside a write under way another is queued that makes L-1 or L bytes with it, not more."""
+    async with opened(clock, tmp_path, sync=False) as store, writer_held(store):
+        engine = lmdb_of(store)
+        room = limits.WRITES_QUEUED_BYTES_MAX - engine.stats().writes_queued_bytes
+        # What a write says it carries is what counts: nobody has to carry it.
+        write = asyncio.ensure_future(engine._write(lambda _: None, size_bytes=room + more))
+        await asyncio.sleep(0)
+        assert write.done() is not taken
+        if not taken:
+            with pytest.raises(Overloaded):
+                await write
+
+
 async def test_every_write_takes_its_room_in_the_queue(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
