@@ -29,7 +29,12 @@ REST_BLIND = 0.01
 
 # How gRPC names its native threads (cut to 15 bytes by the kernel).
 _NATIVE_NAMES = (
-    *(b"grpc", b"event_engine", b"lifeguard", b"resolver", b"default-exec", b"timer_manager"),
+    b"grpc",
+    b"event_engine",
+    b"lifeguard",
+    b"resolver",
+    b"default-exec",
+    b"timer_manager",
 )
 _TASKS = Path("/proc/self/task")
 
@@ -166,12 +171,13 @@ def _rest(deadline: float) -> None:
 
 
 def _after_in_parent() -> None:
-    global _forking
+    global _forking, _foreign
     held = list(_held)
     _held.clear()
     _forking = 0
     if _registered:
         _look_around()
+        _foreign = max(0, native_threads())  # none of them is counted twice
     gate.release()
     for forkable in held:
         forkable.after_fork_in_parent()
