@@ -63,9 +63,9 @@ _knowing = threading.Lock()
 _registered = False
 _forking = 0  # the thread that forks
 _held: list[Forkable] = []
-# Threads that did not go when we waited for them: those of other channels in this process.
+# How many of gRPC's threads were there when nothing of ours was open: those of others' channels.
 _foreign = 0
-# Threads that were there when nothing of ours was open, and that neither Python nor gRPC named.
+# Threads that were there then and that neither Python nor gRPC named.
 _others: frozenset[int] = frozenset()
 
 
@@ -127,12 +127,13 @@ def _unknown_to_python() -> tuple[dict[int, bytes], int]:
 
 def _look_around() -> None:
     """Learn whose threads are here, while nothing of ours is open."""
-    global _others
+    global _others, _foreign
     try:
         unknown, _ = _unknown_to_python()
     except OSError:
         return
     _others = frozenset(tid for tid, name in unknown.items() if not name.startswith(_NATIVE_NAMES))
+    _foreign = len(unknown) - len(_others)
 
 
 def _all() -> list[Forkable]:
@@ -158,26 +159,23 @@ def _rest(deadline: float) -> None:
     if not sys.platform.startswith("linux"):
         time.sleep(REST_BLIND)
         return
-    # Channels of other code in this process (grpc.aio's, too) keep their threads: the time
-    # runs out once, and later forks know how many not to wait for.
-    global _foreign
+    # Channels of other code in this process (grpc.aio's, too) keep their threads. Where those came
+    # after ours the time runs out once: the next fork knows how many not to wait for.
     count = native_threads()
     while count > _foreign and time.monotonic() < deadline:
         time.sleep(0.0005)
         count = native_threads()
     if count:
         time.sleep(REST_BLIND)
-    _foreign = max(0, count)
 
 
 def _after_in_parent() -> None:
-    global _forking, _foreign
+    global _forking
     held = list(_held)
     _held.clear()
     _forking = 0
     if _registered:
         _look_around()
-        _foreign = max(0, native_threads())  # none of them is counted twice
     gate.release()
     for forkable in held:
         forkable.after_fork_in_parent()

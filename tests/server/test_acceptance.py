@@ -175,14 +175,27 @@ async def test_gRPCs_own_loop_asks_for_none_of_our_methods(  # noqa: N802  it is
     assert not core._never.done()
 
 
-@pytest.mark.parametrize(("place", "name"), [*acceptance._TAKE, (cygrpc, "_MethodResolver")])
-def test_a_gRPC_with_other_insides_is_not_known(  # noqa: N802  it is written so
-    monkeypatch: pytest.MonkeyPatch, place: object, name: str
+HIDDEN = [name for _, name in acceptance._TAKE] + ["_MethodResolver", "_RequestCallError"]
+
+
+@pytest.mark.parametrize("name", [*HIDDEN, "nothing"])
+def test_a_gRPC_that_lacks_something_is_not_known(  # noqa: N802  it is written so
+    monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Whatever is missing, or takes something else."""
+    """Whatever is missing; and it is known where nothing is."""
     monkeypatch.setattr(acceptance, "cygrpc", Without(cygrpc, name))
     taking = {(Without(at, name), each): takes for (at, each), takes in acceptance._TAKE.items()}
     monkeypatch.setattr(acceptance, "_TAKE", taking)
+    assert acceptance._known() is (name == "nothing")
+
+
+@pytest.mark.parametrize("function", acceptance._TAKE)
+def test_a_gRPC_that_takes_something_else_is_not_known(  # noqa: N802  it is written so
+    monkeypatch: pytest.MonkeyPatch, function: tuple[object, str]
+) -> None:
+    """A function of the same name with one argument more."""
+    more = {**acceptance._TAKE, function: (*acceptance._TAKE[function], "more")}
+    monkeypatch.setattr(acceptance, "_TAKE", more)
     assert not acceptance._known()
 
 
