@@ -1,8 +1,9 @@
 """How calls are taken up: several at a time, and unread where the server has too much to do.
 
-acceptance = Acceptance(server, methods, bound)  # before the server starts
+acceptance = Acceptance(server, methods, on_failure)  # before the server starts
 await server.start()
 acceptance.start()
+watching = asyncio.create_task(acceptance.watch())
 …
 await server.stop(grace)
 await acceptance.ended()
@@ -12,19 +13,28 @@ the event loop after it was answered. So calls that came together are served apa
 that has much to do in a turn takes up few calls: 180 a second beside commits of large batches,
 while the core ends some of the 1,000 that nobody has looked at. Here a few such questions are open
 for every method (decision 0015). A gRPC whose insides are others serves as it always does.
+
+gRPC keeps what has come of a request until it is whole, up to the largest there may be. So calls
+whose request is on its way are known here, and end when it takes too long or memory is short
+(decision 0016).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # gRPC's own insides, untyped
 
+from resultd_server import limits
+
 QUESTIONS = 8
 """Open to gRPC's core for each method: 2 to 32 were tried."""
+
+_LOOK_S = 1.0
+"""How often it is looked for requests that take too long."""
 
 _TAKE = {
     (cygrpc, "_handle_rpc"): (
@@ -58,24 +68,28 @@ Rpc: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class Method(NamedTuple):
-    """An RPC: its service and name, what serves it, and what refuses it unread, if anything."""
+    """An RPC.
+
+    Attributes:
+        service: its full name.
+        name: the method's own.
+        serve: what serves it. Handlers of unary requests are given no deserializer of gRPC's.
+        full: whether there may be no room for another request, whatever its size.
+        refuse: what says so, without a request.
+        late: what says that the request took too long, without one.
+    """
 
     service: str
     name: str
     serve: Rpc
-    refuse: Rpc | None
+    full: Callable[[], bool]
+    refuse: Rpc
+    late: Rpc
 
     @property
     def path(self) -> str:
         """As it is called."""
         return f"/{self.service}/{self.name}"
-
-
-class Bound(Protocol):
-    """What there is to know about how much is under way."""
-
-    def full(self) -> bool:
-        """Whether there may be no room for another request, whatever its size."""
 
 
 class _Core(cygrpc.AioServer):  # type: ignore[misc]  # untyped
@@ -111,7 +125,6 @@ class Acceptance:
         self,
         server: grpc.aio.Server,
         methods: Sequence[Method],
-        bound: Bound,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         """Registers the methods: before the server starts.
@@ -120,15 +133,19 @@ class Acceptance:
         """
         self._known = KNOWN
         self._core: Any = server._server  # type: ignore[attr-defined]  # an attribute of its own
-        self._methods = methods
-        self._bound = bound
+        self._methods = [each._replace(serve=self._noticing(each.serve)) for each in methods]
         self._on_failure = on_failure
         self._askers: list[asyncio.Task[None]] = []
         self._calls: set[asyncio.Task[None]] = set()
+        # Whose request is on its way, and since when, the oldest first; of those, whose was when
+        # memory was short before, and who is answered that it is late.
+        self._arriving: dict[asyncio.Task[Any], float] = {}
+        self._lasting: set[asyncio.Task[Any]] = set()
+        self._ending: set[asyncio.Task[Any]] = set()
         if self._known:
             self._core.ours |= {method.path.encode() for method in methods}
         for service in {method.service for method in methods}:
-            handlers = {each.name: each.serve for each in methods if each.service == service}
+            handlers = {each.name: each.serve for each in self._methods if each.service == service}
             if self._known:
                 server.add_registered_method_handlers(service, handlers)
             else:
@@ -139,13 +156,13 @@ class Acceptance:
         """Asks for calls. The server has started."""
         if not self._known:
             return
-        serve = {each.path: each.serve for each in self._methods}
-        refuse = {each.path: each.refuse or each.serve for each in self._methods}
-        resolvers = cygrpc._MethodResolver([], serve), cygrpc._MethodResolver([], refuse)
+        resolver = cygrpc._MethodResolver
+        self._serve = resolver([], {each.path: each.serve for each in self._methods})
+        self._refuse = resolver([], {each.path: each.refuse for each in self._methods})
+        self._late = resolver([], {each.path: each.late for each in self._methods})
         for method in self._methods:
             for _ in range(QUESTIONS):
-                work = self._ask(method.path, *resolvers)
-                asker = asyncio.create_task(work, name=f"accept-{method.name}")
+                asker = asyncio.create_task(self._ask(method), name=f"accept-{method.name}")
                 asker.add_done_callback(self._look_why)
                 self._askers.append(asker)
 
@@ -154,14 +171,15 @@ class Acceptance:
         if error is not None:
             self._on_failure(error)
 
-    async def _ask(self, path: str, serve: object, refuse: object) -> None:
+    async def _ask(self, method: Method) -> None:
         """Takes up calls until the server stops. Never to be cancelled.
 
         gRPC's core writes its answer into what the question holds, whoever waits for it.
         """
-        core, calls, full = self._core, self._calls, self._bound.full
+        core, calls, full = self._core, self._calls, method.full
         loop = asyncio.get_running_loop()
-        name = path.encode()
+        path, name = method.path, method.path.encode()
+        whole = not method.serve.request_streaming
         while True:
             try:
                 state = await core._request_registered_call(name)
@@ -169,12 +187,74 @@ class Acceptance:
                 if core.is_running():
                     continue  # the call was over before it began
                 return
-            resolver = refuse if full() else serve
-            work = cygrpc._handle_rpc(path, resolver, (), state, loop, False)
+            if full():
+                work = cygrpc._handle_rpc(path, self._refuse, (), state, loop, False)
+            elif whole:
+                work = self._receive(method, state, loop)
+            else:
+                work = cygrpc._handle_rpc(path, self._serve, (), state, loop, False)
             call = loop.create_task(cygrpc._schedule_rpc_coro(work, state, loop, path))
             calls.add(call)  # the loop itself holds tasks weakly
             call.add_done_callback(calls.discard)
             del state, work, call  # the next one may come in hours
+
+    async def _receive(
+        self, method: Method, state: object, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Serves a call, of which is known until its request is there that it is on its way."""
+        task: Any = asyncio.current_task()
+        self._arriving[task] = loop.time()
+        try:
+            await cygrpc._handle_rpc(method.path, self._serve, (), state, loop, False)
+        except asyncio.CancelledError:
+            if task not in self._ending:
+                raise
+            await cygrpc._handle_rpc(method.path, self._late, (), state, loop, False)
+        finally:
+            self._arriving.pop(task, None)
+            if self._ending:
+                self._ending.discard(task)
+
+    def _noticing(self, serve: Rpc) -> Rpc:
+        """The same, which tells that a request is there: gRPC asks to deserialize it then."""
+        if serve.request_streaming:
+            return serve
+        assert serve.request_deserializer is None
+        noticing: Rpc = serve._replace(request_deserializer=self._arrived)  # type: ignore[attr-defined]  # a named tuple
+        return noticing
+
+    def _arrived(self, raw: bytes) -> bytes:
+        task: Any = asyncio.current_task()
+        self._arriving.pop(task, None)
+        return raw
+
+    async def watch(self) -> None:
+        """Ends calls whose request takes too long. Runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self.end_late(loop.time())
+
+    def end_late(self, now_s: float) -> None:
+        """Ends the calls whose request is on its way for longer than it may be at `now_s`."""
+        self._lasting &= self._arriving.keys()
+        for task, since_s in self._arriving.items():
+            if now_s - since_s <= limits.REQUEST_S:
+                return
+            self._end(task)
+
+    def relieve(self) -> int:
+        """Ends the calls whose request was on its way at the last such call, too; how many."""
+        lasting = self._lasting & self._arriving.keys()
+        self._lasting = {*self._arriving}
+        return sum(map(self._end, lasting))
+
+    def _end(self, task: asyncio.Task[Any]) -> bool:
+        """Has a call answer that it is late, if it does not yet; whether it did not."""
+        if task in self._ending:
+            return False
+        self._ending.add(task)
+        return task.cancel()  # what waits for the request
 
     async def ended(self) -> None:
         """Until no question is open. The server is stopped, which is their answer."""

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from resultd.v1 import group_service_pb2, result_service_pb2, worker_service_pb2
-from resultd_server import acceptance, heap, limits, listening
+from resultd_server import acceptance, heap, limits, listening, pressure
 from resultd_server.acceptance import Acceptance, Method
 from resultd_server.admin import AdminServer, Answer, verdict
 from resultd_server.config import Settings
@@ -26,12 +25,15 @@ from resultd_server.entrance import Entrance
 from resultd_server.errors import DomainError
 from resultd_server.interceptors import Interceptor
 from resultd_server.interceptors.access_log import log_calls
+from resultd_server.interceptors.auth import Identify
 from resultd_server.interceptors.errors import answer_errors
 from resultd_server.interceptors.limits import Admission, CallBound, bound_streams
 from resultd_server.interceptors.metrics import Calls
 from resultd_server.ledger.usage import Allowance
-from resultd_server.service import registry
+from resultd_server.pressure import Pressure
+from resultd_server.service import health, registry
 from resultd_server.service.groups import GroupService
+from resultd_server.service.health import NOT_SERVING, SERVING
 from resultd_server.service.quotas import Quotas
 from resultd_server.service.results import ResultService, ServerInfo
 from resultd_server.service.streams import WAKE_SECONDS, Streams
@@ -39,8 +41,6 @@ from resultd_server.service.workers import WorkerService
 from resultd_server.tallies import Histogram
 
 FEATURES = ("wait_for", "iterate", "watch", "groups", "claims", "revocations")
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 _LAST_WORD_S = 0.1
 """When the store has failed: for callers to hear of it, and whoever watches health."""
@@ -146,6 +146,11 @@ class App:
         quotas = Quotas(settings.streams_per_namespace, settings.waited_ids_per_namespace)
         self.streams = Streams(age_s=settings.stream_age_s, quotas=quotas)
         self.admission = Admission()
+        processes = 1 if place is None else place.total
+        self.pressure = Pressure(
+            pressure.most_bytes(settings.memory_max_bytes, processes),
+            [self._relieve_calls, self.streams.relieve],
+        )
         self.failed = asyncio.Event()
         self._entrance = Entrance(settings)
         self.swept = sweeper.Sweeps()
@@ -153,7 +158,7 @@ class App:
         self.admin = ""
         self._admin: AdminServer | None = None
         self._serving = False
-        self._health = health.aio.HealthServicer()
+        self._health = health.Health()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
@@ -181,10 +186,12 @@ class App:
             await self._start_admin()
         await self._server.start()
         self._acceptance.start()
-        await self._set_health(SERVING)
+        self._set_health(SERVING)
         self._tasks = [
             asyncio.create_task(self.streams.watch_stalled(), name="watch-stalled"),
             asyncio.create_task(heap.run(), name="heap"),
+            asyncio.create_task(self.pressure.run(), name="pressure"),
+            asyncio.create_task(self._acceptance.watch(), name="watch-requests"),
             asyncio.create_task(self._watch_writer(), name="watch-writer"),
         ]
         for name, work in self._entrance.work().items():
@@ -220,7 +227,7 @@ class App:
         number = 0 if self._place is None else self._place.number
         page = metrics.exposition(
             metrics.Observed(
-                self.engine, self.streams, self.calls, self.swept,
+                self.engine, self.streams, self.calls, self.swept, self.pressure,
                 metadata.version("resultd"), number, ready=not self._why_not_ready(),
             )
         )  # fmt: skip
@@ -274,6 +281,8 @@ class App:
             of_all,
             of_unary=(bound.intercept,),
             of_streams=(bound_streams(self.streams, self._streams_max), door.hold),
+            unary_full=lambda: self.pressure.short or bound.full(),
+            streams_full=lambda: self.pressure.short,
         )
         results = ResultService(self.engine, self.streams, info)
         served = {
@@ -295,24 +304,23 @@ class App:
             methods += registry.methods(
                 channelz.SERVICE,
                 channelz.Channelz(),
-                around._replace(of_unary=()),  # for who looks why there is so much to do
+                registry.Interceptors(of_all),  # for who looks why there is so much to do
                 door.everywhere,
             )
-        self._acceptance = Acceptance(self._server, methods, bound, self._on_deaf)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for_anybody = registry.Interceptors((answer_errors,))
+        methods += registry.methods(health.SERVICE, self._health, for_anybody, _anybody)
         if self._settings.reflection:
-            from grpc_reflection.v1alpha import reflection
+            from resultd_server.service import reflection
 
-            reflection.enable_server_reflection(
-                (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-            )
-
+            told = reflection.Reflection((*names, health.NAME, reflection.NAME))
+            methods += registry.methods(reflection.SERVICE, told, for_anybody, _anybody)
+        self._acceptance = Acceptance(self._server, methods, self._on_deaf)
         if self.calls is not None:
             self._server.add_generic_rpc_handlers((self.calls.unknown(),))
 
-    async def _set_health(self, status: int) -> None:
+    def _set_health(self, status: int) -> None:
         for name in ("", *self._names):
-            await self._health.set(name, status)
+            self._health.set(name, status)
 
     async def _watch_writer(self) -> None:
         """Has health say whether the writer is stuck."""
@@ -322,8 +330,11 @@ class App:
             if stuck != bool(self._why_stuck()):
                 stuck = not stuck
                 log.warning("writer stuck" if stuck else "writer goes on")
-                await self._set_health(NOT_SERVING if stuck else SERVING)
-        await self._set_health(NOT_SERVING)  # a drain that began meanwhile has the last word
+                self._set_health(NOT_SERVING if stuck else SERVING)
+        self._set_health(NOT_SERVING)  # a drain that began meanwhile has the last word
+
+    def _relieve_calls(self, _: float) -> int:
+        return self._acceptance.relieve()
 
     def _on_failure(self, error: BaseException) -> None:
         log.critical("store failed", error=str(error))
@@ -348,7 +359,7 @@ class App:
 
         For `drain_s` at most. It goes on listening meanwhile, so that who calls is told.
         """
-        await self._set_health(NOT_SERVING)
+        self._set_health(NOT_SERVING)
         self.admission.closed = True
         self.streams.drain()
         with contextlib.suppress(asyncio.TimeoutError):
@@ -366,7 +377,7 @@ class App:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.failed.is_set():
-            await self._set_health(NOT_SERVING)
+            self._set_health(NOT_SERVING)
             await self._server.stop(_LAST_WORD_S)
         await self._server.stop(None)
         await self._acceptance.ended()
@@ -375,6 +386,11 @@ class App:
             await self._peers.close()
         if self._admin is not None:
             await self._admin.close()
+
+
+def _anybody(_: str) -> Identify:
+    """For services that ask nobody who they are."""
+    return lambda context: ""
 
 
 def _streaming() -> set[str]:

@@ -28,7 +28,7 @@ ENV_PREFIX = "RESULTD_"
 NOT_SETTINGS = frozenset({"RESULTD_URL", "RESULTD_TOKEN", "RESULTD_TOKEN_FILE", "RESULTD_CONFIG"})
 """Variables of the same prefix that other parts read."""
 
-SIZES = ("max_db_bytes", "bytes_per_namespace")
+SIZES = ("max_db_bytes", "bytes_per_namespace", "memory_max_bytes")
 """Settings that people write with a unit."""
 
 _QUOTAS = frozenset(
@@ -76,6 +76,13 @@ class Settings(BaseModel):
         64 * 1024**3,
         ge=1024**2,
         description="Live data the store may hold, '10GiB' or bytes. Does not reserve disk space.",
+    )
+    memory_max_bytes: int | None = Field(
+        None,
+        ge=128 * 1024**2,
+        description="Memory that all processes together may hold, '2GiB' or bytes; beyond it who "
+        "waits for the rest of a message is sent away. Three quarters of what the machine or its "
+        "control group has.",
     )
     drain_s: float = Field(
         10.0, ge=0, le=600, description="How long SIGTERM waits for calls under way, in seconds."

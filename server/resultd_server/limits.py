@@ -26,6 +26,7 @@ RECORD_BYTES_MAX = 3 * MIB  # so that every record fits a frame, and a frame 4 M
 TRACEBACK_BYTES_MAX = 64 * KIB
 REQUEST_BYTES_MAX = 16 * MIB  # above the record's limit: a large value gets its named reason
 RESPONSE_BYTES_MAX = 3_670_016  # 3.5 MiB: clients receive 4 MiB by default
+REQUEST_S = 60.0  # for a request to come whole: 16 MiB at 2.2 Mbit/s
 METADATA_BYTES_MAX = 8 * KIB  # of a call: names and values, and 32 bytes for each pair
 
 IDS_PER_CALL = 10_000
@@ -79,6 +80,9 @@ CONNECTION_IDLE_S = 300.0  # without a call; a client that comes back connects a
 CONNECTION_AGE_S = 3_600.0  # so that nothing on it, however slow, lasts for ever
 CONNECTION_GRACE_S = 900.0  # for calls under way then: longer than a stream becomes
 FAREWELL_S = 0.5
+HEALTH_WATCHES_MAX = 1_000  # streams; whoever is one too many may call Check
+REFLECTIONS_MAX = 8  # streams, each of which may lie half sent: for people at a terminal
+REFLECTION_S = 60.0
 
 ADMIN_CONNECTIONS_MAX = 32  # a scraper and a few probes; whoever is one too many is closed
 ADMIN_REQUEST_BYTES_MAX = 8 * KIB  # of the head; nothing is read beyond it

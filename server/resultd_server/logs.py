@@ -63,7 +63,7 @@ def configure(level: str) -> None:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """gRPC's servicers are not ours (health, reflection): what a caller gets wrong is a line."""
+    """What gRPC itself has to say of a call, as that its caller has gone, is a line."""
     if record.exc_info and record.exc_info[1] is not None:
         record.msg, record.args = f"{record.getMessage()}: {record.exc_info[1]}", ()
         record.exc_info = None

@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 from resultd_server.core.sweeper import Sweeps
 from resultd_server.engine.base import Engine, EngineStats, Space
 from resultd_server.interceptors.metrics import Calls
+from resultd_server.pressure import Pressure
 from resultd_server.service.streams import Streams
 from resultd_server.tallies import Histogram
 
@@ -40,6 +41,7 @@ class Observed(NamedTuple):
     streams: Streams
     calls: Calls
     sweeps: Sweeps
+    pressure: Pressure
     version: str
     worker: int = 0
     ready: bool = False
@@ -52,6 +54,7 @@ def exposition(observed: Observed) -> bytes:
         *_of_streams(observed.streams, observed.engine),
         *_of_engine(observed.engine.stats()),
         *_of_sweeps(observed.sweeps),
+        *_of_memory(observed.pressure),
         *_of_process(observed),
         # Of this process alone: a registry of its own, not the library's global one.
         *ProcessCollector(registry=None).collect(),
@@ -248,6 +251,18 @@ def _of_sweeps(sweeps: Sweeps) -> Iterator[Metric]:
         "Groups that expired before they were complete.",
         sweeps.groups_incomplete,
     )
+
+
+def _of_memory(pressure: Pressure) -> Iterator[Metric]:
+    held_bytes = pressure.held_bytes()
+    if held_bytes is not None:
+        yield _gauge("resultd_memory_held_bytes", "Memory that no file stands behind.", held_bytes)
+        yield _gauge("resultd_memory_limit_bytes", "What it may be.", pressure.most_bytes)
+        yield _counter(
+            "resultd_memory_ended_total",
+            "Calls and streams ended because memory was short.",
+            pressure.ended,
+        )
 
 
 def _of_process(observed: Observed) -> Iterator[Metric]:

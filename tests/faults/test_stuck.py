@@ -15,8 +15,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resultd.v1 import result_service_pb2 as pb
-from resultd_server.app import NOT_SERVING, SERVING
 from resultd_server.engine.journal import FILES
+from resultd_server.service.health import NOT_SERVING, SERVING
 from tests.support import reports
 from tests.support.addresses import free_address
 from tests.support.frames import Frames

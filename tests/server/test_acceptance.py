@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 import pytest
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # gRPC's own insides, untyped
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resultd.v1 import result_service_pb2 as pb
-from resultd_server import acceptance
+from resultd_server import acceptance, app, limits
 from resultd_server.acceptance import QUESTIONS, Acceptance, Method
+from resultd_server.interceptors.limits import CallBound
 from tests.support.in_process import Served, serving, until
 from tests.support.refusals import taken_apart
 from tests.support.reports import success
@@ -25,11 +27,30 @@ async def serve(request: bytes, _: object) -> bytes:
     return request
 
 
+async def refuse(_: object, __: object) -> bytes:
+    """A handler that has no request."""
+    return b"full"
+
+
+async def late(_: object, __: object) -> bytes:
+    """Another."""
+    return b"late"
+
+
+class Bound:
+    """Full when it is said to be."""
+
+    is_full = False
+
+
+BOUND = Bound()
 METHOD = Method(
     "some.Service",
     "Some",
     grpc.unary_unary_rpc_method_handler(serve),
-    grpc.stream_unary_rpc_method_handler(serve),
+    lambda: BOUND.is_full,
+    grpc.stream_unary_rpc_method_handler(refuse),
+    grpc.stream_unary_rpc_method_handler(late),
 )
 
 
@@ -42,6 +63,10 @@ class Core:
         self.registered: dict[str, Any] = {}
         self.running = True
         self.ours: frozenset[bytes] = frozenset()
+        self.requests = asyncio.Event()
+        self.requests.set()
+        self.served: list[object] = []
+        self.ended: list[type[BaseException]] = []
         self._server = self
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
@@ -68,25 +93,21 @@ class Core:
         for question in asked:
             question.set_exception(error())
 
-    async def handle(
-        self, path: str, resolver: object, _: tuple[()], state: object, *__: object
-    ) -> None:
-        """As `_handle_rpc`."""
-        self.begun.append((state, resolver))
+    async def handle(self, path: str, rpc: Any, _: tuple[()], state: object, *__: object) -> None:
+        """As `_handle_rpc`; requests are whole when `requests` is set."""
+        self.begun.append((state, rpc))
+        if rpc.request_streaming:
+            raise grpc.aio.AbortError
+        await self.requests.wait()
+        rpc.request_deserializer(b"")
+        self.served.append(state)
 
     async def schedule(self, work: Any, *_: object) -> None:
         """As `_schedule_rpc_coro`."""
-        await work
-
-
-class Bound:
-    """Full when it is said to be."""
-
-    is_full = False
-
-    def full(self) -> bool:
-        """Says so."""
-        return self.is_full
+        try:
+            await work
+        except (grpc.aio.AbortError, asyncio.CancelledError) as error:
+            self.ended.append(type(error))
 
 
 @pytest.fixture
@@ -99,11 +120,9 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Core:
     return core
 
 
-async def started(
-    core: Core, bound: Bound, on_failure: Callable[[BaseException], None] = print
-) -> Acceptance:
+async def started(core: Core, on_failure: Callable[[BaseException], None] = print) -> Acceptance:
     """An acceptance of one method."""
-    found = Acceptance(core, [METHOD], bound, on_failure)  # type: ignore[arg-type]  # what it needs
+    found = Acceptance(core, [METHOD], on_failure)  # type: ignore[arg-type]  # what it needs
     found.start()
     await asyncio.sleep(0)
     return found
@@ -111,29 +130,32 @@ async def started(
 
 async def test_calls_that_come_together_begin_together(core: Core) -> None:
     """As many as questions are open begin in the same turns of the loop, not one after another."""
-    taken = await started(core, Bound())
+    taken = await started(core)
     assert core.ours == {METHOD.path.encode()}
-    assert core.registered == {"some.Service": {"Some": METHOD.serve}}
+    assert core.registered == {"some.Service": {"Some": taken._serve}}
     assert len(core.questions) == QUESTIONS
     core.answer(QUESTIONS)
     for _ in range(3):  # the question, its call, and what that schedules
         await asyncio.sleep(0)
-    assert core.begun == [(number, METHOD.serve) for number in range(QUESTIONS)]
+    assert core.begun == [(number, taken._serve) for number in range(QUESTIONS)]
+    assert core.served == [*range(QUESTIONS)]
     assert len(core.questions) == QUESTIONS
     core.running = False
     core.fail()
     await taken.ended()
 
 
-async def test_a_call_is_refused_unread_while_there_is_no_room(core: Core) -> None:
+async def test_a_call_is_refused_unread_while_there_is_no_room(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What there is room for when a call comes decides, not what there was at the question."""
-    bound = Bound()
-    taken = await started(core, bound)
-    for bound.is_full in (True, False):
+    taken = await started(core)
+    for full in (True, False):
+        monkeypatch.setattr(BOUND, "is_full", full)
         core.answer(1)
         for _ in range(3):
             await asyncio.sleep(0)
-    assert [resolver for _, resolver in core.begun] == [METHOD.refuse, METHOD.serve]
+    assert [resolver for _, resolver in core.begun] == [taken._refuse, taken._serve]
     core.running = False
     core.fail()
     await taken.ended()
@@ -141,7 +163,7 @@ async def test_a_call_is_refused_unread_while_there_is_no_room(core: Core) -> No
 
 async def test_a_question_that_fails_is_asked_again_while_the_server_runs(core: Core) -> None:
     """A call may be over before it began; and the end of the server ends the asking."""
-    taken = await started(core, Bound())
+    taken = await started(core)
     core.fail()
     await asyncio.sleep(0)
     assert len(core.questions) == QUESTIONS
@@ -151,10 +173,101 @@ async def test_a_question_that_fails_is_asked_again_while_the_server_runs(core: 
     assert core.questions == []
 
 
+async def on_their_way(core: Core, calls: int) -> Acceptance:
+    """An acceptance of calls whose requests are not whole."""
+    core.requests.clear()
+    taken = await started(core)
+    core.answer(calls)
+    await until(lambda: len(taken._arriving) == calls)
+    return taken
+
+
+async def turns() -> None:
+    """Everything that can go on does."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("after_s", "ends"),
+    [
+        (limits.REQUEST_S - 1, False),
+        (limits.REQUEST_S, False),
+        (limits.REQUEST_S + 1, True),
+        (10 * limits.REQUEST_S, True),
+    ],
+)
+async def test_a_request_has_so_long_to_come(core: Core, after_s: float, ends: bool) -> None:
+    """Until L s after its call was taken up; then the call is ended, and not what came since."""
+    taken = await on_their_way(core, 2)
+    older, younger = taken._arriving
+    taken._arriving[younger] += 10 * limits.REQUEST_S
+    taken.end_late(taken._arriving[older] + after_s)
+    assert taken._ending == ({older} if ends else set())
+    await turns()
+    core.requests.set()
+    await turns()
+    assert core.served == ([1] if ends else [0, 1])
+    assert core.ended == ([grpc.aio.AbortError] if ends else [])
+    assert not taken._arriving
+    assert not taken._ending
+
+
+async def test_where_memory_is_short_calls_that_keep_waiting_are_ended(core: Core) -> None:
+    """Those on their way at two looks: once, and none that came whole or later."""
+    taken = await on_their_way(core, 2)
+    assert taken.relieve() == 0
+    core.answer(1)
+    await until(lambda: len(taken._arriving) == 3)
+    assert taken.relieve() == 2
+    assert taken._ending == {*taken._arriving} - {[*taken._arriving][2]}
+    await turns()
+    assert [rpc for state, rpc in core.begun if state in (0, 1)].count(taken._late) == 2
+    assert taken.relieve() == 1
+    assert taken.relieve() == 0, "it is on its way out"
+    core.requests.set()
+    await turns()
+    assert core.served == []
+    assert core.ended == [grpc.aio.AbortError] * 3
+
+
+async def test_a_request_that_is_there_in_the_same_turn_is_not_served(core: Core) -> None:
+    """Its call is being ended: one answer is enough."""
+    taken = await on_their_way(core, 1)
+    taken.relieve()
+    taken.relieve()
+    core.requests.set()
+    await turns()
+    assert core.served == []
+    assert core.ended == [grpc.aio.AbortError]
+
+
+async def test_a_caller_that_goes_away_meanwhile_is_let_go(core: Core) -> None:
+    """What gRPC cancels ends as cancelled."""
+    taken = await on_their_way(core, 1)
+    [call] = taken._calls
+    call.cancel()
+    await turns()
+    assert core.ended == [asyncio.CancelledError]
+    assert not taken._arriving
+
+
+async def test_requests_that_take_too_long_are_looked_for(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All the time."""
+    monkeypatch.setattr(acceptance, "_LOOK_S", 0.01)
+    monkeypatch.setattr(limits, "REQUEST_S", 0.1)
+    taken = await on_their_way(core, 1)
+    watching = asyncio.create_task(taken.watch())
+    await until(lambda: core.ended == [grpc.aio.AbortError])
+    watching.cancel()
+
+
 async def test_a_question_that_ends_otherwise_is_told(core: Core) -> None:
     """A method nobody asks for any more is deaf: the server must not go on as if it were not."""
     errors: list[BaseException] = []
-    taken = await started(core, Bound(), errors.append)
+    taken = await started(core, errors.append)
     core.fail(cygrpc.InternalError)
     await taken.ended()
     assert [type(each) for each in errors] == [cygrpc.InternalError] * QUESTIONS
@@ -217,10 +330,11 @@ def test_the_gRPC_of_today_is_known() -> None:  # noqa: N802  it is written so
 
 
 @pytest.fixture
-def full(served: Served) -> Served:
+async def full(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
     """A server with as many calls under way as it takes."""
-    served.app._acceptance._bound._maximum = 0  # type: ignore[attr-defined]  # a CallBound
-    return served
+    monkeypatch.setattr(app, "CallBound", lambda: CallBound(0))
+    async with serving() as served:
+        yield served
 
 
 async def test_a_full_server_refuses_before_there_is_a_request(full: Served) -> None:
@@ -248,6 +362,22 @@ async def test_streams_begin_while_calls_are_refused(full: Served) -> None:
     await until(lambda: full.waiting() == (1, 1, 1))
     frames.cancel()
     await full.idle()
+
+
+async def test_nobody_new_is_let_in_while_memory_is_short(served: Served) -> None:
+    """Calls and streams are OVERLOADED; health is told all the same."""
+    served.app.pressure.short = True
+    for call in (
+        served.results.StoreResult(success("t")),
+        served.results.WaitFor(pb.WaitForRequest(task_ids=["t"])).read(),
+        served.results.Watch().read(),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert taken_apart(caught.value).reason == "OVERLOADED"
+    health: Any = health_pb2_grpc.HealthStub(served.channel)  # its types know sync channels only
+    said = await health.Check(health_pb2.HealthCheckRequest())
+    assert said.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_a_gRPC_that_is_not_known_serves_as_it_does(  # noqa: N802  it is written so

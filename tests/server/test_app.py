@@ -24,6 +24,7 @@ from resultd_server.engine.base import Swept
 from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.memory import MemoryEngine
 from resultd_server.errors import Overloaded, StoreFailed
+from resultd_server.service.health import NOT_SERVING, SERVING
 from tests.support import reports
 from tests.support.frames import Frames
 from tests.support.http import get_soon
@@ -58,11 +59,11 @@ async def test_health_follows_the_drain() -> None:
     async with serving() as served:
         stub: Any = health_pb2_grpc.HealthStub(served.channel)
         watch = Frames(stub.Watch(health_pb2.HealthCheckRequest()))
-        assert (await watch.next()).status == app.SERVING
+        assert (await watch.next()).status == SERVING
         blocked = served.results.Watch()
         await until(lambda: served.app.streams.streams == 1)
         draining = asyncio.create_task(served.app.drain())
-        assert (await watch.next()).status == app.NOT_SERVING
+        assert (await watch.next()).status == NOT_SERVING
         blocked.cancel()
         await draining
 
@@ -72,11 +73,11 @@ async def test_health_says_that_the_store_has_failed() -> None:
     async with serving() as served:
         stub: Any = health_pb2_grpc.HealthStub(served.channel)
         watch = Frames(stub.Watch(health_pb2.HealthCheckRequest()))
-        assert (await watch.next()).status == app.SERVING
+        assert (await watch.next()).status == SERVING
         assert served.app.engine.on_failure is not None
         served.app.engine.on_failure(OSError("Input/output error"))
         stopping = asyncio.create_task(served.app.stop())
-        assert (await watch.next()).status == app.NOT_SERVING
+        assert (await watch.next()).status == NOT_SERVING
         await stopping
 
 

@@ -39,6 +39,12 @@ TESTED = {
     "CALLS_BYTES_MAX": (
         "server/interceptors/test_limits.py::test_the_bytes_of_calls_are_counted_together"
     ),
+    "HEALTH_WATCHES_MAX": (
+        "server/service/test_health.py::test_watches_beyond_the_bound_are_refused"
+    ),
+    "REFLECTIONS_MAX": (
+        "server/service/test_reflection.py::test_streams_beyond_the_bound_are_refused"
+    ),
     "WRITES_QUEUED_MAX": "server/engine/test_lmdb.py::test_the_queue_of_writes_is_bounded",
     "WRITES_QUEUED_BYTES_MAX": (
         "server/engine/test_lmdb.py::test_the_bytes_of_queued_writes_are_bounded"
@@ -59,6 +65,8 @@ TESTED = {
     "CONNECTION_GRACE_S": (
         "faults/test_hostile.py::test_a_call_that_never_ends_ends_with_its_connection"
     ),
+    "REQUEST_S": "server/test_acceptance.py::test_a_request_has_so_long_to_come",
+    "REFLECTION_S": "server/service/test_reflection.py::test_a_stream_that_is_old_ends",
     "STREAM_AGE_S": "server/service/test_streams.py::test_a_stream_that_is_old_ends_with_max_age",
     "STALLED_WRITE_S": (
         "server/service/test_streams.py::test_a_stalled_stream_is_dropped_and_told_so"

@@ -103,7 +103,7 @@ async def test_the_pages_of_processes_become_one() -> None:
             worker: metrics.exposition(
                 metrics.Observed(
                     served.app.engine, served.app.streams, served.app.calls,
-                    served.app.swept, "1", worker,
+                    served.app.swept, served.app.pressure, "1", worker,
                 )
             )
             for worker in (0, 1)

@@ -54,6 +54,27 @@ class Peer:
             await self.send(data[start : start + piece_bytes])
             await asyncio.sleep(SLOW_S)
 
+    async def pour(self, stream: int, data: bytes) -> None:
+        """Sends data on a stream as fast as the server asks for it."""
+        windows = {0: 65_535, stream: 65_535}
+        sent = 0
+        while sent < len(data):
+            room = min(16_000, *windows.values())
+            if room > 0:
+                piece = data[sent : sent + room]
+                await self.send(frame(http2.DATA, 0, stream, piece))
+                sent += len(piece)
+                for of in windows:
+                    windows[of] -= len(piece)
+                continue
+            head = await self.reader.readexactly(9)
+            kind, _, of = struct.unpack(">BBI", head[3:])
+            said = await self.reader.readexactly(int.from_bytes(head[:3], "big"))
+            if kind == http2.WINDOW_UPDATE and of in windows:
+                windows[of] += int.from_bytes(said, "big")
+            if kind == http2.RST_STREAM and of == stream:
+                return
+
     async def listen(self, seconds: float) -> None:
         """Reads what comes, until the server closes or the time is over."""
         with contextlib.suppress(asyncio.TimeoutError):
@@ -130,6 +151,14 @@ async def slow_body(peer: Peer) -> None:
 async def half_messages(peer: Peer) -> None:
     """50 calls that send half of a message and hold on."""
     await peer.send(START + b"".join(half_call(stream) for stream in range(1, 100, 2)))
+    await peer.listen(peer.hold_s)
+
+
+async def large_half_message(peer: Peer) -> None:
+    """A tenth of a message of 10 MiB, which the server has asked for, and no more."""
+    method = peer.dice.choice(("StoreResult", "WaitFor", "Watch"))
+    await peer.send(START + _headers(1, method))
+    await peer.pour(1, b"\0" + struct.pack(">I", 10 * 2**20) + b"x" * 2**20)
     await peer.listen(peer.hold_s)
 
 
@@ -303,6 +332,7 @@ ATTACKS: dict[str, Callable[[Peer], Awaitable[None]]] = {
         slow_headers,
         slow_body,
         half_messages,
+        large_half_message,
         ping_flood,
         settings_flood,
         metadata_bomb,

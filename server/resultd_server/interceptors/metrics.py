@@ -38,12 +38,12 @@ class Calls:
         self.seconds: dict[str, Histogram] = {}
 
     def intercept(self, method: str, handler: Handler) -> Handler:
-        """Counts what becomes of a handler's calls."""
+        """Counts what becomes of the calls of one of a method's handlers."""
         handled, in_progress = self.handled, self.in_progress
         in_progress[method] = 0
         seconds = Histogram(SECONDS)
         if method not in self._streaming:
-            self.seconds[method] = seconds
+            seconds = self.seconds.setdefault(method, seconds)
 
         async def wrapped(raw: Raw, context: Context) -> bytes | None:
             began_s = time.perf_counter()

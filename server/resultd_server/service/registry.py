@@ -15,10 +15,17 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from resultd_server import limits
 from resultd_server.acceptance import Method, Rpc
-from resultd_server.errors import MalformedMessage
+from resultd_server.errors import MalformedMessage, Overloaded
 from resultd_server.interceptors import Context, Handler, Interceptor, Raw
 from resultd_server.interceptors.auth import Identify
+
+NO_ROOM = "There was no room for another request: try later."
+LATE = (
+    f"The request did not come whole, for {limits.REQUEST_S:g} s or when memory was short: try "
+    "later, with less at once where the line is slow."
+)
 
 
 class Call(NamedTuple):
@@ -29,15 +36,21 @@ class Call(NamedTuple):
     context: Context
 
 
+def _never() -> bool:
+    return False
+
+
 class Interceptors(NamedTuple):
     """What goes around handlers, the outermost first: those of all, then those of their kind.
 
-    `of_unary` is also asked without a request (`acceptance.py`), and refuses that.
+    `unary_full`, `streams_full`: whether calls of the kind are to be refused unread.
     """
 
     of_all: Sequence[Interceptor]
-    of_unary: Sequence[Interceptor]
-    of_streams: Sequence[Interceptor]
+    of_unary: Sequence[Interceptor] = ()
+    of_streams: Sequence[Interceptor] = ()
+    unary_full: Callable[[], bool] = _never
+    streams_full: Callable[[], bool] = _never
 
 
 def methods(
@@ -61,11 +74,29 @@ def methods(
         kind = interceptors.of_unary if unary else interceptors.of_streams
         for interceptor in reversed((*interceptors.of_all, *kind)):
             handler = interceptor(method.full_name, handler)
-        # Asked as if requests were a stream, gRPC waits for none: what bounds unary calls refuses.
-        unread = unary and interceptors.of_unary
-        refuse: Rpc | None = grpc.stream_unary_rpc_method_handler(handler) if unread else None
-        found.append(Method(service.full_name, method.name, _rpc(method, handler), refuse))
+        found.append(
+            Method(
+                service.full_name,
+                method.name,
+                _rpc(method, handler),
+                interceptors.unary_full if unary else interceptors.streams_full,
+                _refusing(method.full_name, interceptors, NO_ROOM),
+                _refusing(method.full_name, interceptors, LATE),
+            )
+        )
     return found
+
+
+def _refusing(method: str, interceptors: Interceptors, sentence: str) -> Rpc:
+    """What refuses a call unread: as if requests were a stream, for gRPC then waits for none."""
+
+    async def refuse(_: Raw, __: Context) -> bytes | None:
+        raise Overloaded(sentence)
+
+    handler: Handler = refuse
+    for interceptor in reversed(interceptors.of_all):
+        handler = interceptor(method, handler)
+    return grpc.stream_unary_rpc_method_handler(handler)
 
 
 def _rpc(method: MethodDescriptor, handler: Handler) -> Rpc:

@@ -27,7 +27,7 @@ async def test_a_server_that_drains_is_exit_code_1(cli: Cli) -> None:
     """It still answers, and says that it takes no calls."""
     async with serving() as served:
         for name in ("", "resultd.v1.WorkerService"):
-            await served.app._health.set(name, 2)
+            served.app._health.set(name, 2)
             url = f"resultd://{served.address}"
             ran = await asyncio.to_thread(cli, "health", "--service", name, url=url)
             assert ran[:2] == (health.EXIT_NOT_SERVING, "NOT_SERVING\n")

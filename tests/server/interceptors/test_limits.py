@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -192,16 +191,3 @@ async def test_no_request_is_read_where_there_are_too_many_calls() -> None:
     assert bound.full()
     gate.open.set()
     await asyncio.gather(*calls)
-
-
-async def test_a_call_whose_request_was_not_read_is_refused() -> None:
-    """However much room there is by now: there is nothing to serve."""
-    gate = Gate()
-    gate.open.set()
-
-    class Unread(AsyncIterator[bytes]):
-        async def __anext__(self) -> bytes:
-            raise AssertionError("it is not read")
-
-    with pytest.raises(Overloaded):
-        await CallBound().intercept("method", gate)(Unread(), CONTEXT)

@@ -198,11 +198,12 @@ def test_health_says_serving_for_the_server_and_each_service(channel: grpc.Chann
 
 
 def test_garbage_for_health_leaves_one_line(server: ServerProcess, channel: grpc.Channel) -> None:
-    """Malformed bytes for gRPC's own services leave a line in the log, not a traceback."""
+    """Malformed bytes for gRPC's own services are refused as those for ours, with a line."""
     before = len(server.log())
     unary = channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
-    with pytest.raises(grpc.RpcError):
+    with pytest.raises(grpc.RpcError) as caught:
         unary(b"\xff\xff", timeout=10)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert still_answers(channel)
     [line] = server.log()[before:].splitlines()
-    assert "DecodeError" in line
+    assert "MALFORMED_MESSAGE" in line

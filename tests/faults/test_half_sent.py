@@ -1,0 +1,187 @@
+"""Requests of which much has come, and the rest never does: what they hold is bounded.
+
+gRPC keeps what has come of a message until it is whole, and tells nobody how much that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from resultd.v1 import result_service_pb2 as pb
+from resultd.v1 import stream_pb2
+from resultd_server import heap
+from tests.support.in_process import until
+from tests.support.memory import ALLOCATOR, MIB, anonymous_bytes
+from tests.support.refusals import taken_apart
+from tests.support.reports import success
+from tests.support.server_process import ServerProcess
+from tests.support.stubs import Stubs
+
+CALLS = 20
+REQUEST = success("never", b"x" * (12 * MIB)).SerializeToString()
+COMES = len(REQUEST) * 3 // 4
+MOST = 128 * MIB
+SETTLE_S = 20.0
+
+pytestmark = pytest.mark.skipif(heap.find_trim() is None, reason="another C library than glibc")
+
+
+@contextlib.asynccontextmanager
+async def swallowing(address: str) -> AsyncIterator[tuple[list[Any], Callable[[], bool]]]:
+    """Channels of which three quarters of a request reach the server, and all that it answers.
+
+    Besides, whether so much has come of each. What is more is taken and dropped: a gRPC client
+    that cannot write hears of nothing.
+    """
+    host, _, port = address.rpartition(":")
+    left = [COMES] * CALLS
+    tasks: list[asyncio.Task[None]] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def up(number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            left[number] -= len(data)
+            if left[number] > 0:
+                writer.write(data)
+                await writer.drain()
+
+    async def down(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, there[1]))
+        tasks.append(asyncio.create_task(up(len(tasks) // 2, reader, there[1])))
+        tasks.append(asyncio.create_task(down(there[0], writer)))
+
+    async with (
+        await asyncio.start_server(accept, "127.0.0.1", 0) as proxy,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        near = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        apart = [("grpc.use_local_subchannel_pool", 1)]
+        channels = [grpc.aio.insecure_channel(near, options=apart) for _ in range(CALLS)]
+        for channel in channels:
+            await stack.enter_async_context(channel)
+        try:
+            yield channels, lambda: max(left) <= 0
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for each in writers:
+                each.transport.abort()
+
+
+async def unary(channel: Any, path: str) -> str:
+    """Why the call ended."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await channel.unary_unary(path)(REQUEST)
+    return _why(caught.value)
+
+
+async def unary_stream(channel: Any, path: str) -> str:
+    """The same of one that is answered with a stream."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await channel.unary_stream(path)(REQUEST).read()
+    return _why(caught.value)
+
+
+async def stream_stream(channel: Any, path: str) -> str:
+    """The same of a stream of requests: a heartbeat may come before its end."""
+    stream = channel.stream_stream(path)()
+    writing = asyncio.ensure_future(stream.write(REQUEST))
+    last = b""
+    while (frame := await stream.read()) is not grpc.aio.EOF:
+        last = frame
+    await asyncio.gather(writing, return_exceptions=True)
+    return stream_pb2.EndReason.Name(pb.WatchResponse.FromString(last).control.end_reason)
+
+
+def _why(error: grpc.aio.AioRpcError) -> str:
+    refusal = taken_apart(error)
+    assert refusal.retry_delay_s == 1
+    return refusal.reason
+
+
+RESULTS = "/resultd.v1.ResultService/"
+KINDS = {
+    RESULTS + "StoreResult": (unary, "OVERLOADED"),
+    RESULTS + "WaitFor": (unary_stream, "OVERLOADED"),
+    RESULTS + "Watch": (stream_stream, "END_REASON_MAX_AGE"),
+    "/grpc.health.v1.Health/Check": (unary, "OVERLOADED"),
+}
+
+
+async def _memory(server: ServerProcess, condition: Any) -> int:
+    """What the server holds, once that is so, or after a while."""
+    deadline = asyncio.get_running_loop().time() + SETTLE_S
+    while not condition(held := anonymous_bytes(server.process.pid)):
+        if asyncio.get_running_loop().time() > deadline:
+            break
+        await asyncio.sleep(0.05)
+    return held
+
+
+async def _stored(stubs: Stubs) -> None:
+    """Stores, and again while the server says that it has no room: at its next look it has."""
+    deadline = asyncio.get_running_loop().time() + SETTLE_S
+    said = ""
+    while asyncio.get_running_loop().time() < deadline:
+        try:
+            await stubs.results.StoreResult(success("t"), wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            said = _why(error)
+        else:
+            return
+    raise AssertionError(said)
+
+
+@pytest.mark.parametrize("path", KINDS)
+async def test_what_half_sent_requests_hold_is_bounded(tmp_path: Path, path: str) -> None:
+    """Twenty of 12 MiB, three quarters of it there: so many are ended as hold too much, and others
+    are served, while the connection is still open.
+    """
+    call, expected = KINDS[path]
+    flags = ("--memory-max-bytes", str(MOST))
+    with ServerProcess(tmp_path, *flags, environ=ALLOCATOR) as server:
+        async with (
+            swallowing(server.address) as (channels, _),
+            grpc.aio.insecure_channel(server.address) as another,
+        ):
+            calls = [asyncio.ensure_future(call(channel, path)) for channel in channels]
+            await until(lambda: any(each.done() for each in calls))
+            held = await _memory(server, lambda held: held <= MOST)
+            ended = [await each for each in calls if each.done()]
+            assert set(ended) == {expected}
+            assert held <= MOST
+            await _stored(Stubs(another))
+            for each in calls:
+                each.cancel()
+            await asyncio.wait(calls)
+        assert "memory is short" in [line["event"] for line in server.log_lines()]
+
+
+async def test_without_a_bound_it_is_held(tmp_path: Path) -> None:
+    """The same calls where there is memory enough: it lies there, and the calls go on."""
+    path = RESULTS + "StoreResult"
+    with ServerProcess(tmp_path, environ=ALLOCATOR) as server:
+        async with (
+            swallowing(server.address) as (channels, there),
+        ):
+            calls = [asyncio.ensure_future(each.unary_unary(path)(REQUEST)) for each in channels]
+            await until(there)
+            assert await _memory(server, lambda held: held > MOST) > MOST
+            assert not any(each.done() for each in calls)
+            for each in calls:
+                each.cancel()
+            await asyncio.wait(calls)
