@@ -12,7 +12,7 @@ from typing import NamedTuple
 import structlog
 
 from resultd.v1 import group_service_pb2, result_service_pb2, worker_service_pb2
-from resultd_server import acceptance, heap, limits, listening, pressure
+from resultd_server import acceptance, connections, heap, limits, listening, pressure
 from resultd_server.acceptance import Acceptance, Method
 from resultd_server.admin import AdminServer, Answer, verdict
 from resultd_server.config import Settings
@@ -27,7 +27,7 @@ from resultd_server.interceptors import Interceptor
 from resultd_server.interceptors.access_log import log_calls
 from resultd_server.interceptors.auth import Identify
 from resultd_server.interceptors.errors import answer_errors
-from resultd_server.interceptors.limits import Admission, CallBound, bound_streams
+from resultd_server.interceptors.limits import Admission, CallBound, bound_bytes, bound_streams
 from resultd_server.interceptors.metrics import Calls
 from resultd_server.ledger.usage import Allowance
 from resultd_server.pressure import Pressure
@@ -149,7 +149,8 @@ class App:
         processes = 1 if place is None else place.total
         self.pressure = Pressure(
             pressure.most_bytes(settings.memory_max_bytes, processes),
-            [self._relieve_calls, self.streams.relieve],
+            lambda: self._acceptance.relieve(),
+            lambda share: connections.close_share(self._address, share),
         )
         self.failed = asyncio.Event()
         self._entrance = Entrance(settings)
@@ -181,7 +182,7 @@ class App:
             ]
         )
         self._add_services()
-        address = await self._listen()
+        address = self._address = await self._listen()
         if self._settings.admin:
             await self._start_admin()
         await self._server.start()
@@ -307,13 +308,17 @@ class App:
                 registry.Interceptors(of_all),  # for who looks why there is so much to do
                 door.everywhere,
             )
-        for_anybody = registry.Interceptors((answer_errors,))
-        methods += registry.methods(health.SERVICE, self._health, for_anybody, _anybody)
+        small = bound_bytes(limits.HEALTH_REQUEST_BYTES_MAX)
+        for_probes = registry.Interceptors((answer_errors, small))
+        methods += registry.methods(health.SERVICE, self._health, for_probes, _anybody)
         if self._settings.reflection:
             from resultd_server.service import reflection
 
             told = reflection.Reflection((*names, health.NAME, reflection.NAME))
-            methods += registry.methods(reflection.SERVICE, told, for_anybody, _anybody)
+            for_people = registry.Interceptors(
+                (answer_errors,), streams_full=lambda: self.pressure.short
+            )
+            methods += registry.methods(reflection.SERVICE, told, for_people, _anybody)
         self._acceptance = Acceptance(self._server, methods, self._on_deaf)
         if self.calls is not None:
             self._server.add_generic_rpc_handlers((self.calls.unknown(),))
@@ -332,9 +337,6 @@ class App:
                 log.warning("writer stuck" if stuck else "writer goes on")
                 self._set_health(NOT_SERVING if stuck else SERVING)
         self._set_health(NOT_SERVING)  # a drain that began meanwhile has the last word
-
-    def _relieve_calls(self, _: float) -> int:
-        return self._acceptance.relieve()
 
     def _on_failure(self, error: BaseException) -> None:
         log.critical("store failed", error=str(error))

@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from resultd_server import limits
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -79,10 +81,10 @@ class Settings(BaseModel):
     )
     memory_max_bytes: int | None = Field(
         None,
-        ge=128 * 1024**2,
-        description="Memory that all processes together may hold, '2GiB' or bytes; beyond it who "
-        "waits for the rest of a message is sent away. Three quarters of what the machine or its "
-        "control group has.",
+        ge=1,
+        description="Memory that all processes together may hold, '2GiB' or bytes, 64 MiB each at "
+        "least; beyond it calls and connections make room. Three quarters of what the machine or "
+        "its control group has.",
     )
     drain_s: float = Field(
         10.0, ge=0, le=600, description="How long SIGTERM waits for calls under way, in seconds."
@@ -229,6 +231,12 @@ def load(
         raise ConfigError(
             "Several workers share a store on disk and a TCP port: use the lmdb engine and "
             "listen on host:port, or leave --workers at 1."
+        )
+    least_bytes = settings.workers * limits.MEMORY_LEAST_BYTES
+    if settings.memory_max_bytes is not None and settings.memory_max_bytes < least_bytes:
+        raise ConfigError(
+            f"memory_max_bytes: {settings.workers} processes need {least_bytes} bytes at least: "
+            "say more, or fewer --workers."
         )
     _check_entrance(settings)
     return settings

@@ -80,6 +80,7 @@ CONNECTION_IDLE_S = 300.0  # without a call; a client that comes back connects a
 CONNECTION_AGE_S = 3_600.0  # so that nothing on it, however slow, lasts for ever
 CONNECTION_GRACE_S = 900.0  # for calls under way then: longer than a stream becomes
 FAREWELL_S = 0.5
+HEALTH_REQUEST_BYTES_MAX = 1 * KIB  # a name of a service; kept while it is watched
 HEALTH_WATCHES_MAX = 1_000  # streams; whoever is one too many may call Check
 REFLECTIONS_MAX = 8  # streams, each of which may lie half sent: for people at a terminal
 REFLECTION_S = 60.0
@@ -91,6 +92,7 @@ ADMIN_FETCH_S = 2.0  # what a worker has to answer its supervisor: a probe waits
 WRITER_STUCK_S = 60.0  # a commit that takes longer will not end: the server is not live
 WRITER_LOOK_S = 1.0  # how often that is looked at, for health
 
+MEMORY_LEAST_BYTES = 64 * MIB  # that a process may hold: 35 where it does nothing
 READ_ROWS_MAX = 1_000  # rows of one read transaction: it pins pages while it lives
 CALLS_MAX = 4_000  # unary ones under way: half a second's work; more would only wait longer
 CALLS_BYTES_MAX = 64 * MIB  # of their requests, beside one that is alone; see `CallBound.full`

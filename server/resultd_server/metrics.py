@@ -259,9 +259,14 @@ def _of_memory(pressure: Pressure) -> Iterator[Metric]:
         yield _gauge("resultd_memory_held_bytes", "Memory that no file stands behind.", held_bytes)
         yield _gauge("resultd_memory_limit_bytes", "What it may be.", pressure.most_bytes)
         yield _counter(
-            "resultd_memory_ended_total",
-            "Calls and streams ended because memory was short.",
+            "resultd_memory_calls_ended_total",
+            "Calls ended with their requests on the way, because memory was short.",
             pressure.ended,
+        )
+        yield _counter(
+            "resultd_memory_connections_closed_total",
+            "Connections closed because memory was short.",
+            pressure.closed,
         )
 
 

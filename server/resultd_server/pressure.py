@@ -1,32 +1,41 @@
-"""Memory is bounded: when a process holds more than it may, who waits makes room.
+"""Memory is bounded: when a process holds more than it may, callers make room.
 
-pressure = Pressure(most_bytes, [acceptance.relieve, streams.relieve])
+pressure = Pressure(most_bytes, acceptance.relieve, close_share)
 asyncio.create_task(pressure.run())
 pressure.short  # nobody new is let in meanwhile
 
-What has come of messages that are not whole yet lies in gRPC, up to 16 MiB for each call and
-stream, and nobody is told how much that is. A resource quota would bound it, which Python's gRPC
-has no word for. So the process looks at what it holds. Those who wait for the rest of a message
-are ended, a larger share in each round: clients try again, or resume (decision 0016).
+What has come of messages that are not whole yet lies in gRPC, and so do whole ones while their
+call goes on, and answers that a peer does not take: up to 16 MiB each, and nobody is told how much
+that is. A resource quota would bound it, which Python's gRPC has no word for. So the process looks
+at what it holds. Calls whose requests are on their way are ended, and where that is not enough
+connections are closed, more of them in each round: all that gRPC holds for somebody goes with
+them, and clients try again, or resume (decision 0016).
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
-from resultd_server import heap
+from resultd_server import heap, limits
 
-EVERY_S = 0.25
-SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 1.0, 1.0)
-"""Of those that wait, ended in one round after another."""
+EVERY_S = 0.1
+ROUND_S = 0.25
+"""What was ended is freed meanwhile."""
 
-REST_S = 60.0
-"""Where all that did not help nobody is ended, nor kept out, for so long."""
+SHARES = (0.0, 0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 1.0)
+"""Of the connections, closed in one round after another."""
+
+ENOUGH = 0.9
+"""Of what may be held: so much is left when callers have made room."""
+
+GROWTH = 1.1
+"""Where all that did not help, what is held then is no caller's: it may grow by a tenth."""
 
 OF_AVAILABLE = 0.75
 """What a server may hold where nobody says: the rest is for the store's pages and for others."""
@@ -34,21 +43,27 @@ OF_AVAILABLE = 0.75
 _CGROUP = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
 
-Relief = Callable[[float], int]
-"""Ends a share of what it knows to wait; how many that were."""
-
 log = structlog.get_logger("resultd.memory")
 
 
 class Pressure:
-    """Whether memory is short, looked at all the time."""
+    """Whether memory is short, looked at all the time.
 
-    def __init__(self, most_bytes: int, reliefs: Sequence[Relief]) -> None:
+    `relieve` ends calls whose requests are on their way, `close` a share of the connections;
+    both say how many that were. `close` is called in another thread.
+    """
+
+    def __init__(
+        self, most_bytes: int, relieve: Callable[[], int], close: Callable[[float], int]
+    ) -> None:
         self.most_bytes = most_bytes
         self.short = False
-        self.ended = 0
-        self._reliefs = reliefs
+        #: Since the start: calls that were ended, and connections that were closed.
+        self.ended = self.closed = 0
+        self._relieve = relieve
+        self._close = close
         self._rounds = 0
+        self._in_use_bytes = 0.0
 
     def held_bytes(self) -> int | None:
         """What is held; None where the system does not say it."""
@@ -59,46 +74,61 @@ class Pressure:
         give_back = heap.find_trim()
         if give_back is None:
             return
-        while True:
-            await asyncio.sleep(EVERY_S)
-            held_bytes = heap.held_bytes()
-            if held_bytes > self.most_bytes:
-                # What was freed may still count: it is asked for first.
-                await asyncio.to_thread(give_back)
-                held_bytes = heap.held_bytes()
-            if not self.look(held_bytes):
-                await asyncio.sleep(REST_S)
+        try:
+            while True:
+                await asyncio.sleep(ROUND_S if self.short else EVERY_S)
+                try:
+                    await self.look(give_back)
+                except (OSError, RuntimeError, MemoryError) as error:
+                    # No descriptor, thread or memory for a look: the next may have them.
+                    log.error("memory was not looked at", error=repr(error))
+        finally:
+            self.short = False  # nobody is kept out for ever
 
-    def look(self, held_bytes: int) -> bool:
-        """Does what is to be done about so much; whether there is a use in looking on."""
-        if held_bytes <= self.most_bytes:
+    async def look(self, give_back: Callable[[], object]) -> None:
+        """Sees what is held, and does a round of what is to be done about it."""
+        most_bytes = max(self.most_bytes, self._in_use_bytes)
+        wanted_bytes = most_bytes * (ENOUGH if self.short else 1)
+        held_bytes = heap.held_bytes()
+        if held_bytes > wanted_bytes:
+            # What is free may still count. A call that was cancelled is, with its request, in a
+            # cycle of its errors' frames.
+            gc.collect()
+            await asyncio.to_thread(give_back)
+            held_bytes = heap.held_bytes()
+        if held_bytes <= wanted_bytes:
             if self.short:
-                log.warning("memory is enough again", ended=self.ended, **self._facts(held_bytes))
+                log.warning("memory is enough again", **self._facts(held_bytes))
+            if held_bytes <= self.most_bytes * ENOUGH:
+                self._in_use_bytes = 0.0
             self.short, self._rounds = False, 0
-            return True
-        if not self.short:
-            log.warning("memory is short", **self._facts(held_bytes))
+        elif self._rounds == len(SHARES):
+            log.error("memory is short, and not for callers", **self._facts(held_bytes))
+            self._in_use_bytes = held_bytes * GROWTH
+            self.short, self._rounds = False, 0
+        else:
+            if not self.short:
+                log.warning("memory is short", **self._facts(held_bytes))
             self.short = True
-        if self._rounds == len(SHARES):
-            log.error(
-                "memory is short, and not for those who wait: raise memory_max_bytes, or let "
-                "less be under way",
-                **self._facts(held_bytes),
-            )
-            self.short, self._rounds = False, 0
-            return False
-        share = SHARES[self._rounds]
-        self._rounds += 1
-        self.ended += sum(relieve(share) for relieve in self._reliefs)
-        return True
+            share, self._rounds = SHARES[self._rounds], self._rounds + 1
+            self.ended += self._relieve()
+            if share:
+                self.closed += await asyncio.to_thread(self._close, share)
 
     def _facts(self, held_bytes: int) -> dict[str, int]:
-        return {"held_bytes": held_bytes, "most_bytes": self.most_bytes}
+        return {
+            "held_bytes": held_bytes,
+            "most_bytes": self.most_bytes,
+            "calls_ended": self.ended,
+            "connections_closed": self.closed,
+        }
 
 
 def most_bytes(said: int | None, processes: int) -> int:
     """What one of so many processes may hold: its part of what was said, or of what there is."""
-    return int((OF_AVAILABLE * available_bytes() if said is None else said) / processes)
+    if said is not None:
+        return said // processes
+    return max(limits.MEMORY_LEAST_BYTES, int(OF_AVAILABLE * available_bytes() / processes))
 
 
 def available_bytes() -> int:

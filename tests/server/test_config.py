@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from resultd_server import limits
 from resultd_server.config import ConfigError, Settings, load
 
 GIB = 1024**3
@@ -180,3 +181,17 @@ def test_an_admin_port_beyond_loopback_is_open(admin: str, is_open: bool) -> Non
     """It asks nobody who they are, so it matters who can connect; by default nobody can."""
     assert settings(admin=admin).admin_open is is_open
     assert not settings().admin_open
+
+
+@pytest.mark.parametrize(
+    ("mib", "taken"), [(3 * 64 - 1, False), (3 * 64, True), (3 * 64 + 1, True), (10 * 192, True)]
+)
+def test_a_process_needs_some_memory(tmp_path: Path, mib: int, taken: bool) -> None:
+    """What all processes may hold is 64 MiB each at least."""
+    assert limits.MEMORY_LEAST_BYTES == 64 * 2**20
+    said = {"data": tmp_path, "workers": 3, "memory_max_bytes": f"{mib}MiB"}
+    if taken:
+        assert load(said, {}).memory_max_bytes == mib * 2**20
+    else:
+        with pytest.raises(ConfigError, match="3 processes need 201326592 bytes at least"):
+            load(said, {})

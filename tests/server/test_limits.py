@@ -39,6 +39,8 @@ TESTED = {
     "CALLS_BYTES_MAX": (
         "server/interceptors/test_limits.py::test_the_bytes_of_calls_are_counted_together"
     ),
+    "MEMORY_LEAST_BYTES": "server/test_config.py::test_a_process_needs_some_memory",
+    "HEALTH_REQUEST_BYTES_MAX": "server/service/test_health.py::test_a_request_is_bounded",
     "HEALTH_WATCHES_MAX": (
         "server/service/test_health.py::test_watches_beyond_the_bound_are_refused"
     ),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+import threading
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -15,182 +13,198 @@ from structlog.testing import capture_logs
 from resultd_server import heap, pressure
 from resultd_server.pressure import SHARES, Pressure
 from tests.support.in_process import until
+from tests.support.memory import MIB
 
 MOST = 1_000
 MACHINE_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-class Relief:
-    """Ends so many each time, and keeps the shares it was asked for."""
-
-    def __init__(self, ends: int = 0) -> None:
-        self.shares: list[float] = []
-        self._ends = ends
-
-    def __call__(self, share: float) -> int:
-        """Ends them."""
-        self.shares.append(share)
-        return self._ends
-
-
-# What is done about it.
-
-
-@pytest.mark.parametrize("held", [MOST - 1, MOST])
-def test_within_the_bound_nothing_is_done(held: int) -> None:
-    """Nobody is ended or kept out, however often it is looked, and nothing is said."""
-    relief = Relief(1)
-    looked = Pressure(MOST, [relief])
-    with capture_logs() as lines:
-        assert [looked.look(held) for _ in range(2 * len(SHARES))] == [True] * 2 * len(SHARES)
-    assert (relief.shares, looked.short, looked.ended, lines) == ([], False, 0, [])
-
-
-@pytest.mark.parametrize("held", [MOST + 1, 10 * MOST])
-def test_beyond_the_bound_everybody_who_knows_of_waiters_ends_some(held: int) -> None:
-    """The first look already begins, and keeps out who is new; each relief is asked."""
-    reliefs = [Relief(2), Relief(3)]
-    looked = Pressure(MOST, reliefs)
-    with capture_logs() as lines:
-        assert looked.look(held)
-    assert [relief.shares for relief in reliefs] == [[SHARES[0]], [SHARES[0]]]
-    assert (looked.short, looked.ended) == (True, 5)
-    [line] = lines
-    assert (line["event"], line["log_level"]) == ("memory is short", "warning")
-    assert (line["held_bytes"], line["most_bytes"]) == (held, MOST)
-
-
-def test_shares_grow_until_it_helps_and_begin_anew() -> None:
-    """Once enough is free nobody is kept out; the next time begins with the smallest share."""
-    relief = Relief(1)
-    looked = Pressure(MOST, [relief])
-    for _ in range(3):
-        assert looked.look(MOST + 1)
-    assert relief.shares == list(SHARES[:3]) == sorted(set(SHARES))[:3]
-    with capture_logs() as lines:
-        assert looked.look(MOST)
-    assert [(line["event"], line["ended"]) for line in lines] == [("memory is enough again", 3)]
-    assert (looked.short, relief.shares) == (False, list(SHARES[:3]))
-    assert looked.look(MOST + 1)
-    assert (looked.short, relief.shares[3:]) == (True, [SHARES[0]])
-
-
-def test_where_nothing_helps_it_says_so_and_lets_everybody_in() -> None:
-    """After every share the bound itself is wrong: an error, once; later it begins anew."""
-    relief = Relief()
-    looked = Pressure(MOST, [relief])
-    for number in range(len(SHARES)):
-        assert looked.look(10 * MOST)
-        assert (looked.short, relief.shares) == (True, list(SHARES[: number + 1]))
-    with capture_logs() as lines:
-        assert not looked.look(10 * MOST)
-    [line] = lines
-    assert line["log_level"] == "error"
-    assert "raise memory_max_bytes" in line["event"]
-    assert (looked.short, relief.shares) == (False, list(SHARES))
-    assert looked.look(10 * MOST)
-    assert (looked.short, relief.shares) == (True, [*SHARES, SHARES[0]])
-
-
-# How it is looked at.
-
-
-class Memory:
+class Process:
     """What a process holds: `held`, of which `freed` counts until it is given back."""
 
     def __init__(self, held: int, freed: int = 0) -> None:
         self.held = held
         self.freed = freed
-        self.looks = 0
-        self.done: list[str] = []
+        self.done: list[str | float] = []
+        self.broken: Exception | None = None
 
     def give_back(self) -> None:
         """In the place of glibc's."""
         self.done.append("give back")
-        if self.freed:  # in a thread: what a test says meanwhile stays
-            self.held -= self.freed
-            self.freed = 0
+        self.held, self.freed = self.held - self.freed, 0
 
     def look(self) -> int:
         """In the system's place."""
-        self.looks += 1
+        if self.broken is not None:
+            raise self.broken
         return self.held
 
-    def relieve(self, share: float) -> int:
-        """Ends nobody."""
-        self.done.append("relieve")
-        return 0
+    def relieve(self) -> int:
+        """Ends two calls."""
+        self.done.append("calls")
+        return 2
+
+    def close(self, share: float) -> int:
+        """Closes three connections."""
+        assert threading.current_thread() is not threading.main_thread()
+        self.done.append(share)
+        return 3
+
+    def rounds(self) -> list[str | float]:
+        """What was done, and not said how it was looked for."""
+        return [each for each in self.done if each != "give back"]
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> Process:
+    """In the place of this one."""
+    process = Process(0)
+    monkeypatch.setattr(heap, "find_trim", lambda: process.give_back)
+    monkeypatch.setattr(heap, "held_bytes", process.look)
+    return process
+
+
+def looking(process: Process) -> Pressure:
+    """What looks at it."""
+    return Pressure(MOST, process.relieve, process.close)
+
+
+ROUNDS: list[str | float] = [
+    done for share in SHARES for done in (("calls", share) if share else ("calls",))
+]
+"""What is done in all of them."""
+
+# What is done about it.
+
+
+@pytest.mark.parametrize("held", [MOST - 1, MOST])
+async def test_within_the_bound_nothing_is_done(process: Process, held: int) -> None:
+    """Nobody is ended or kept out, however often it is looked, and nothing is said."""
+    looked = looking(process)
+    process.held = held
+    with capture_logs() as lines:
+        for _ in range(2 * len(SHARES)):
+            await looked.look(process.give_back)
+    assert (process.done, looked.short, looked.ended, lines) == ([], False, 0, [])
+
+
+@pytest.mark.parametrize("held", [MOST + 1, 10 * MOST])
+async def test_beyond_the_bound_calls_on_their_way_make_room(process: Process, held: int) -> None:
+    """The first look already begins, and keeps out who is new; what was freed is given back."""
+    looked = looking(process)
+    process.held = held
+    with capture_logs() as lines:
+        await looked.look(process.give_back)
+    assert process.done == ["give back", "calls"]
+    assert (looked.short, looked.ended, looked.closed) == (True, 2, 0)
+    [line] = lines
+    assert (line["event"], line["log_level"]) == ("memory is short", "warning")
+    assert (line["held_bytes"], line["most_bytes"]) == (held, MOST)
+
+
+async def test_what_was_freed_is_not_held(process: Process) -> None:
+    """Where it is enough to give it back nobody is ended."""
+    looked = looking(process)
+    process.held, process.freed = MOST + 1, 1
+    await looked.look(process.give_back)
+    assert (process.done, looked.short) == (["give back"], False)
+
+
+async def test_then_connections_are_closed_more_and_more(process: Process) -> None:
+    """Until a tenth of the bound is free: then nobody is kept out, and it would begin anew."""
+    looked = looking(process)
+    process.held = MOST + 1
+    for _ in range(5):
+        await looked.look(process.give_back)
+    assert process.rounds() == ["calls", "calls", "calls", 1 / 16, "calls", 1 / 8, "calls", 1 / 4]
+    assert (looked.ended, looked.closed) == (10, 9)
+    process.held = MOST * 9 // 10 + 1
+    await looked.look(process.give_back)
+    assert looked.short
+    process.held -= 1
+    process.done.clear()
+    with capture_logs() as lines:
+        await looked.look(process.give_back)
+        process.held = MOST
+        await looked.look(process.give_back)
+        process.held = MOST + 1
+        await looked.look(process.give_back)
+    assert [line["event"] for line in lines] == ["memory is enough again", "memory is short"]
+    assert process.rounds() == ["calls"]
+
+
+async def test_what_no_caller_holds_is_left_alone_and_may_not_grow(process: Process) -> None:
+    """All connections were closed: an error, once, and everybody is let in, until it is a tenth
+    more; where it falls below the bound, that counts again.
+    """
+    looked = looking(process)
+    process.held = 2 * MOST
+    for _ in SHARES:
+        await looked.look(process.give_back)
+        assert looked.short
+    with capture_logs() as lines:
+        for process.held in (2 * MOST, int(2.2 * MOST)):
+            await looked.look(process.give_back)
+    [line] = lines
+    assert (line["event"], line["log_level"]) == ("memory is short, and not for callers", "error")
+    assert (process.rounds(), looked.short) == (ROUNDS, False)
+    for process.held, short in ((int(2.2 * MOST) + 1, True), (MOST * 9 // 10, False)):
+        await looked.look(process.give_back)
+        assert looked.short is short
+    process.held = MOST + 1
+    await looked.look(process.give_back)
+    assert looked.short
+
+
+# How it is looked at.
 
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is looked all the time."""
     monkeypatch.setattr(pressure, "EVERY_S", 0.001)
-    monkeypatch.setattr(pressure, "REST_S", 0.001)
-
-
-@pytest.fixture
-def looking(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Starts to look at a memory."""
-    tasks: list[asyncio.Task[None]] = []
-
-    def start(memory: Memory) -> Pressure:
-        monkeypatch.setattr(heap, "find_trim", lambda: memory.give_back)
-        monkeypatch.setattr(heap, "held_bytes", memory.look)
-        looked = Pressure(MOST, [memory.relieve])
-        tasks.append(asyncio.create_task(looked.run()))
-        return looked
-
-    yield start
-    for task in tasks:
-        task.cancel()
+    monkeypatch.setattr(pressure, "ROUND_S", 0.001)
 
 
 @pytest.mark.usefixtures("often")
-async def test_what_was_freed_is_given_back_before_anybody_is_ended(looking: Any) -> None:
-    """Where that is enough nobody is ended; where it is not, it was asked for first each time."""
-    memory = Memory(MOST + 1, freed=1)
-    looked = looking(memory)
-    await until(lambda: memory.looks > 2)  # before it, after it, and the next time
-    memory.held += 1
-    await until(lambda: memory.done.count("relieve") >= 2)
-    assert memory.done[:2] == ["give back", "give back"]  # the first was enough
-    assert memory.done[2:5] == ["relieve", "give back", "relieve"]
-    assert looked.short
-    memory.held = MOST
+@pytest.mark.parametrize(
+    "error", [OSError(24, "Too many open files"), RuntimeError("no thread"), MemoryError()]
+)
+async def test_a_look_that_fails_is_not_the_last(process: Process, error: Exception) -> None:
+    """Nobody is kept out for ever where a process has no descriptor or thread left for a look."""
+    looked = looking(process)
+    process.held = MOST + 1
+    task = asyncio.create_task(looked.run())
+    await until(lambda: looked.short)
+    with capture_logs() as lines:
+        process.broken = error
+        await until(lambda: len(lines) > 2)
+    process.broken, process.held = None, 0
     await until(lambda: not looked.short)
+    task.cancel()
 
 
 @pytest.mark.usefixtures("often")
-async def test_it_goes_on_after_a_rest(looking: Any) -> None:
-    """All rounds were for nothing, and after a while they begin anew."""
-    memory = Memory(10 * MOST)
-    looking(memory)
-    await until(lambda: memory.done.count("relieve") > len(SHARES))
-
-
-async def test_it_rests_where_nothing_helps(looking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look every quarter of a second, and a minute after all of them were for nothing."""
-    slept: list[float] = []
-
-    async def sleep(delay_s: float) -> None:
-        slept.append(delay_s)
-        await asyncio.sleep(0)
-
-    told = SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread)
-    monkeypatch.setattr(pressure, "asyncio", told)
-    looking(Memory(10 * MOST))
-    rounds = [pressure.EVERY_S] * (len(SHARES) + 1)
-    await until(lambda: len(slept) > len(rounds) + 1)
-    assert slept[: len(rounds) + 2] == [*rounds, pressure.REST_S, pressure.EVERY_S]
+async def test_who_looks_no_more_keeps_nobody_out(process: Process) -> None:
+    """Whatever ends it."""
+    looked = looking(process)
+    process.held = MOST + 1
+    task = asyncio.create_task(looked.run())
+    await until(lambda: looked.short)
+    process.broken = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        await task
+    assert not looked.short
 
 
 async def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held is not known there: it ends by itself, and has ended nobody."""
     monkeypatch.setattr(heap, "find_trim", lambda: None)
-    relief = Relief()
-    await asyncio.wait_for(Pressure(0, [relief]).run(), 20)
-    assert relief.shares == []
+    process = Process(0)
+    looked = Pressure(0, process.relieve, process.close)
+    await asyncio.wait_for(looked.run(), 20)
+    assert process.done == []
+    assert looked.held_bytes() is None
 
 
 # What there is.
@@ -283,11 +297,11 @@ def test_what_is_said_is_split_among_processes(processes: int, most: int) -> Non
     assert pressure.most_bytes(8_000, processes) == most
 
 
-@pytest.mark.parametrize(("processes", "most"), [(1, 6_000), (4, 1_500)])
+@pytest.mark.parametrize(("processes", "most"), [(1, 6_000), (4, 1_500), (1_000, 64)])
 def test_where_nobody_says_it_is_a_part_of_what_there_is(
     groups: Groups, processes: int, most: int
 ) -> None:
-    """Three quarters, split the same."""
+    """Three quarters, split the same; but no less than a process needs."""
     groups.say("0::/")
-    groups.limit("memory.max", 8_000)
-    assert pressure.most_bytes(None, processes) == most
+    groups.limit("memory.max", 8_000 * MIB)
+    assert pressure.most_bytes(None, processes) == most * MIB

@@ -111,6 +111,12 @@ def answer_errors(method: str, handler: Handler) -> Handler:
     async def wrapped(raw: Raw, context: Context) -> bytes | None:
         try:
             return await answered(raw, context)
+        except grpc.aio.AbortError as aborted:
+            # gRPC keeps it with the call, which keeps it until a collection finds the two: without
+            # what it came by, whose frames hold the request.
+            aborted.__context__ = None
+            raw = b""
+            raise aborted.with_traceback(None) from None
         except grpc.aio.InternalError:
             # gRPC's core took no more: the caller has gone, and nobody can be answered.
             raise asyncio.CancelledError from None

@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 from resultd_server import limits
-from resultd_server.errors import Draining, Overloaded
+from resultd_server.errors import Draining, FieldInvalid, Overloaded
 from resultd_server.interceptors import Context, Handler, Interceptor, Raw
 
 _MOMENT_S = 0.05
@@ -69,6 +69,20 @@ def bound_streams(load: Load, maximum: int = limits.STREAMS_MAX) -> Interceptor:
                 raise Overloaded(
                     f"{maximum} streams are open: wait for many ids on one stream, or try later."
                 )
+            return await handler(raw, context)
+
+        return wrapped
+
+    return intercept
+
+
+def bound_bytes(maximum: int) -> Interceptor:
+    """Refuses requests that are larger, before they are parsed."""
+
+    def intercept(_: str, handler: Handler) -> Handler:
+        async def wrapped(raw: Raw, context: Context) -> bytes | None:
+            if isinstance(raw, bytes) and len(raw) > maximum:
+                raise FieldInvalid("request", f"has {len(raw)} bytes", f"use at most {maximum}")
             return await handler(raw, context)
 
         return wrapped

@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from resultd_server import limits
-from resultd_server.errors import FieldInvalid, Overloaded
+from resultd_server.errors import Overloaded
 from resultd_server.service.registry import Call
 
 SERVICE: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
@@ -38,7 +38,6 @@ class Health:
             changed.set()
 
     async def check(self, request: Any, call: Call) -> Any:
-        _check_name(request.service)
         status = self._services.get(request.service)
         if status is None:
             await call.context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
@@ -52,7 +51,6 @@ class Health:
         return answer
 
     async def watch(self, request: Any, call: Call) -> None:
-        _check_name(request.service)
         if len(self._watches) >= self._watches_max:
             raise Overloaded(f"{self._watches_max} streams watch health: call Check, or try later.")
         changed = asyncio.Event()
@@ -84,8 +82,3 @@ def _said(status: int | None) -> Any:
     answer: Any = health_pb2.HealthCheckResponse()
     answer.status = status
     return answer
-
-
-def _check_name(service: str) -> None:
-    if len(service.encode()) > limits.ID_BYTES_MAX:
-        raise FieldInvalid("service", "is too long", f"use at most {limits.ID_BYTES_MAX} bytes")

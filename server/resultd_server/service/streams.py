@@ -8,7 +8,6 @@ age or the server's draining says so.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,10 +31,6 @@ WAKE_SECONDS = (
 """Bounds of the histogram of how soon waiters hear of a commit."""
 
 _WATCHDOG_S = 5.0
-
-_UNREAD_S = 1.0
-"""A write that takes longer is not waited for where memory is short."""
-
 _HEARTBEAT = stream_pb2.CONTROL_KIND_HEARTBEAT
 _SYNCED = stream_pb2.CONTROL_KIND_SYNCED
 _END = stream_pb2.CONTROL_KIND_END
@@ -82,30 +77,9 @@ class Streams:
         for stream in self._running:
             since_s = stream.writing_since_s
             if since_s is not None and now_s - since_s > limits.STALLED_WRITE_S:
-                self._drop(stream, f"for {limits.STALLED_WRITE_S:g} s")
-
-    def relieve(self, share: float) -> int:
-        """Ends a share of the streams that take requests, for each may lie half sent; how many.
-
-        With MAX_AGE, which clients resume from at once; those that do not read, with OVERLOADED.
-        """
-        now_s = asyncio.get_running_loop().time()
-        open_to_requests = [
-            stream for stream in self._running if isinstance(stream.source, ChangingSource)
-        ]
-        chosen = random.sample(open_to_requests, math.ceil(share * len(open_to_requests)))
-        for stream in chosen:
-            since_s = stream.writing_since_s
-            if since_s is not None and now_s - since_s > _UNREAD_S:
-                self._drop(stream, "when memory was short")
-            else:
-                stream.end_of_age()
-        return len(chosen)
-
-    def _drop(self, stream: Stream, unread: str) -> None:
-        self.stalled += 1
-        stream.unread = unread
-        stream.task.cancel()
+                self.stalled += 1
+                stream.stalled = True
+                stream.task.cancel()
 
     async def run(self, call: Call, source: Source, timeout_s: float | None = None) -> None:
         """Sends what the source has until the stream ends, and frees it."""
@@ -118,10 +92,12 @@ class Streams:
             self._quotas.enter(source.subscription)
             await stream.run(self)
         except asyncio.CancelledError:
-            if not stream.unread:
+            if not stream.stalled:
                 raise
             # With a status: a call whose handler is merely cancelled never ends.
-            raise Overloaded(f"The stream was not read {stream.unread}: resume it.") from None
+            raise Overloaded(
+                f"The stream was not read for {limits.STALLED_WRITE_S:g} s: resume it."
+            ) from None
         finally:
             self._running.discard(stream)
             self._quotas.leave(source.subscription)
@@ -170,18 +146,13 @@ class Stream:
         self.source = source
         self.method = call.method
         self.writing_since_s: float | None = None
-        self.unread = ""  # since when, once it is dropped for that
+        self.stalled = False
         self._call = call
         self._loop = asyncio.get_running_loop()
         now_s = self._loop.time()
         self._written_s = now_s
         self._dies_s = now_s + age_s
         self._times_out_s = None if timeout_s is None else now_s + timeout_s
-
-    def end_of_age(self) -> None:
-        """Ends it with MAX_AGE, as soon as its frame is written."""
-        self._dies_s = -math.inf
-        self.source.subscription.wake()
 
     async def run(self, streams: Streams) -> None:
         """Until it ends."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import grpc
@@ -40,7 +42,8 @@ class Context:
         if self._gone:
             raise grpc.aio.InternalError("Failed execute_batch")
         self.ended = (code, details, trailing)
-        raise grpc.aio.AbortError
+        self.aborted = grpc.aio.AbortError()  # gRPC keeps it with the call
+        raise self.aborted
 
 
 def raising(error: BaseException) -> Any:
@@ -146,3 +149,30 @@ async def test_a_bug_over_a_socket_leaves_the_connection(
             await served.results.GetResult(pb.GetResultRequest(task_id="t"))
         assert caught.value.code() == grpc.StatusCode.INTERNAL
     assert (await served.results.GetResult(pb.GetResultRequest(task_id="t"))).meta.task_id == "t"
+
+
+class Request:
+    """In the place of its bytes, which nothing can refer to weakly."""
+
+
+@pytest.mark.parametrize("error", [Overloaded, ZeroDivisionError])
+async def test_what_gRPC_keeps_of_a_refusal_keeps_no_request(  # noqa: N802  it is written so
+    error: type[Exception],
+) -> None:
+    """It is free when the call is over, not when a collection finds it."""
+    context: Any = Context()
+    request: Any = Request()
+    gone = weakref.ref(request)
+
+    async def handler(raw: Any, _: object) -> bytes:
+        raise error(f"of {type(raw)}")
+
+    answered = errors.answer_errors(METHOD, handler)
+    gc.disable()
+    try:
+        [said] = await asyncio.gather(answered(request, context), return_exceptions=True)
+        assert said is context.aborted, "gRPC looks whether it is the same"
+        del request
+        assert gone() is None
+    finally:
+        gc.enable()

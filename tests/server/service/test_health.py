@@ -24,7 +24,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 OWN = "resultd.v1.ResultService"
-ID_BYTES = limits.ID_BYTES_MAX
+REQUEST_BYTES = limits.HEALTH_REQUEST_BYTES_MAX
 FRESH = (("grpc.use_local_subchannel_pool", 1),)
 """A channel with a connection of its own: each has so many streams."""
 
@@ -141,10 +141,17 @@ async def test_who_takes_nothing_is_not_kept(
 # Its bounds.
 
 
-@pytest.mark.parametrize("length", [ID_BYTES - 1, ID_BYTES])
-async def test_a_name_of_a_service_may_be_so_long(served: Served, length: int) -> None:
+def named(size_bytes: int) -> str:
+    """A name that makes a request of so many bytes."""
+    name = "x" * (size_bytes - 3)
+    assert asking_for(name).ByteSize() == size_bytes
+    return name
+
+
+@pytest.mark.parametrize("size_bytes", [REQUEST_BYTES - 1, REQUEST_BYTES])
+async def test_a_request_may_be_so_large(served: Served, size_bytes: int) -> None:
     """Nobody has such a service: Check says NOT_FOUND, Watch waits for it."""
-    name = "x" * length
+    name = named(size_bytes)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub(served.channel).Check(asking_for(name), timeout=DEADLINE_S)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
@@ -155,17 +162,16 @@ async def test_a_name_of_a_service_may_be_so_long(served: Served, length: int) -
     call.cancel()
 
 
-@pytest.mark.parametrize(
-    "name", ["x" * (ID_BYTES + 1), "x" * 10 * ID_BYTES, "é" * (ID_BYTES // 2 + 1)]
-)
-async def test_a_name_of_a_service_is_bounded(served: Served, name: str) -> None:
-    """One that has more bytes is refused by Check and by Watch, and nothing is kept of it."""
+@pytest.mark.parametrize("size_bytes", [REQUEST_BYTES + 1, 10 * REQUEST_BYTES])
+async def test_a_request_is_bounded(served: Served, size_bytes: int) -> None:
+    """One that is larger is refused by Check and by Watch, and nothing is kept of it."""
+    name = named(size_bytes)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub(served.channel).Check(asking_for(name), timeout=DEADLINE_S)
     for refusal in (taken_apart(caught.value), await refused(served.channel, name)):
         assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "FIELD_INVALID")
-        assert refusal.facts["field"] == "service"
-        assert str(ID_BYTES) in refusal.sentence
+        assert refusal.facts["field"] == "request"
+        assert str(REQUEST_BYTES) in refusal.sentence
     assert watches(served) == 0
 
 

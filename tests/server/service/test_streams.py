@@ -11,7 +11,6 @@ import pytest
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import state_pb2, stream_pb2
 from resultd_server import limits
-from resultd_server.service import streams
 from tests.support import frames, reports
 from tests.support.frames import END, HEARTBEAT, SYNCED, Frames, control, ids, seconds
 from tests.support.in_process import Served, serving, until
@@ -345,85 +344,6 @@ async def test_a_stalled_stream_is_dropped_and_told_so(served: Served, kind: str
     refusal = taken_apart(caught.value)
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "OVERLOADED")
     assert refusal.retry_delay_s > 0
-
-
-# Room in memory.
-
-
-def _resting(served: Served, count: int) -> bool:
-    """Whether there are so many streams, and none of them writes."""
-    running = served.app.streams._running
-    return len(running) == count and all(each.writing_since_s is None for each in running)
-
-
-@pytest.mark.parametrize(("share", "ended"), [(1 / 32, 1), (0.2, 1), (0.5, 3), (1.0, 5)])
-async def test_a_share_of_streams_that_take_requests_makes_room(
-    served: Served, share: float, ended: int
-) -> None:
-    """Of five, rounded up, with MAX_AGE; the others stay, and so do those of one request."""
-    waits = [wait_for(served, "t"), wait_for(served, "u")]
-    for wait in waits:
-        await wait.until(SYNCED)
-    changing = [Frames(served.results.Watch()) for _ in range(3)]
-    changing += [Frames(served.workers.WatchRevocations()) for _ in range(2)]
-    await until(lambda: _resting(served, 7))
-    ends = [asyncio.create_task(stream.rest()) for stream in changing]
-    assert served.app.streams.relieve(share) == ended
-    await until(lambda: served.app.streams.streams == 7 - ended)
-    await until(lambda: sum(end.done() for end in ends) == ended)
-    for end in ends:
-        if end.done():
-            assert [control(frame) for frame in await end] == [(END, MAX_AGE)]
-    assert served.app.streams.stalled == 0
-    await store(served, reports.success("t"), reports.success("u"))
-    for wait in waits:
-        assert control((await wait.rest())[-1]) == (END, COMPLETE)
-    assert sum(end.done() for end in ends) == ended
-    for stream in changing:
-        stream.call.cancel()
-    await asyncio.gather(*ends, return_exceptions=True)
-    await served.idle()
-
-
-async def test_who_waits_for_ids_makes_no_room(served: Served) -> None:
-    """Their request is there: no share of them is ended, nor of nobody."""
-    assert served.app.streams.relieve(1.0) == 0
-    stream = wait_for(served, "t")
-    iterated = Frames(served.results.Iterate(pb.IterateRequest(group_id="g")))
-    await until(lambda: _resting(served, 2))
-    assert served.app.streams.relieve(1.0) == 0
-    await store(served, reports.success("t"))
-    assert control((await stream.rest())[-1]) == (END, COMPLETE)
-    assert served.app.streams.streams == 1
-    iterated.call.cancel()
-
-
-async def test_who_does_not_read_makes_room_too(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It may be writing at the moment; but where that takes long, its END would never be written:
-    it is dropped, and told so when it reads.
-    """
-    task_ids = await store_big(served, 20)
-    async with grpc.aio.insecure_channel(served.address, options=SLOW_READER) as channel:
-        stream = Frames(Served(served.app, served.address, channel).results.Watch())
-        await stream.call.write(pb.WatchRequest(add_task_ids=task_ids))
-        await _stalled(served, stream)
-        monkeypatch.setattr(streams, "_UNREAD_S", 3_600.0)
-        assert served.app.streams.relieve(1 / 32) == 1
-        assert served.app.streams.stalled == 0
-        monkeypatch.setattr(streams, "_UNREAD_S", 0.0)
-        assert served.app.streams.relieve(1 / 32) == 1
-        await served.idle()
-        assert served.app.streams.stalled == 1
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stream.rest()
-    refusal = taken_apart(caught.value)
-    assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "OVERLOADED")
-    assert refusal.retry_delay_s > 0
-
-
-# Callers that go away.
 
 
 async def test_cancelling_frees_everything(served: Served) -> None:

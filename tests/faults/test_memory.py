@@ -1,12 +1,14 @@
-"""Requests of which much has come, and the rest never does: what they hold is bounded.
+"""What callers have the server hold is bounded: requests half sent, or kept, and answers not taken.
 
-gRPC keeps what has come of a message until it is whole, and tells nobody how much that is.
+gRPC keeps what has come of a message until it is whole, a request while its call goes on, and an
+answer until it is taken, and tells nobody how much that is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ import grpc
 import pytest
 
 from resultd.v1 import result_service_pb2 as pb
-from resultd.v1 import stream_pb2
 from resultd_server import heap
+from tests.support import http2
 from tests.support.in_process import until
 from tests.support.memory import ALLOCATOR, MIB, anonymous_bytes
 from tests.support.refusals import taken_apart
@@ -25,7 +27,10 @@ from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 
 CALLS = 20
+APART = [("grpc.use_local_subchannel_pool", 1)]
 REQUEST = success("never", b"x" * (12 * MIB)).SerializeToString()
+UNKNOWN = b"\xc2\x3e\x80\x80\x80\x06" + b"x" * (12 * MIB)
+"""A field of number 1,000 that has so many bytes."""
 COMES = len(REQUEST) * 3 // 4
 MOST = 128 * MIB
 SETTLE_S = 20.0
@@ -56,6 +61,7 @@ async def swallowing(address: str) -> AsyncIterator[tuple[list[Any], Callable[[]
         while data := await reader.read(65_536):
             writer.write(data)
             await writer.drain()
+        writer.close()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = await asyncio.open_connection(host, int(port))
@@ -68,8 +74,7 @@ async def swallowing(address: str) -> AsyncIterator[tuple[list[Any], Callable[[]
         contextlib.AsyncExitStack() as stack,
     ):
         near = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
-        apart = [("grpc.use_local_subchannel_pool", 1)]
-        channels = [grpc.aio.insecure_channel(near, options=apart) for _ in range(CALLS)]
+        channels = [_apart(near) for _ in range(CALLS)]
         for channel in channels:
             await stack.enter_async_context(channel)
         try:
@@ -80,6 +85,11 @@ async def swallowing(address: str) -> AsyncIterator[tuple[list[Any], Callable[[]
             await asyncio.gather(*tasks, return_exceptions=True)
             for each in writers:
                 each.transport.abort()
+
+
+def _apart(address: str) -> grpc.aio.Channel:
+    """A channel with a connection of its own."""
+    return grpc.aio.insecure_channel(address, options=APART)
 
 
 async def unary(channel: Any, path: str) -> str:
@@ -97,14 +107,18 @@ async def unary_stream(channel: Any, path: str) -> str:
 
 
 async def stream_stream(channel: Any, path: str) -> str:
-    """The same of a stream of requests: a heartbeat may come before its end."""
+    """The same of a stream of requests, on which nothing else is sent: its connection is closed."""
     stream = channel.stream_stream(path)()
     writing = asyncio.ensure_future(stream.write(REQUEST))
-    last = b""
-    while (frame := await stream.read()) is not grpc.aio.EOF:
-        last = frame
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await _read(stream)
     await asyncio.gather(writing, return_exceptions=True)
-    return stream_pb2.EndReason.Name(pb.WatchResponse.FromString(last).control.end_reason)
+    return str(caught.value.code().name)
+
+
+async def _read(stream: Any) -> None:
+    while await stream.read() is not grpc.aio.EOF:
+        continue
 
 
 def _why(error: grpc.aio.AioRpcError) -> str:
@@ -117,7 +131,7 @@ RESULTS = "/resultd.v1.ResultService/"
 KINDS = {
     RESULTS + "StoreResult": (unary, "OVERLOADED"),
     RESULTS + "WaitFor": (unary_stream, "OVERLOADED"),
-    RESULTS + "Watch": (stream_stream, "END_REASON_MAX_AGE"),
+    RESULTS + "Watch": (stream_stream, "UNAVAILABLE"),
     "/grpc.health.v1.Health/Check": (unary, "OVERLOADED"),
 }
 
@@ -171,8 +185,57 @@ async def test_what_half_sent_requests_hold_is_bounded(tmp_path: Path, path: str
         assert "memory is short" in [line["event"] for line in server.log_lines()]
 
 
+async def test_what_kept_requests_hold_is_bounded(tmp_path: Path) -> None:
+    """Twenty streams, each begun with 12 MiB of fields that nobody knows: gRPC keeps them until
+    their connections are closed. Streams for which there is room go on.
+    """
+    request = pb.WaitForRequest(task_ids=["t"]).SerializeToString() + UNKNOWN
+    with ServerProcess(tmp_path, "--memory-max-bytes", str(MOST), environ=ALLOCATOR) as server:
+        async with contextlib.AsyncExitStack() as stack:
+            ends = []
+            for _ in range(CALLS):
+                channel: Any = await stack.enter_async_context(_apart(server.address))
+                stream = channel.unary_stream(RESULTS + "WaitFor")(request)
+                ends.append(asyncio.ensure_future(_read(stream)))
+            await until(lambda: any(each.done() for each in ends))
+            held = await _memory(server, lambda held: held <= MOST)
+            assert held <= MOST
+            await _stored(Stubs(await stack.enter_async_context(_apart(server.address))))
+            said = await asyncio.gather(*ends, return_exceptions=True)
+        assert "memory is enough again" in [line["event"] for line in server.log_lines()]
+    errors = [each for each in said if isinstance(each, grpc.aio.AioRpcError)]
+    assert said.count(None) + len(errors) == CALLS
+    assert {each.code() for each in errors} == {grpc.StatusCode.UNAVAILABLE}
+
+
+async def test_what_answers_that_nobody_takes_hold_is_bounded(tmp_path: Path) -> None:
+    """Two hundred reads of a record of 2 MiB, from a peer whose window is 0: it is closed."""
+    with ServerProcess(tmp_path, "--memory-max-bytes", str(MOST), environ=ALLOCATOR) as server:
+        async with _apart(server.address) as channel:
+            await Stubs(channel).results.StoreResult(success("large", b"x" * (2 * MIB)))
+            host, _, port = server.address.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            closed = struct.pack(">HI", http2.INITIAL_WINDOW_SIZE, 0)
+            writer.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0, closed))
+            headers = http2.header_block(http2.call_headers(RESULTS + "GetResult"))
+            get = http2.message(pb.GetResultRequest(task_id="large").SerializeToString())
+            for stream in range(1, 401, 2):
+                writer.write(http2.frame(http2.HEADERS, http2.END_HEADERS, stream, headers))
+                writer.write(http2.frame(http2.DATA, http2.END_STREAM, stream, get))
+            await asyncio.wait_for(_to_the_end(reader), SETTLE_S)
+            writer.transport.abort()
+            assert await _memory(server, lambda held: held <= MOST) <= MOST
+            await _stored(Stubs(channel))
+
+
+async def _to_the_end(reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(ConnectionError):
+        while await reader.read(65_536):
+            continue
+
+
 async def test_without_a_bound_it_is_held(tmp_path: Path) -> None:
-    """The same calls where there is memory enough: it lies there, and the calls go on."""
+    """Half sent calls where there is memory enough: it lies there, and the calls go on."""
     path = RESULTS + "StoreResult"
     with ServerProcess(tmp_path, environ=ALLOCATOR) as server:
         async with (
