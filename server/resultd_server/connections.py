@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 from resultd_server.listening import UNIX
 
@@ -40,17 +42,25 @@ def _opened(number: int, address: str) -> Iterator[socket.socket | None]:
     """A copy of a connection to the address; None where the descriptor is something else."""
     try:
         copy = os.dup(number)
-    except OSError:
-        yield None  # closed meanwhile
+    except OSError as error:
+        if error.errno != errno.EBADF:  # closed meanwhile
+            raise
+        yield None
         return
-    with socket.socket(fileno=copy) as connection:
+    try:
+        connection = socket.socket(fileno=copy)
+    except OSError:  # something else meanwhile
+        os.close(copy)
+        yield None
+        return
+    with connection:
         try:
             connection.getpeername()  # what listens has none
             name = connection.getsockname()
         except OSError:
             name = None
         if address.startswith(UNIX):
-            ours = name == address.removeprefix(UNIX)
+            ours = name == unquote(address.removeprefix(UNIX))  # as gRPC reads it
         else:
             ours = isinstance(name, tuple) and str(name[1]) == address.rpartition(":")[2]
         yield connection if ours else None

@@ -64,6 +64,7 @@ class Pressure:
         self._close = close
         self._rounds = 0
         self._in_use_bytes = 0.0
+        self._closed_at_bytes = 0
 
     def held_bytes(self) -> int | None:
         """What is held; None where the system does not say it."""
@@ -74,6 +75,7 @@ class Pressure:
         give_back = heap.find_trim()
         if give_back is None:
             return
+        blind = False
         try:
             while True:
                 await asyncio.sleep(ROUND_S if self.short else EVERY_S)
@@ -81,7 +83,11 @@ class Pressure:
                     await self.look(give_back)
                 except (OSError, RuntimeError, MemoryError) as error:
                     # No descriptor, thread or memory for a look: the next may have them.
-                    log.error("memory was not looked at", error=repr(error))
+                    if not blind:
+                        log.error("memory cannot be looked at", error=repr(error))
+                    blind, self.short = True, False
+                else:
+                    blind = False
         finally:
             self.short = False  # nobody is kept out for ever
 
@@ -99,10 +105,11 @@ class Pressure:
         if held_bytes <= wanted_bytes:
             if self.short:
                 log.warning("memory is enough again", **self._facts(held_bytes))
-            if held_bytes <= self.most_bytes * ENOUGH:
-                self._in_use_bytes = 0.0
+            # What is no caller's may be freed, too, and is then no reason for a wider bound.
+            kept_bytes = min(self._in_use_bytes, held_bytes * GROWTH)
+            self._in_use_bytes = kept_bytes if held_bytes > self.most_bytes else 0.0
             self.short, self._rounds = False, 0
-        elif self._rounds == len(SHARES):
+        elif self._rounds == len(SHARES) and held_bytes > self._closed_at_bytes * ENOUGH:
             log.error("memory is short, and not for callers", **self._facts(held_bytes))
             self._in_use_bytes = held_bytes * GROWTH
             self.short, self._rounds = False, 0
@@ -110,9 +117,12 @@ class Pressure:
             if not self.short:
                 log.warning("memory is short", **self._facts(held_bytes))
             self.short = True
-            share, self._rounds = SHARES[self._rounds], self._rounds + 1
+            # The last again, as long as something comes of it: others may come as fast.
+            share = SHARES[min(self._rounds, len(SHARES) - 1)]
+            self._rounds = min(self._rounds + 1, len(SHARES))
             self.ended += self._relieve()
             if share:
+                self._closed_at_bytes = held_bytes
                 self.closed += await asyncio.to_thread(self._close, share)
 
     def _facts(self, held_bytes: int) -> dict[str, int]:

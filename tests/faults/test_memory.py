@@ -123,7 +123,8 @@ async def _read(stream: Any) -> None:
 
 def _why(error: grpc.aio.AioRpcError) -> str:
     refusal = taken_apart(error)
-    assert refusal.retry_delay_s == 1
+    assert refusal.code == "UNAVAILABLE"
+    assert refusal.retry_delay_s == (1 if refusal.reason else 0)
     return refusal.reason
 
 
@@ -176,7 +177,9 @@ async def test_what_half_sent_requests_hold_is_bounded(tmp_path: Path, path: str
             await until(lambda: any(each.done() for each in calls))
             held = await _memory(server, lambda held: held <= MOST)
             ended = [await each for each in calls if each.done()]
-            assert set(ended) == {expected}
+            # Where an ended call is not free a quarter of a second later, a connection is closed.
+            assert expected in ended
+            assert set(ended) <= {expected, ""}
             assert held <= MOST
             await _stored(Stubs(another))
             for each in calls:

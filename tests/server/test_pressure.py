@@ -27,6 +27,7 @@ class Process:
         self.freed = freed
         self.done: list[str | float] = []
         self.broken: Exception | None = None
+        self.looks = 0
 
     def give_back(self) -> None:
         """In the place of glibc's."""
@@ -35,6 +36,7 @@ class Process:
 
     def look(self) -> int:
         """In the system's place."""
+        self.looks += 1
         if self.broken is not None:
             raise self.broken
         return self.held
@@ -156,6 +158,34 @@ async def test_what_no_caller_holds_is_left_alone_and_may_not_grow(process: Proc
     assert looked.short
 
 
+async def test_who_comes_back_as_fast_is_closed_again(process: Process) -> None:
+    """While closing all frees a tenth what is held is callers': there is no other bound."""
+    looked = looking(process)
+    for round_ in range(3 * len(SHARES)):
+        process.held = int(100 * MOST * 0.89**round_)
+        await looked.look(process.give_back)
+        assert looked.short
+    assert process.rounds()[-4:] == ["calls", 1.0, "calls", 1.0]
+
+
+async def test_a_wider_bound_follows_what_is_held(process: Process) -> None:
+    """Where some of what was no caller's is freed, callers may not have it."""
+    looked = looking(process)
+    process.held = 5 * MOST
+    for _ in range(len(SHARES) + 1):
+        await looked.look(process.give_back)
+    for process.held, short in ((2 * MOST, False), (int(2.2 * MOST) + 1, True)):
+        await looked.look(process.give_back)
+        assert looked.short is short
+    looked = looking(process)
+    process.held = 5 * MOST
+    for _ in range(len(SHARES) + 1):
+        await looked.look(process.give_back)
+    for process.held, short in ((MOST, False), (MOST + 1, True)):
+        await looked.look(process.give_back)
+        assert looked.short is short
+
+
 # How it is looked at.
 
 
@@ -178,9 +208,12 @@ async def test_a_look_that_fails_is_not_the_last(process: Process, error: Except
     await until(lambda: looked.short)
     with capture_logs() as lines:
         process.broken = error
-        await until(lambda: len(lines) > 2)
-    process.broken, process.held = None, 0
-    await until(lambda: not looked.short)
+        await until(lambda: not looked.short)
+        looks = process.looks
+        await until(lambda: process.looks > looks + 3)
+    assert [line["event"] for line in lines] == ["memory cannot be looked at"]
+    process.broken = None
+    await until(lambda: looked.short)
     task.cancel()
 
 
