@@ -49,6 +49,18 @@ async def test_every_end_is_counted_once(error: BaseException | None, code: str)
     assert calls.seconds["m"].count == 1
 
 
+async def test_the_handlers_of_a_method_count_together() -> None:
+    """What serves it and what refuses it unread are wrapped apart, and have one histogram."""
+    calls = Calls()
+    serve = calls.intercept("m", raising(None))
+    refuse = calls.intercept("m", raising(Overloaded("full")))
+    await serve(b"", CONTEXT)
+    with pytest.raises(Overloaded):
+        await refuse(b"", CONTEXT)
+    assert calls.seconds["m"].count == 2
+    assert calls.handled == {("m", "OK"): 1, ("m", "UNAVAILABLE"): 1}
+
+
 async def test_refusals_are_counted_by_reason() -> None:
     """A refusal counts under the reason that its caller is told."""
     calls = Calls()
