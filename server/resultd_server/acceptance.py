@@ -37,15 +37,17 @@ _LOOK_S = 1.0
 """How often it is looked for requests that take too long."""
 
 _TAKE = {
-    (cygrpc, "_handle_rpc"): (
-        "method_name",
-        "method_resolver",
-        "interceptors",
-        "rpc_state",
-        "loop",
-        "concurrency_exceeded",
-    ),
     (cygrpc, "_schedule_rpc_coro"): ("rpc_coro", "rpc_state", "loop", "method_name"),
+    (cygrpc, "_receive_message"): ("grpc_call_wrapper", "loop"),
+    (cygrpc, "_finish_handler_with_unary_response"): (
+        *("rpc_state", "unary_handler", "request", "servicer_context"),
+        *("response_serializer", "loop"),
+    ),
+    (cygrpc, "_finish_handler_with_stream_responses"): (
+        *("rpc_state", "stream_handler", "request", "servicer_context", "loop"),
+    ),
+    (cygrpc, "_handle_stream_unary_rpc"): ("method_handler", "rpc_state", "loop"),
+    (cygrpc, "_handle_stream_stream_rpc"): ("method_handler", "rpc_state", "loop"),
     (cygrpc.AioServer, "_make_request_call_future"): ("self", "method_bytes"),
     (cygrpc.AioServer, "_request_registered_call"): ("self", "method"),
     (cygrpc.AioServer, "is_running"): ("self",),
@@ -59,7 +61,7 @@ def _known() -> bool:
         code = getattr(getattr(place, name, None), "__code__", None)
         if code is None or code.co_varnames[: code.co_argcount] != wanted:
             return False
-    return hasattr(cygrpc, "_MethodResolver") and hasattr(cygrpc, "_RequestCallError")
+    return hasattr(cygrpc, "_ServicerContext") and hasattr(cygrpc, "_RequestCallError")
 
 
 KNOWN = _known()
@@ -73,7 +75,7 @@ class Method(NamedTuple):
     Attributes:
         service: its full name.
         name: the method's own.
-        serve: what serves it. Handlers of unary requests are given no deserializer of gRPC's.
+        serve: what serves it, bytes in, bytes out.
         full: whether there may be no room for another request, whatever its size.
         refuse: what says so, without a request.
         late: what says that the request took too long, without one.
@@ -133,7 +135,7 @@ class Acceptance:
         """
         self._known = KNOWN
         self._core: Any = server._server  # type: ignore[attr-defined]  # an attribute of its own
-        self._methods = [each._replace(serve=self._noticing(each.serve)) for each in methods]
+        self._methods = list(methods)
         self._on_failure = on_failure
         self._askers: list[asyncio.Task[None]] = []
         self._calls: set[asyncio.Task[None]] = set()
@@ -156,10 +158,6 @@ class Acceptance:
         """Asks for calls. The server has started."""
         if not self._known:
             return
-        resolver = cygrpc._MethodResolver
-        self._serve = resolver([], {each.path: each.serve for each in self._methods})
-        self._refuse = resolver([], {each.path: each.refuse for each in self._methods})
-        self._late = resolver([], {each.path: each.late for each in self._methods})
         for method in self._methods:
             for _ in range(QUESTIONS):
                 asker = asyncio.create_task(self._ask(method), name=f"accept-{method.name}")
@@ -188,11 +186,11 @@ class Acceptance:
                     continue  # the call was over before it began
                 return
             if full():
-                work = cygrpc._handle_rpc(path, self._refuse, (), state, loop, False)
+                work = cygrpc._handle_stream_unary_rpc(method.refuse, state, loop)
             elif whole:
                 work = self._receive(method, state, loop)
             else:
-                work = cygrpc._handle_rpc(path, self._serve, (), state, loop, False)
+                work = cygrpc._handle_stream_stream_rpc(method.serve, state, loop)
             call = loop.create_task(cygrpc._schedule_rpc_coro(work, state, loop, path))
             calls.add(call)  # the loop itself holds tasks weakly
             call.add_done_callback(calls.discard)
@@ -201,32 +199,35 @@ class Acceptance:
     async def _receive(
         self, method: Method, state: object, loop: asyncio.AbstractEventLoop
     ) -> None:
-        """Serves a call, of which is known until its request is there that it is on its way."""
+        """Serves a call, of which is known until its request is there that it is on its way.
+
+        As gRPC's `_handle_rpc` does, without its look for the handler: that leaves five objects
+        of each call to the garbage collector.
+        """
         task: Any = asyncio.current_task()
         self._arriving[task] = loop.time()
         try:
-            await cygrpc._handle_rpc(method.path, self._serve, (), state, loop, False)
+            request = await cygrpc._receive_message(state, loop)
         except asyncio.CancelledError:
             if task not in self._ending:
                 raise
-            await cygrpc._handle_rpc(method.path, self._late, (), state, loop, False)
+            await cygrpc._handle_stream_unary_rpc(method.late, state, loop)
+            return
         finally:
             self._arriving.pop(task, None)
             if self._ending:
                 self._ending.discard(task)
-
-    def _noticing(self, serve: Rpc) -> Rpc:
-        """The same, which tells that a request is there: gRPC asks to deserialize it then."""
-        if serve.request_streaming:
-            return serve
-        assert serve.request_deserializer is None
-        noticing: Rpc = serve._replace(request_deserializer=self._arrived)  # type: ignore[attr-defined]  # a named tuple
-        return noticing
-
-    def _arrived(self, raw: bytes) -> bytes:
-        task: Any = asyncio.current_task()
-        self._arriving.pop(task, None)
-        return raw
+        if request is None:
+            return  # the caller has gone
+        context = cygrpc._ServicerContext(state, None, None, loop)
+        if method.serve.response_streaming:
+            handler = method.serve.unary_stream
+            finish = cygrpc._finish_handler_with_stream_responses
+            await finish(state, handler, request, context, loop)
+        else:
+            handler = method.serve.unary_unary
+            finish = cygrpc._finish_handler_with_unary_response
+            await finish(state, handler, request, context, None, loop)
 
     async def watch(self) -> None:
         """Ends calls whose request takes too long. Runs until cancelled."""

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Protocol
 import structlog
 import typer
 
-from resultd_server import config, event_loop, logs
+from resultd_server import config, event_loop, heap, logs
 from resultd_server.app import App, Place
 from resultd_server.config import ConfigError, Settings
 from resultd_server.errors import DomainError
@@ -89,6 +89,7 @@ async def _serve(
     except (ConfigError, DomainError, OSError) as error:
         _complain(error)
         return EXIT_CONFIG
+    heap.settle()
     log.info(
         "serving",
         address=address,

@@ -6,10 +6,11 @@ import asyncio
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from resultd_server import heap
+from resultd_server import config, heap, serve
 from tests.support.memory import MIB, anonymous_bytes
 
 GLIBC = pytest.mark.skipif(heap.find_trim() is None, reason="another C library than glibc")
@@ -54,6 +55,41 @@ def test_what_was_freed_goes_back() -> None:
     """
     done = subprocess.run([sys.executable, "-c", FREED_BETWEEN], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+SETTLED = """
+import gc
+from resultd_server import heap
+
+there, before = len(gc.get_objects()), gc.get_threshold()
+heap.settle()
+assert gc.get_freeze_count() >= there
+assert gc.isenabled() and gc.get_threshold() == (heap.GARBAGE_OBJECTS, *before[1:])
+circle = []
+circle.append(circle)
+del circle
+assert gc.collect() == 1
+"""
+
+
+def test_what_is_there_from_the_start_is_no_garbage() -> None:
+    """It is not looked at again; what comes later is, and less often."""
+    done = subprocess.run([sys.executable, "-c", SETTLED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+async def test_a_server_settles_when_it_has_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Once, with all there that a start makes."""
+    served = asyncio.Event()
+    monkeypatch.setattr(heap, "settle", served.set)
+    settings = config.load({"data": tmp_path, "listen": f"unix:{tmp_path}/socket"})
+    running = asyncio.create_task(serve.run(settings, orphaned=(orphaned := asyncio.Event())))
+    await served.wait()
+    assert (tmp_path / "socket").exists()
+    orphaned.set()
+    assert await running == 0
 
 
 def test_only_a_process_that_does_nearly_nothing_gives_back() -> None:
