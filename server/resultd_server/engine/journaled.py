@@ -44,9 +44,10 @@ COMMIT_BYTES = 1 * limits.MIB
 
 ON_LOOP_OPERATIONS = 64
 ON_LOOP_BYTES = 24 * limits.KIB
-ON_LOOP_BYTES_EACH = 2 * limits.KIB
-"""What runs on the event loop's thread, for 1.5 ms at most as a rule. Going to another thread
-and back costs 0.1 ms, more than most commits take."""
+ON_LOOP_BYTES_OTHER = 2 * limits.KIB
+"""What runs on the event loop's thread, for 1.5 ms at most as a rule: so many reports and other
+operations, so much in all, and in one that is no report. Going to another thread and back costs
+0.1 ms, more than most commits take."""
 
 VACANT_MAX = 1_000
 """How many empty places are kept in mind from commit to commit: three for each namespace."""
@@ -307,9 +308,14 @@ def _may_grow(operations: list[Operation]) -> bool:
 
 def _is_short(operations: list[Operation]) -> bool:
     """Whether to run them takes less than the event loop may wait."""
-    sizes_bytes = [operation.size_bytes for operation in operations]
+    many = size_bytes = other_bytes = 0
+    for operation in operations:
+        many += operation.reports or 1
+        size_bytes += operation.size_bytes
+        if not operation.reports:
+            other_bytes = max(other_bytes, operation.size_bytes)
     return (
-        len(operations) <= ON_LOOP_OPERATIONS
-        and sum(sizes_bytes) <= ON_LOOP_BYTES
-        and max(sizes_bytes) <= ON_LOOP_BYTES_EACH
+        many <= ON_LOOP_OPERATIONS
+        and size_bytes <= ON_LOOP_BYTES
+        and other_bytes <= ON_LOOP_BYTES_OTHER
     )

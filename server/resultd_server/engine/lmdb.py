@@ -66,6 +66,7 @@ class Operation(NamedTuple):
     run: Callable[[Unit], Any]
     grows: bool
     size_bytes: int
+    reports: int
     future: asyncio.Future[Any]
 
 
@@ -174,7 +175,12 @@ class LmdbEngine(TransactionalEngine):
             raise StoreFailed("The store is closed: the server is stopping, ask the next one.")
 
     async def _write(
-        self, operation: Callable[[Unit], T], *, grows: bool = True, size_bytes: int = 0
+        self,
+        operation: Callable[[Unit], T],
+        *,
+        grows: bool = True,
+        size_bytes: int = 0,
+        reports: int = 0,
     ) -> T:
         self._check_usable()
         if self._queued >= limits.WRITES_QUEUED_MAX or (
@@ -184,7 +190,7 @@ class LmdbEngine(TransactionalEngine):
         future: asyncio.Future[T] = self._loop.create_future()
         self._queued += 1
         self._queued_bytes += size_bytes
-        self._pending.append(Operation(operation, grows, size_bytes, future))
+        self._pending.append(Operation(operation, grows, size_bytes, reports, future))
         self._hand_over_soon()
         return await future
 

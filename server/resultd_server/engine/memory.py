@@ -80,7 +80,12 @@ class MemoryEngine(TransactionalEngine):
         """Nothing to close: what was kept is gone with the engine."""
 
     async def _write(
-        self, operation: Callable[[Unit], T], *, grows: bool = True, size_bytes: int = 0
+        self,
+        operation: Callable[[Unit], T],
+        *,
+        grows: bool = True,
+        size_bytes: int = 0,
+        reports: int = 0,
     ) -> T:
         began_s = time.monotonic()
         txn = MemoryTxn(self._maps)

@@ -64,12 +64,18 @@ class TransactionalEngine(Engine):
 
     @abc.abstractmethod
     async def _write(
-        self, operation: Callable[[Unit], T], *, grows: bool = True, size_bytes: int = 0
+        self,
+        operation: Callable[[Unit], T],
+        *,
+        grows: bool = True,
+        size_bytes: int = 0,
+        reports: int = 0,
     ) -> T:
         """Runs an operation in a transaction; returns once that is durable.
 
-        `grows`: whether it is to be refused while the store is full. Raises what the
-        operation raises; it then changed nothing.
+        `grows`: whether it is to be refused while the store is full. `size_bytes`, `reports`:
+        what it was given, and how many reports that is. Raises what the operation raises; it
+        then changed nothing.
         """
 
     @abc.abstractmethod
@@ -101,7 +107,9 @@ class TransactionalEngine(Engine):
 
         size_bytes = sum([len(report.wire) for report in reports])
         try:
-            where, outcomes = await self._write(operation, size_bytes=size_bytes)
+            where, outcomes = await self._write(
+                operation, size_bytes=size_bytes, reports=len(reports)
+            )
             self._namespaces[namespace] = where  # it is committed
             return outcomes
         except RecordCorrupt as error:

@@ -179,6 +179,42 @@ async def test_an_operation_that_breaks_fails_alone(
         assert engine._failure is None
 
 
+@pytest.mark.parametrize(
+    ("size_bytes", "reports", "on_loop"),
+    [
+        (journaled.ON_LOOP_BYTES_OTHER, 0, True),
+        (journaled.ON_LOOP_BYTES_OTHER + 1, 0, False),
+        (journaled.ON_LOOP_BYTES, 1, True),
+        (journaled.ON_LOOP_BYTES, journaled.ON_LOOP_OPERATIONS, True),
+        (journaled.ON_LOOP_BYTES + 1, 1, False),
+        (0, journaled.ON_LOOP_OPERATIONS + 1, False),
+    ],
+)
+async def test_what_takes_long_runs_on_the_writers_thread(
+    clock: Clock, tmp_path: Path, size_bytes: int, reports: int, on_loop: bool
+) -> None:
+    """And what is short on the event loop's: a batch by its reports, others by their bytes."""
+    async with opened(clock, tmp_path) as store:
+        where = await engine_of(store)._write(
+            lambda _: threading.current_thread(), size_bytes=size_bytes, reports=reports
+        )
+        assert (where is threading.current_thread()) == on_loop
+
+
+async def test_short_operations_together_may_be_long(clock: Clock, tmp_path: Path) -> None:
+    """What shares a commit counts together."""
+    async with opened(clock, tmp_path) as store:
+        half = journaled.ON_LOOP_OPERATIONS // 2
+        for more, on_loop in ((0, True), (1, False)):
+            where = await asyncio.gather(
+                *(
+                    engine_of(store)._write(lambda _: threading.current_thread(), reports=each)
+                    for each in (half, half + more)
+                )
+            )
+            assert [each is threading.current_thread() for each in where] == [on_loop] * 2
+
+
 async def test_what_a_disk_returns_wrong_is_refused(clock: Clock, tmp_path: Path) -> None:
     """A row in LMDB that does not match its checksum is RecordCorrupt; its neighbours go on."""
     async with opened(clock, tmp_path) as store:
