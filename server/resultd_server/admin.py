@@ -19,6 +19,7 @@ from resultd_server import limits, listening
 
 TEXT = "text/plain; charset=utf-8"
 _READ_BYTES = 4096
+_TOO_LARGE = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
 class Answer(NamedTuple):
@@ -81,12 +82,15 @@ class AdminServer:
             writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = h11.Connection(
-            h11.SERVER, max_incomplete_event_size=limits.ADMIN_REQUEST_BYTES_MAX
-        )
+        connection = h11.Connection(h11.SERVER)
         try:
+            room = limits.ADMIN_REQUEST_BYTES_MAX
             while (event := connection.next_event()) is h11.NEED_DATA:
-                connection.receive_data(await reader.read(_READ_BYTES))
+                if not room:  # h11 bounds what is incomplete, and takes more with the end
+                    raise h11.RemoteProtocolError("The head is too large.", _TOO_LARGE)
+                data = await reader.read(min(_READ_BYTES, room))
+                room -= len(data)
+                connection.receive_data(data)
         except h11.RemoteProtocolError as error:
             answer = Answer(b"not a request\n", HTTPStatus(error.error_status_hint))
         else:

@@ -15,7 +15,7 @@ from tests.support import serve_command
 
 KUBERNETES = "1.31"
 CUSTOM = {"ServiceMonitor", "PrometheusRule"}
-"""Kinds that Kubernetes itself does not know."""
+"""Kinds that Kubernetes itself does not know: see `test_kinds`."""
 
 
 @pytest.fixture(scope="module")

@@ -61,8 +61,25 @@ async def test_nothing_but_get_is_served(server: str) -> None:
     assert (await said(server, b"\x16\x03\x01 hello\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize(
+    ("size_bytes", "answer"),
+    [
+        (limits.ADMIN_REQUEST_BYTES_MAX - 1, b"HTTP/1.1 200 "),
+        (limits.ADMIN_REQUEST_BYTES_MAX, b"HTTP/1.1 200 "),
+        (limits.ADMIN_REQUEST_BYTES_MAX + 1, b"HTTP/1.1 431 "),
+        (10 * limits.ADMIN_REQUEST_BYTES_MAX, b"HTTP/1.1 431 "),
+    ],
+)
+async def test_a_head_has_a_limit(server: str, size_bytes: int, answer: bytes) -> None:
+    """Nothing is read beyond it, so a reset may cut the refusal off."""
+    begin, end = b"GET /well HTTP/1.1\r\nhost: x\r\nx: ", b"\r\n\r\n"
+    whole = begin + b"y" * (size_bytes - len(begin) - len(end)) + end
+    got = await said(server, whole)
+    assert got.startswith(answer) or (size_bytes > limits.ADMIN_REQUEST_BYTES_MAX and not got)
+
+
 async def test_a_head_without_end_is_refused(server: str) -> None:
-    """No more than the limit is read of a request: beyond it there is an answer or none."""
+    """There is an answer or none."""
     endless = b"GET /well HTTP/1.1\r\nx: " + b"y" * (2 * limits.ADMIN_REQUEST_BYTES_MAX)
     assert b" 200 " not in await said(server, endless)
 
@@ -74,18 +91,28 @@ async def test_who_says_nothing_is_let_go(server: str, monkeypatch: pytest.Monke
     assert await said(server, b"GET /we") == b""
 
 
-async def test_one_connection_too_many_is_closed(
-    server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    "silent",
+    [
+        limits.ADMIN_CONNECTIONS_MAX - 2,
+        limits.ADMIN_CONNECTIONS_MAX - 1,
+        limits.ADMIN_CONNECTIONS_MAX,
+        10 * limits.ADMIN_CONNECTIONS_MAX - 1,
+    ],
+)
+async def test_one_connection_too_many_is_closed(server: str, silent: int) -> None:
     """While all places are taken others are closed at once; a free place serves again."""
-    monkeypatch.setattr(limits, "ADMIN_CONNECTIONS_MAX", 1)
     host, _, port = server.rpartition(":")
-    _, silent = await asyncio.open_connection(host, int(port))
+    held = [await asyncio.open_connection(host, int(port)) for _ in range(silent)]
     request = b"GET /well HTTP/1.1\r\nhost: x\r\n\r\n"
-    while await said(server, request) != b"":  # the silent one is not accepted yet
-        continue
-    silent.close()
-    await silent.wait_closed()
+    too_many = silent >= limits.ADMIN_CONNECTIONS_MAX
+    if too_many:  # those beyond are closed without a word, and so is one more
+        beyond = held[limits.ADMIN_CONNECTIONS_MAX :]
+        assert [await reader.read() for reader, _ in beyond] == [b""] * len(beyond)
+    got = await said(server, request)
+    assert got == b"" if too_many else got.startswith(b"HTTP/1.1 200 ")
+    for _, writer in held:
+        writer.close()
     while not (await said(server, request)).startswith(b"HTTP/1.1 200 "):
         continue
 
