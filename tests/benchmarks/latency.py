@@ -86,6 +86,8 @@ def _rows(seen: _Seen, waited: int, missing: str | None) -> list[Row]:
         rows += [
             Row(call, "µs", seen[f"call {p}"], seen[f"echo {p}"], _FLOOR, at_most(1.5)),
             Row(call, "µs", seen[f"call {p}"], seen[f"kept {p}"], _KEPT),
+            Row(f"{_FLOOR}, once 4 KiB are on disk, {p}", "µs", seen[f"kept {p}"],
+                seen[f"echo {p}"], "without a disk"),
             Row(f"StoreResult's OK → WaitFor's event, {p}", "µs", seen[f"ok {p}"]),
             Row(f"the call with {waited:,} tasks waited for by {STREAMS} streams, {p}", "µs",
                 seen[f"many {p}"], seen[f"call {p}"], "with the one",
