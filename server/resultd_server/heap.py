@@ -28,7 +28,11 @@ BUSY = 0.1
 """Of one core: who does more than that is not held up."""
 
 WORTH_BYTES = 4 * 2**20
-"""Grown by less than that, or with less than that given back, a process is left alone."""
+"""Grown by less, or with less given back, a process is left alone for a while."""
+
+AGAIN_S = 20.0
+AGAIN_MAX_S = 3_600.0
+"""Then it is tried all the same, less and less often: what was in use may have been freed since."""
 
 GARBAGE_OBJECTS = 10_000
 """So many objects more than were freed, and it is looked for garbage: within some ms."""
@@ -49,16 +53,26 @@ class Quiet:
 
     def __init__(self) -> None:
         self._left_bytes = self._cpu_s = self._at_s = 0.0
+        self._again_s = 0.0
+        self._pause_s = AGAIN_S
 
     def due(self, held_bytes: float, cpu_s: float, at_s: float) -> bool:
         """Whether a process that holds so much now and has used so much CPU should give back."""
         busy = cpu_s - self._cpu_s > BUSY * (at_s - self._at_s)
         self._cpu_s, self._at_s = cpu_s, at_s
-        return not busy and held_bytes > self._left_bytes + WORTH_BYTES
+        if held_bytes > self._left_bytes + WORTH_BYTES:
+            self._pause_s = AGAIN_S
+            return not busy
+        return not busy and at_s >= self._again_s
 
-    def gave_back(self, held_bytes: float, left_bytes: float) -> None:
+    def gave_back(self, held_bytes: float, left_bytes: float, at_s: float) -> None:
         """So much was held and is left: in use, if little came of it; else there may be more."""
-        self._left_bytes = left_bytes if held_bytes - left_bytes < WORTH_BYTES else 0.0
+        if held_bytes - left_bytes >= WORTH_BYTES:
+            self._left_bytes = 0.0
+            return
+        self._left_bytes = left_bytes
+        self._again_s = at_s + self._pause_s
+        self._pause_s = min(2 * self._pause_s, AGAIN_MAX_S)
 
 
 async def run() -> None:
@@ -72,7 +86,7 @@ async def run() -> None:
         held = held_bytes()
         if quiet.due(held, time.process_time(), time.monotonic()):
             await asyncio.to_thread(give_back)
-            quiet.gave_back(held, held_bytes())
+            quiet.gave_back(held, held_bytes(), time.monotonic())
 
 
 def find_trim() -> Callable[[], object] | None:

@@ -103,11 +103,28 @@ def test_what_is_in_use_is_not_looked_for_again() -> None:
     """A process gives back until little comes of it, and again when it has grown since."""
     quiet = heap.Quiet()
     assert quiet.due(100 * MIB, cpu_s=0.0, at_s=10.0)
-    quiet.gave_back(100 * MIB, 60 * MIB)
+    quiet.gave_back(100 * MIB, 60 * MIB, at_s=10.0)
     assert quiet.due(60 * MIB, cpu_s=0.0, at_s=20.0)
-    quiet.gave_back(60 * MIB, 58 * MIB)
+    quiet.gave_back(60 * MIB, 58 * MIB, at_s=20.0)
     assert not quiet.due(61 * MIB, cpu_s=0.0, at_s=30.0)
-    assert quiet.due(63 * MIB, cpu_s=0.0, at_s=40.0)
+    assert quiet.due(63 * MIB, cpu_s=0.0, at_s=31.0)
+
+
+def test_what_was_in_use_is_looked_for_after_a_while() -> None:
+    """It may have been freed since: after longer and longer, and anew once it has grown."""
+    quiet = heap.Quiet()
+    at_s, tried = 0.0, []
+    while at_s < 4 * heap.AGAIN_MAX_S:
+        at_s += 10.0
+        if quiet.due(58 * MIB, cpu_s=0.0, at_s=at_s):
+            tried.append(at_s)
+            quiet.gave_back(58 * MIB, 57 * MIB, at_s)
+    assert tried[:4] == [10.0, 30.0, 70.0, 150.0]
+    assert tried[-1] - tried[-2] == heap.AGAIN_MAX_S
+    assert quiet.due(70 * MIB, cpu_s=0.0, at_s=at_s + 10)
+    quiet.gave_back(70 * MIB, 70 * MIB, at_s + 10)
+    assert not quiet.due(70 * MIB, cpu_s=0.0, at_s=at_s + 20)
+    assert quiet.due(70 * MIB, cpu_s=0.0, at_s=at_s + 30)
 
 
 async def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
