@@ -57,11 +57,15 @@ _TAKE = {
 
 def _known() -> bool:
     """Whether gRPC's insides are those this module knows."""
+    try:
+        cygrpc._ServicerContext(None, None, None, None)
+    except (AttributeError, TypeError):
+        return False
     for (place, name), wanted in _TAKE.items():
         code = getattr(getattr(place, name, None), "__code__", None)
         if code is None or code.co_varnames[: code.co_argcount] != wanted:
             return False
-    return hasattr(cygrpc, "_ServicerContext") and hasattr(cygrpc, "_RequestCallError")
+    return hasattr(cygrpc, "_RequestCallError")
 
 
 KNOWN = _known()
@@ -136,6 +140,8 @@ class Acceptance:
         self._known = KNOWN
         self._core: Any = server._server  # type: ignore[attr-defined]  # an attribute of its own
         self._methods = list(methods)
+        for each in methods:  # bytes are handed on as they are
+            assert each.serve.request_deserializer is each.serve.response_serializer is None
         self._on_failure = on_failure
         self._askers: list[asyncio.Task[None]] = []
         self._calls: set[asyncio.Task[None]] = set()
@@ -211,7 +217,9 @@ class Acceptance:
         except asyncio.CancelledError:
             if task not in self._ending:
                 raise
-            await cygrpc._handle_stream_unary_rpc(method.late, state, loop)
+            work = cygrpc._handle_stream_unary_rpc(method.late, state, loop)
+            del state
+            await work
             return
         finally:
             self._arriving.pop(task, None)
@@ -221,13 +229,14 @@ class Acceptance:
             return  # the caller has gone
         context = cygrpc._ServicerContext(state, None, None, loop)
         if method.serve.response_streaming:
-            handler = method.serve.unary_stream
             finish = cygrpc._finish_handler_with_stream_responses
-            await finish(state, handler, request, context, loop)
+            work = finish(state, method.serve.unary_stream, request, context, loop)
         else:
-            handler = method.serve.unary_unary
             finish = cygrpc._finish_handler_with_unary_response
-            await finish(state, handler, request, context, None, loop)
+            work = finish(state, method.serve.unary_unary, request, context, None, loop)
+        # The call's state keeps the error it was refused with, which keeps this frame.
+        del state, request, context
+        await work
 
     async def watch(self) -> None:
         """Ends calls whose request takes too long. Runs until cancelled."""

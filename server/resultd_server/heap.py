@@ -1,10 +1,10 @@
 """Garbage is looked for seldom, and memory that was freed goes back to the system.
 
+heap.settle()  # everything is imported, and no call has come
 asyncio.create_task(heap.run())
-heap.settle()  # what a start makes is there
 
 Of its own Python looks for garbage among every 700 new objects that stay, and now and then among
-all 50,000 that a start leaves, for 36 ms: together a tenth of a busy server's CPU. Hardly anything
+all 50,000 that imports leave, for 36 ms: together a tenth of a busy server's CPU. Hardly anything
 here is freed that way.
 
 What thousands of calls at once allocated lies, freed, between blocks that are still in use, and
@@ -35,17 +35,21 @@ AGAIN_MAX_S = 3_600.0
 """Then it is tried all the same, less and less often: what was in use may have been freed since."""
 
 GARBAGE_OBJECTS = 10_000
-"""So many objects more than were freed, and it is looked for garbage: within some ms."""
+GARBAGE_TURNS = 3
+"""So many objects more than were freed, and garbage is looked for among them, for a ms or two; each
+so many times among those that were left as well."""
 
 _STATM = Path("/proc/self/statm")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def settle() -> None:
-    """What is there now stays for as long as the process: garbage is looked for beside it."""
+    """What is there now stays for as long as the process: garbage is looked for beside it.
+
+    Nothing of a call may be there: garbage that something frozen refers to is never found.
+    """
     gc.freeze()
-    _, *older = gc.get_threshold()
-    gc.set_threshold(GARBAGE_OBJECTS, *older)
+    gc.set_threshold(GARBAGE_OBJECTS, GARBAGE_TURNS, gc.get_threshold()[2])
 
 
 class Quiet:

@@ -97,8 +97,7 @@ class Pressure:
         wanted_bytes = most_bytes * (ENOUGH if self.short else 1)
         held_bytes = heap.held_bytes()
         if held_bytes > wanted_bytes:
-            # What is free may still count. A call that was cancelled is, with its request, in a
-            # cycle of its errors' frames.
+            # What is free may still count, and what was cancelled may hold itself.
             gc.collect()
             await asyncio.to_thread(give_back)
             held_bytes = heap.held_bytes()

@@ -70,6 +70,7 @@ async def _serve(
     code_of_break: Callable[[], int],
     orphaned: asyncio.Event | None,
 ) -> int:
+    heap.settle()
     # Before anybody knows of the server: a signal that comes early is not lost.
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -89,7 +90,6 @@ async def _serve(
     except (ConfigError, DomainError, OSError) as error:
         _complain(error)
         return EXIT_CONFIG
-    heap.settle()
     log.info(
         "serving",
         address=address,

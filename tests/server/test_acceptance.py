@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -13,7 +13,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # gRPC's own insi
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resultd.v1 import result_service_pb2 as pb
-from resultd_server import acceptance, app, limits
+from resultd_server import acceptance, app, limits, pressure
 from resultd_server.acceptance import QUESTIONS, Acceptance, Method
 from resultd_server.interceptors.limits import CallBound
 from tests.support.in_process import Served, serving, until
@@ -374,8 +374,17 @@ async def test_streams_begin_while_calls_are_refused(full: Served) -> None:
     await full.idle()
 
 
-async def test_nobody_new_is_let_in_while_memory_is_short(served: Served) -> None:
+@pytest.fixture
+async def unlooked(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    """A server that does not look at its memory: it is short when a test says so."""
+    monkeypatch.setattr(pressure, "EVERY_S", 3_600.0)
+    async with serving() as served:
+        yield served
+
+
+async def test_nobody_new_is_let_in_while_memory_is_short(unlooked: Served) -> None:
     """Calls and streams are OVERLOADED; health is told all the same."""
+    served = unlooked
     served.app.pressure.short = True
     for call in (
         served.results.StoreResult(success("t")),
@@ -407,6 +416,70 @@ async def test_a_call_leaves_nothing_to_the_garbage_collector(served: Served) ->
         assert details() == before
     finally:
         gc.enable()
+
+
+async def test_a_stream_that_is_cancelled_leaves_nothing_either(served: Served) -> None:
+    """Nor what it waited for, however much that was."""
+
+    def sources() -> int:
+        return sum(type(each).__name__ == "WatchSource" for each in gc.get_objects())
+
+    before = sources()
+    gc.disable()
+    try:
+        for _ in range(5):
+            watch = served.results.Watch()
+            await watch.write(pb.WatchRequest(add_task_ids=["t"], sequence=1))
+            await watch.read()
+            watch.cancel()
+        await served.idle()
+        await until(lambda: sources() == before)
+    finally:
+        gc.enable()
+
+
+async def test_a_refused_call_is_gone_with_its_request(unlooked: Served) -> None:
+    """Its state, which gRPC keeps the error in, goes with it and not with a collection.
+
+    Large requests that are refused would else stay by the thousand.
+    """
+
+    def states() -> int:
+        return sum(type(each).__name__ == "RPCState" for each in gc.get_objects())
+
+    async def refused(call: Awaitable[object]) -> str:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        return taken_apart(caught.value).reason
+
+    served = unlooked
+    results, acceptance = served.results, served.app._acceptance
+    store: Any = served.channel.stream_unary(STORE)
+    before = states()
+    gc.disable()
+    try:
+        for number in range(QUESTIONS + 2):
+            empty = pb.StoreResultRequest()
+            assert await refused(results.StoreResult(empty)) == "FIELD_INVALID"
+            assert await refused(results.WaitFor(pb.WaitForRequest()).read()) == "FIELD_INVALID"
+            served.app.pressure.short = True
+            assert await refused(results.StoreResult(success(f"t{number}"))) == "OVERLOADED"
+            served.app.pressure.short = False
+            half = store(never())
+            await until(lambda: len(acceptance._arriving) == 1)
+            acceptance.relieve()
+            acceptance.relieve()
+            assert await refused(half) == "OVERLOADED"
+        await until(lambda: not acceptance._calls)
+        await until(lambda: states() == before)
+    finally:
+        gc.enable()
+
+
+async def never() -> AsyncIterator[bytes]:
+    """A request that does not come."""
+    await asyncio.Event().wait()
+    yield b""
 
 
 async def test_a_gRPC_that_is_not_known_serves_as_it_does(  # noqa: N802  it is written so

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import state_pb2
-from resultd_server import app, limits, serve
+from resultd_server import app, heap, limits, serve
 from resultd_server.app import App
 from resultd_server.config import Settings
 from resultd_server.engine.base import Swept
@@ -178,6 +178,7 @@ async def test_a_store_that_fails_ends_the_server_with_3(
         return made[-1]
 
     monkeypatch.setattr(serve, "App", remember)
+    monkeypatch.setattr(heap, "settle", lambda: None)  # it is for the whole process
     running = asyncio.create_task(serve.run(settings(drain_s=600)))
     printed: list[str] = []
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from resultd_server import config, heap, serve
+from resultd_server.acceptance import Acceptance
 from tests.support.memory import MIB, anonymous_bytes
 
 GLIBC = pytest.mark.skipif(heap.find_trim() is None, reason="another C library than glibc")
@@ -64,7 +65,8 @@ from resultd_server import heap
 there, before = len(gc.get_objects()), gc.get_threshold()
 heap.settle()
 assert gc.get_freeze_count() >= there
-assert gc.isenabled() and gc.get_threshold() == (heap.GARBAGE_OBJECTS, *before[1:])
+wanted = (heap.GARBAGE_OBJECTS, heap.GARBAGE_TURNS, before[2])
+assert gc.isenabled() and gc.get_threshold() == wanted
 circle = []
 circle.append(circle)
 del circle
@@ -78,18 +80,27 @@ def test_what_is_there_from_the_start_is_no_garbage() -> None:
     assert done.returncode == 0, done.stderr
 
 
-async def test_a_server_settles_when_it_has_started(
+async def test_a_server_settles_before_it_asks_for_calls(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Once, with all there that a start makes."""
-    served = asyncio.Event()
-    monkeypatch.setattr(heap, "settle", served.set)
+    """Nothing of a call is kept for ever."""
+    order: list[str] = []
+    asks, orphaned = asyncio.Event(), asyncio.Event()
+    start = Acceptance.start
+
+    def begin(itself: Acceptance) -> None:
+        order.append("asks")
+        start(itself)
+        asks.set()
+
+    monkeypatch.setattr(heap, "settle", lambda: order.append("settled"))
+    monkeypatch.setattr(Acceptance, "start", begin)
     settings = config.load({"data": tmp_path, "listen": f"unix:{tmp_path}/socket"})
-    running = asyncio.create_task(serve.run(settings, orphaned=(orphaned := asyncio.Event())))
-    await served.wait()
-    assert (tmp_path / "socket").exists()
+    running = asyncio.create_task(serve.run(settings, orphaned=orphaned))
+    await asks.wait()
     orphaned.set()
     assert await running == 0
+    assert order == ["settled", "asks"]
 
 
 def test_only_a_process_that_does_nearly_nothing_gives_back() -> None:

@@ -49,6 +49,11 @@ ON_LOOP_BYTES_OTHER = 2 * limits.KIB
 operations, so much in all, and in one that is no report. Going to another thread and back costs
 0.1 ms, more than most commits take."""
 
+ON_LOOP_S = 0.005
+ON_LOOP_SHARE = 0.01
+"""What took longer, for members may be of many groups and records large, is followed by so much
+time without any that it was no more than this share."""
+
 VACANT_MAX = 1_000
 """How many empty places are kept in mind from commit to commit: three for each namespace."""
 
@@ -83,6 +88,7 @@ class JournaledEngine(LmdbEngine):
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
         self._jobs = queue.SimpleQueue()
         self._take_max = limits.COMMIT_OPERATIONS_MAX
+        self._on_loop_from_s = 0.0
         self._vacant: set[Place] = set()
 
     async def close(self) -> None:
@@ -145,8 +151,8 @@ class JournaledEngine(LmdbEngine):
         if self._failure is not None:
             raise failed(self._failure)
         is_full = await self._is_full_for(operations)
-        if _is_short(operations):
-            batch = self._run_batch(operations, is_full)
+        if _is_short(operations) and began_s >= self._on_loop_from_s:
+            batch = self._run_on_loop(operations, is_full)
         else:
             batch = await self._in_thread(functools.partial(self._run_batch, operations, is_full))
         if batch.layer:
@@ -185,6 +191,16 @@ class JournaledEngine(LmdbEngine):
             or checkpoints.live_bytes >= self._max_db_bytes
             or environment.disk_is_full(self._directory, 2 * checkpoints.size_bytes())
         )
+
+    def _run_on_loop(self, operations: list[Operation], is_full: bool) -> _Batch:
+        """Runs operations here; if that took long, the next ones run on the writer's thread."""
+        began_s = time.monotonic()
+        try:
+            return self._run_batch(operations, is_full)
+        finally:
+            ended_s = time.monotonic()
+            if ended_s - began_s > ON_LOOP_S:
+                self._on_loop_from_s = ended_s + (ended_s - began_s) / ON_LOOP_SHARE
 
     def _run_batch(self, operations: list[Operation], is_full: bool) -> _Batch:
         """Runs operations together; where one breaks that, each by itself."""

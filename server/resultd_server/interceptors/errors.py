@@ -112,10 +112,11 @@ def answer_errors(method: str, handler: Handler) -> Handler:
         try:
             return await answered(raw, context)
         except grpc.aio.AbortError as aborted:
-            # gRPC keeps it with the call, which keeps it until a collection finds the two: without
-            # what it came by, whose frames hold the request.
+            # gRPC keeps it with the call: without what it came by, whose frames hold the request,
+            # and without the call, so that it goes with the call and not with a collection.
             aborted.__context__ = None
             raw = b""
+            del context
             raise aborted.with_traceback(None) from None
         except grpc.aio.InternalError:
             # gRPC's core took no more: the caller has gone, and nobody can be answered.

@@ -100,6 +100,7 @@ class Streams:
             ) from None
         finally:
             self._running.discard(stream)
+            del stream.task  # it keeps the error that ended it, which keeps this frame
             self._quotas.leave(source.subscription)
             source.close()
 

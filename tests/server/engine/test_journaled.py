@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -199,6 +200,31 @@ async def test_what_takes_long_runs_on_the_writers_thread(
             lambda _: threading.current_thread(), size_bytes=size_bytes, reports=reports
         )
         assert (where is threading.current_thread()) == on_loop
+
+
+async def test_what_was_not_short_after_all_is_followed_by_a_pause(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop's thread runs nothing for a hundred times as long as it was held up."""
+
+    async def on_loop(engine: JournaledEngine, took_s: float) -> bool:
+        def operation(_: Unit) -> threading.Thread:
+            now_s[0] += took_s
+            return threading.current_thread()
+
+        return await engine._write(operation) is threading.current_thread()
+
+    now_s = [1_000.0]
+    async with opened(clock, tmp_path) as store:
+        engine = engine_of(store)
+        monkeypatch.setattr(journaled, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+        assert await on_loop(engine, journaled.ON_LOOP_S * 0.9)
+        assert await on_loop(engine, 0.2)
+        assert not await on_loop(engine, 0.0)
+        now_s[0] += 0.2 / journaled.ON_LOOP_SHARE - 0.01
+        assert not await on_loop(engine, 0.0)
+        now_s[0] += 0.02
+        assert await on_loop(engine, 0.0)
 
 
 async def test_short_operations_together_may_be_long(clock: Clock, tmp_path: Path) -> None:
