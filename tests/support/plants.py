@@ -303,7 +303,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     "cursor-behind": _move_cursors,
     "repeated-task": _repeat_tasks,
     "leak": _leak(60_000),
-    "leak-much": _leak(4_000_000),
+    "leak-much": _leak(16_000_000),
     "kept-subscriptions": _keep_cancelled_streams,
     "short-checkpoints": _shorten_checkpoints,
     "long-reads": _keep_read_transactions,
