@@ -36,8 +36,8 @@ AGAIN_MAX_S = 3_600.0
 
 GARBAGE_OBJECTS = 10_000
 GARBAGE_TURNS = 3
-"""So many objects more than were freed, and garbage is looked for among them, for a ms or two; each
-so many times among those that were left as well."""
+"""So many objects more than were freed, and garbage is looked for among them, for a ms or two;
+every so many times also among those that the times before left."""
 
 _STATM = Path("/proc/self/statm")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
