@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -399,53 +400,53 @@ async def test_nobody_new_is_let_in_while_memory_is_short(unlooked: Served) -> N
     assert said.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_call_leaves_nothing_to_the_garbage_collector(served: Served) -> None:
-    """gRPC's own look for a handler leaves a circle of five objects, with the call's metadata."""
+@contextlib.asynccontextmanager
+async def nothing_left(served: Served) -> AsyncIterator[None]:
+    """Of the calls made inside nothing is there once they have ended, without a collection.
 
-    def details() -> int:
-        return sum(type(each).__name__ == "_HandlerCallDetails" for each in gc.get_objects())
+    Not their state, which holds all else, nor a stream's source, nor what gRPC looks for a handler
+    with: of that it would leave five objects a call, the metadata among them.
+    """
+    names = ("RPCState", "WaitForSource", "WatchSource", "_HandlerCallDetails")
 
-    before = details()
+    def there() -> list[int]:
+        found = [type(each).__name__ for each in gc.get_objects()]
+        return [found.count(name) for name in names]
+
+    gc.collect()
+    before = there()
     gc.disable()
     try:
+        yield
+        await served.idle()
+        await until(lambda: not served.app._acceptance._calls)
+        await until(lambda: there() == before)
+    finally:
+        gc.enable()
+
+
+async def test_a_call_leaves_nothing_to_the_garbage_collector(served: Served) -> None:
+    """Neither unary ones nor streams that end."""
+    async with nothing_left(served):
         for number in range(20):
             await served.results.StoreResult(success(f"t{number}"))
             await served.results.GetResult(pb.GetResultRequest(task_id=f"t{number}"))
             async for _ in served.results.WaitFor(pb.WaitForRequest(task_ids=[f"t{number}"])):
                 continue
-        assert details() == before
-    finally:
-        gc.enable()
 
 
 async def test_a_stream_that_is_cancelled_leaves_nothing_either(served: Served) -> None:
     """Nor what it waited for, however much that was."""
-
-    def sources() -> int:
-        return sum(type(each).__name__ == "WatchSource" for each in gc.get_objects())
-
-    before = sources()
-    gc.disable()
-    try:
+    async with nothing_left(served):
         for _ in range(5):
             watch = served.results.Watch()
             await watch.write(pb.WatchRequest(add_task_ids=["t"], sequence=1))
             await watch.read()
             watch.cancel()
-        await served.idle()
-        await until(lambda: sources() == before)
-    finally:
-        gc.enable()
 
 
 async def test_a_refused_call_is_gone_with_its_request(unlooked: Served) -> None:
-    """Its state, which gRPC keeps the error in, goes with it and not with a collection.
-
-    Large requests that are refused would else stay by the thousand.
-    """
-
-    def states() -> int:
-        return sum(type(each).__name__ == "RPCState" for each in gc.get_objects())
+    """Large requests that are refused would else stay by the thousand."""
 
     async def refused(call: Awaitable[object]) -> str:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -455,9 +456,7 @@ async def test_a_refused_call_is_gone_with_its_request(unlooked: Served) -> None
     served = unlooked
     results, acceptance = served.results, served.app._acceptance
     store: Any = served.channel.stream_unary(STORE)
-    before = states()
-    gc.disable()
-    try:
+    async with nothing_left(served):
         for number in range(QUESTIONS + 2):
             empty = pb.StoreResultRequest()
             assert await refused(results.StoreResult(empty)) == "FIELD_INVALID"
@@ -470,10 +469,6 @@ async def test_a_refused_call_is_gone_with_its_request(unlooked: Served) -> None
             acceptance.relieve()
             acceptance.relieve()
             assert await refused(half) == "OVERLOADED"
-        await until(lambda: not acceptance._calls)
-        await until(lambda: states() == before)
-    finally:
-        gc.enable()
 
 
 async def never() -> AsyncIterator[bytes]:
