@@ -1,7 +1,8 @@
 """Many clients wait while the server restarts: `python -m tests.campaigns.restarts --size deep`.
 
 Each client has a connection of its own and waits for one result after the other; some are
-reported before the server goes, some while it is away, some when it is back.
+reported before the server goes, some while it is away, some when it is back. Nothing is
+reported before all clients wait: each says so once it saw its first task STARTED.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import asyncio
 import random
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from resultd import aio
+from resultd import aio, states
 from tests.campaigns._record import Campaign, Size, Tally
 from tests.support.addresses import free_address
 from tests.support.server_process import ServerProcess
@@ -37,20 +40,40 @@ def _id(client: int, turn: int) -> str:
     return f"c{client}-r{turn}"
 
 
-async def _wait(address: str, number: int, plan: Plan, tally: Tally) -> None:
+async def _wait(address: str, number: int, plan: Plan, tally: Tally, waits: asyncio.Event) -> None:
     # The timeout is part of the address: clients of one address share a connection.
     url = f"resultd://{address}?timeout={60 + number / 1000}&heartbeat=20"
     async with aio.Client(url) as client:
         for turn in range(plan.restarts + 1):
             wanted = _id(number, turn)
+            told = _noted(waits) if turn == 0 else None
             try:
-                value = await client.AsyncResult(wanted).get(timeout=plan.wait_s)
+                value = await client.AsyncResult(wanted).get(plan.wait_s, on_message=told)
             except Exception as error:  # noqa: BLE001  whatever it is, it is the finding
                 tally.faults.append(f"hang or error: {wanted}: {error!r}")
+                waits.set()
                 return
             if value != wanted:
                 tally.faults.append(f"{wanted} is {value!r}")
             tally.counts["results waited for"] += 1
+
+
+def _noted(waits: asyncio.Event) -> Callable[[Mapping[str, Any]], None]:
+    """Of a wait: its stream has told something, so what comes next is for it to tell."""
+
+    def told(meta: Mapping[str, Any]) -> None:
+        if meta["status"] == states.STARTED:
+            waits.set()
+
+    return told
+
+
+async def _all_wait(client: aio.Client, waits: list[asyncio.Event], plan: Plan) -> None:
+    """Returns when every client waits, or has given up: what it found is in the tally."""
+    await client.store_results(
+        {"task_id": _id(number, 0), "state": states.STARTED} for number in range(plan.clients)
+    )
+    await asyncio.gather(*(each.wait() for each in waits))
 
 
 async def _report(client: aio.Client, ids: list[str], tally: Tally) -> None:
@@ -61,11 +84,13 @@ async def _report(client: aio.Client, ids: list[str], tally: Tally) -> None:
 
 async def _campaign(server: ServerProcess, plan: Plan, seed: int) -> Tally:
     tally, dice = Tally(), random.Random(seed)
+    waits = [asyncio.Event() for _ in range(plan.clients)]
     waiting = [
-        asyncio.create_task(_wait(server.address, number, plan, tally))
+        asyncio.create_task(_wait(server.address, number, plan, tally, waits[number]))
         for number in range(plan.clients)
     ]
     async with aio.Client(f"resultd://{server.address}?timeout=120") as reporter:
+        await _all_wait(reporter, waits, plan)
         for turn in range(plan.restarts + 1):
             ids = [_id(number, turn) for number in range(plan.clients)]
             dice.shuffle(ids)
