@@ -7,10 +7,12 @@ A layer is one dict and one sorted list of keys per database. A deleted row is a
 from __future__ import annotations
 
 import heapq
+import sys
 import threading
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, repeat
+from typing import Any
 
 from resultd_server.ledger.txn import Db, Page, ReadTxn, page_of, within
 
@@ -18,6 +20,7 @@ Row = tuple[Db, bytes, bytes | None]
 """(database, key, value; None where the row is deleted)."""
 
 _SORT_FROM = 16
+_LOWER = object()  # no row here: a layer below may have it
 
 
 class Rows:
@@ -34,8 +37,8 @@ class Rows:
         self._ordered: list[bytes] = []
         self._lock = threading.Lock()
 
-    def between(self, start: bytes, stop: bytes) -> list[bytes]:
-        """The keys with start <= key < stop, in order."""
+    def between(self, start: bytes, stop: bytes, count: int = sys.maxsize) -> list[bytes]:
+        """The first `count` keys with start <= key < stop, in order."""
         if len(self.values) != len(self._ordered):
             with self._lock:  # a reader and a writer may both look
                 self._sort()
@@ -43,7 +46,7 @@ class Rows:
         first = bisect_left(ordered, start)
         if first == len(ordered) or ordered[first] >= stop:
             return []
-        return ordered[first : bisect_left(ordered, stop, first)]
+        return ordered[first : bisect_left(ordered, stop, first, min(first + count, len(ordered)))]
 
     def _sort(self) -> None:
         ordered = self._ordered
@@ -111,9 +114,18 @@ class OverlayTxn:
         ]
         if not above:
             return self._below.get_many(db, keys, room_bytes, skip_bytes)
-        others = [key for key in keys if not any(key in values for values in above)]
-        lower = self._below.get_many(db, others, room_bytes)
-        return within(room_bytes, _first_of(above, keys, iter(lower)), skip_bytes)
+        found: list[Any] = list(map(above[0].get, keys, repeat(_LOWER)))
+        lower = [place for place, row in enumerate(found) if row is _LOWER]
+        for values in above[1:]:
+            for place in lower:
+                found[place] = values.get(keys[place], _LOWER)
+            lower = [place for place in lower if found[place] is _LOWER]
+        if lower:
+            rest = self._below.get_many(db, [keys[place] for place in lower], room_bytes)
+            for place, row in zip(lower, rest, strict=False):
+                found[place] = row
+            del found[lower[len(rest)] if len(rest) < len(lower) else len(found) :]
+        return within(room_bytes, found, skip_bytes)
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         found = self._between(db, start, stop)
@@ -121,34 +133,39 @@ class OverlayTxn:
         return _laid_over(found, below) if found else below
 
     def page(self, db: Db, start: bytes, stop: bytes, count: int) -> Page:
-        found = self._between(db, start, stop)
-        if not found:
-            return self._below.page(db, start, stop, count)
-        return page_of(_laid_over(found, self._below.scan(db, start, stop)), count)
+        above = self._between(db, start, stop, count)
+        below = self._below.page(db, start, stop, count)
+        if not above:
+            return below
+        keys, rows = below
+        found: dict[bytes, bytes | None] = dict(zip(keys, rows, strict=True))
+        # What has as many as that may have more behind its last one.
+        ends = [keys[-1]] if len(keys) == count else []
+        for keys, values in reversed(above):
+            found.update(zip(keys, map(values.__getitem__, keys), strict=True))
+            if len(keys) == count:
+                ends.append(keys[-1])
+        ordered = sorted(found)
+        if ends:
+            del ordered[bisect_right(ordered, min(ends)) :]
+        if None in found.values():
+            ordered = [key for key in ordered if found[key] is not None]
+            if ends and len(ordered) < count:  # more are deleted than there is room for
+                return page_of(self.scan(db, start, stop), count)
+        del ordered[count:]
+        there: list[Any] = list(map(found.__getitem__, ordered))  # no None among them
+        return ordered, there
 
     def _between(
-        self, db: Db, start: bytes, stop: bytes
+        self, db: Db, start: bytes, stop: bytes, count: int = sys.maxsize
     ) -> list[tuple[list[bytes], dict[bytes, bytes | None]]]:
-        """The keys of each layer in a range, and what they are found in."""
+        """The first keys of each layer in a range, and what they are found in."""
         found = []
         for layer in self._layers:
             rows = layer.dbs.get(db)
-            if rows is not None and (keys := rows.between(start, stop)):
+            if rows is not None and (keys := rows.between(start, stop, count)):
                 found.append((keys, rows.values))
         return found
-
-
-def _first_of(
-    layers: list[dict[bytes, bytes | None]], keys: Sequence[bytes], lower: Iterator[bytes | None]
-) -> Iterator[bytes | None]:
-    """The values of keys, each from the first that has it, as far as `lower` goes."""
-    for key in keys:
-        for values in layers:
-            if key in values:
-                yield values[key]
-                break
-        else:
-            yield next(lower)
 
 
 def _laid_over(

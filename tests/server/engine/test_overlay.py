@@ -12,7 +12,7 @@ from resultd_server.engine.memory import MemoryTxn
 from resultd_server.engine.overlay import Layer, OverlayTxn, Rows, WriteSet
 from resultd_server.ledger.txn import Db, Page, within
 
-KEYS = st.binary(max_size=2)
+KEYS = st.text("abc", max_size=2).map(str.encode)  # few, so that layers have the same ones
 CHANGES = st.lists(st.tuples(KEYS, st.none() | st.binary(max_size=2)), max_size=12)
 RANGES = st.lists(st.tuples(KEYS, KEYS), min_size=1, max_size=4)
 
@@ -30,11 +30,12 @@ def store(rows: dict[bytes, bytes]) -> MemoryTxn:
     return MemoryTxn({db: SortedDict(rows if db is Db.TASKS else {}) for db in Db})
 
 
-@given(st.dictionaries(KEYS, KEYS), st.lists(CHANGES, max_size=3), RANGES)
+@given(st.dictionaries(KEYS, KEYS), st.lists(CHANGES, max_size=3), RANGES, st.integers(1, 9))
 def test_layers_read_as_if_they_were_written(
     below: dict[bytes, bytes],
     changes: list[list[tuple[bytes, bytes | None]]],
     ranges: list[tuple[bytes, bytes]],
+    count: int,
 ) -> None:
     """Gets and scans see what a store would have into which the layers had been written."""
     layers = [layer_of(each) for each in changes]
@@ -49,12 +50,23 @@ def test_layers_read_as_if_they_were_written(
     assert txn.get_many(Db.TASKS, asked, 2 * len(asked)) == values
     assert txn.get_many(Db.TASKS, asked, 3) == within(3, values)
     assert txn.get_many(Db.TASKS, asked, 3, 1) == within(3, values, 1)
+    there = {key: value for key, value in said.items() if value is not None}
+    for room_bytes in (3, 2 * len(there)):
+        expected_rows = within(room_bytes, iter(there.values()), 1)
+        assert txn.get_many(Db.TASKS, list(there), room_bytes, 1) == expected_rows
     for start, stop in ranges:
         expected = [(k, v) for k, v in sorted(said.items()) if v is not None and start <= k < stop]
         assert list(txn.scan(Db.TASKS, start, stop)) == expected
-        found = txn.page(Db.TASKS, start, stop, 3)
-        assert list(zip(*found, strict=True)) == expected[:3]
+        found = txn.page(Db.TASKS, start, stop, count)
+        assert list(zip(*found, strict=True)) == expected[:count]
     assert txn.get(Db.META, b"") is None
+
+
+def test_a_page_has_no_gap_where_rows_were_deleted() -> None:
+    """What lies behind a layer's share of it is not passed over for what lies below."""
+    above = layer_of([(b"a", None), (b"b", b"1"), (b"c", b"2"), (b"d", b"3")])
+    txn = OverlayTxn([above], store({b"x": b"4", b"y": b"5"}))
+    assert txn.page(Db.TASKS, b"", b"z", 3) == ([b"b", b"c", b"d"], [b"1", b"2", b"3"])
 
 
 @given(st.lists(CHANGES, max_size=4), RANGES)
@@ -66,9 +78,9 @@ def test_ranges_follow_what_is_set(
     for each in changes:
         rows.values.update(each)
         for start, stop in ranges:
-            assert rows.between(start, stop) == [
-                k for k in sorted(rows.values) if start <= k < stop
-            ]
+            there = [k for k in sorted(rows.values) if start <= k < stop]
+            assert rows.between(start, stop) == there
+            assert rows.between(start, stop, 2) == there[:2]
 
 
 def test_many_keys_after_few_are_sorted_too() -> None:
