@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import time
 from typing import Any
 
+import grpc
 from celery import Celery, current_app
+
+from resultd.v1 import group_service_pb2
 
 #: A queue that no worker takes from: tasks sent there stay pending.
 NOBODY = "nobody"
-#: A worker's environment says where it belongs.
-BROKER, RESULTS = "BENCHMARK_BROKER", "BENCHMARK_RESULTS"
+#: A worker's environment says where it belongs, and where the bare server is.
+BROKER, RESULTS, BARE = "BENCHMARK_BROKER", "BENCHMARK_RESULTS", "BENCHMARK_BARE"
 
 
 def create_app(broker: str, backend: str) -> Any:
     """An app with the tasks below, of Celery's own defaults."""
     made = Celery("benchmark", broker=broker, backend=backend, set_as_current=False)
     made.conf.broker_connection_retry_on_startup = True
-    for task in (add, now, latest, hand):
+    for task in (add, now, latest, hand, fetch):
         made.task(name=task.__name__, shared=False)(task)
     made.finalize()
     return made
@@ -43,6 +48,26 @@ def hand(count: int) -> str:
     """Publishes the body of a chord of so many as whoever ends it does, without a chord; its id."""
     values = [time.time() for _ in range(count)]
     return str(current_app.tasks["latest"].delay(values).id)
+
+
+def fetch(count: int) -> str:
+    """The same with the values of one bare call, answered once 4 KiB are on disk; the body's id.
+
+    As if the report of the last part brought all the others: the least of a durable chord.
+    """
+    parts = _parts()
+    parts(b"1")  # the connection is no part of it
+    began_s = time.time()
+    response = group_service_pb2.ClaimGroupResponse.FromString(parts(b"%d" % count))
+    values = [json.loads(event.task.value.data) for event in response.members.events]
+    values[-1] = began_s
+    return str(current_app.tasks["latest"].delay(values).id)
+
+
+@functools.cache
+def _parts() -> Any:
+    """Of each child of a worker, its own: a connection does not survive a fork."""
+    return grpc.insecure_channel(os.environ[BARE]).unary_unary("/Echo/KeptParts")
 
 
 if BROKER in os.environ:  # a worker's

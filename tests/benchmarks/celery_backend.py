@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from resultd.testing import Server
-from tests.benchmarks.celery_app import BROKER, NOBODY, RESULTS
+from tests.benchmarks.celery_app import BARE, BROKER, NOBODY, RESULTS
 from tests.benchmarks.orders import Partner, partner
 from tests.benchmarks.processes import echo
 from tests.benchmarks.table import Row, Size, Target, at_most, left_out
@@ -93,6 +93,8 @@ def _cases(size: Size) -> list[_Case]:
                     {DURABLE: at_most(0.5)}),
             _Answer("handed", f"{thousand:,} values published → body called with them, no chord",
                     *ms, their_key="body"),
+            _Answer("fetched", f"{thousand:,} values by one bare call, 4 KiB on disk → body called"
+                    " with them, no chord", *ms, their_key="body"),
             _Answer("took", f"chord of {thousand:,}: the whole", *s),
         ), _STORES),
         _Case("get_one", few, (_Answer("p50", "get() of a ready result", *ms),)),
@@ -183,7 +185,7 @@ class _Bench:
                 broker=broker,
                 backend=url,
                 app=_APP,
-                environment={BROKER: broker, RESULTS: url},
+                environment={BROKER: broker, RESULTS: url, BARE: echoes},
                 name=f"worker-{number}",
             )
             for number, (broker, url) in enumerate(self._urls.values())

@@ -3,25 +3,35 @@
 Echo returns what it gets. Wait sends an empty message, so that who waits knows it is
 expected, and then what a Ping for the same name says; it ends with that. KeptEcho and
 KeptPing do so once a block of a file is on disk, with one write for all that came together:
-what keeping something costs before anything is made of it.
+what keeping something costs before anything is made of it. Watch, one stream for all that a
+process waits for, is told of what KeptTell reports. KeptParts brings a chord's, as a claim does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
 
 import grpc
 import uvloop
 
+from resultd.v1 import group_service_pb2, state_pb2
+from resultd.v1 import result_service_pb2 as pb
 from tests.benchmarks import bare
+from tests.benchmarks.reports import report
 
 _BLOCK = bytes(4096)
+_GROUP = str(uuid4())
 _waiting: dict[bytes, asyncio.Future[bytes]] = {}
+_watched: dict[str, asyncio.Queue[bytes]] = {}
 
 
 async def _echo(request: bytes, _: object) -> bytes:
@@ -42,6 +52,40 @@ async def _ping(request: bytes, _: object) -> bytes:
     name, _, said = request.partition(b"\0")
     _waiting[name].set_result(said)
     return said
+
+
+@functools.cache
+def _parts(count: int) -> bytes:
+    """A granted claim with so many parts; each says when it ran."""
+    response = group_service_pb2.ClaimGroupResponse()
+    for number in range(count):
+        event = response.members.events.add(index=number, position=number + 1)
+        meta = event.task
+        meta.MergeFrom(report(str(uuid4()), _GROUP).meta)
+        meta.value.data = json.dumps(time.time()).encode()
+        meta.version, meta.terminal, meta.existence = 1, True, state_pb2.EXISTENCE_KNOWN
+        for stamp in (meta.created_time, meta.updated_time, meta.done_time):
+            stamp.GetCurrentTime()
+    return response.SerializeToString()
+
+
+async def _watch(requests: AsyncIterator[bytes], context: Any) -> None:
+    told: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def read() -> None:
+        async for request in requests:
+            for task_id in pb.WatchRequest.FromString(request).add_task_ids:
+                _watched[task_id] = told
+                expected = pb.WatchResponse()
+                expected.events.add().task.task_id = task_id
+                told.put_nowait(expected.SerializeToString())
+
+    reading = asyncio.create_task(read())
+    try:
+        while True:
+            await context.write(await told.get())
+    finally:
+        reading.cancel()
 
 
 class _Disk:
@@ -91,6 +135,21 @@ class _Disk:
         await self.written()
         return await _ping(request, context)
 
+    async def parts(self, request: bytes, _: object) -> bytes:
+        """So many of a chord."""
+        await self.written()
+        return _parts(int(request))
+
+    async def tell(self, request: bytes, _: object) -> bytes:
+        """A report, for who watches its task."""
+        meta = pb.StoreResultRequest.FromString(request).meta
+        await self.written()
+        meta.terminal = True
+        frame = pb.WatchResponse()
+        frame.events.add().task.CopyFrom(meta)
+        _watched.pop(meta.task_id).put_nowait(frame.SerializeToString())
+        return b""
+
 
 async def _serve() -> None:
     disk = _Disk()
@@ -102,6 +161,9 @@ async def _serve() -> None:
             "Ping": grpc.unary_unary_rpc_method_handler(_ping),
             "KeptEcho": grpc.unary_unary_rpc_method_handler(disk.echo),
             "KeptPing": grpc.unary_unary_rpc_method_handler(disk.ping),
+            "Watch": grpc.stream_stream_rpc_method_handler(_watch),
+            "KeptTell": grpc.unary_unary_rpc_method_handler(disk.tell),
+            "KeptParts": grpc.unary_unary_rpc_method_handler(disk.parts),
         },
     )
 

@@ -6,7 +6,9 @@ The yardstick does the same with nothing behind it: a bare server where a unary 
 stream, opened for it as ours is, send a message; at once, or with something on disk before.
 
 From one process to another, by blocking clients: our own, Celery's API on either backend, and
-the bare server's, which is the least that gRPC for Python allows.
+two of the bare server's. A stream for each wait, read by who waits, is the least that gRPC for
+Python allows; one stream for all, which hands on what it reads, the least that one subscription
+for a process allows.
 """
 
 from __future__ import annotations
@@ -41,10 +43,12 @@ if TYPE_CHECKING:
 STREAMS = 100
 _OWN = "tests.benchmarks.wake_client"
 _STUBS = "tests.benchmarks.echo_client"
+_SHARED = "tests.benchmarks.shared_client"
 _CELERY = "tests.benchmarks.celery_client"
 _FLOOR = "bare unary echo that makes an open stream send"
 _KEPT = "the same once 4 KiB are on disk"
 _BLOCKING = "ping → stream's message in another process, 4 KiB on disk, bare and blocking"
+_ONE_STREAM = "the same by one stream for all waits, its value read"
 _THEIRS = "Celery on Redis, appendfsync always"
 
 _Seen = dict[str, list[float]]
@@ -93,13 +97,15 @@ def _rows(seen: _Seen, waited: int, missing: str | None) -> list[Row]:
                 seen[f"many {p}"], seen[f"call {p}"], "with the one",
                 at_most(5) if p == "p99" else None),
         ]  # fmt: skip
-        theirs, stubs = seen[f"redis {p}"], seen[f"stubs {p}"]
+        theirs, stubs, shared = (seen[f"{side} {p}"] for side in ("redis", "stubs", "shared"))
         own = Row(f"client.store_result() → get() in another process, {p}", "µs", seen[f"own {p}"])
         if theirs:
             rows.append(replace(own, yardstick=theirs, yardstick_name=_THEIRS, target=at_most(1)))
-        rows.append(replace(own, yardstick=stubs, yardstick_name=_BLOCKING))
+        for floor, name in ((stubs, _BLOCKING), (shared, _ONE_STREAM)):
+            rows.append(replace(own, yardstick=floor, yardstick_name=name))
         if theirs:
-            rows.append(Row(f"{_BLOCKING}, {p}", "µs", stubs, theirs, _THEIRS))
+            for floor, name in ((stubs, _BLOCKING), (shared, _ONE_STREAM)):
+                rows.append(Row(f"{name}, {p}", "µs", floor, theirs, _THEIRS))
         work = f"Celery: call of store_result() → get() in another process, {p}"
         rows.append(
             left_out(work, missing)
@@ -118,14 +124,15 @@ def _note(seen: _Seen, name: str, values: list[float]) -> None:
 def _clients(
     server: Running, bare: Running, missing: str | None
 ) -> Iterator[dict[str, Callable[[int], dict[str, float]]]]:
-    """Our own client, its floor, and Celery's API on either backend where there is a Redis."""
+    """Our own client, its floors, and Celery's API on either backend where there is a Redis."""
     url = f"resultd://{server.address}"
     with contextlib.ExitStack() as stack:
         waiting = stack.enter_context(partner(_OWN, url))
         sides: dict[str, Callable[[int], dict[str, float]]] = {}
         sides["own"] = functools.partial(waiting.ask, "wake")
-        waiting = stack.enter_context(partner(_STUBS, bare.address))
-        sides["stubs"] = functools.partial(waiting.ask, "wake")
+        for name, module in (("stubs", _STUBS), ("shared", _SHARED)):
+            waiting = stack.enter_context(partner(module, bare.address))
+            sides[name] = functools.partial(waiting.ask, "wake")
         if missing is None:
             broker = stack.enter_context(RedisServer())
             redis = stack.enter_context(RedisServer(appendfsync="always"))
