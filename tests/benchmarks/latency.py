@@ -78,7 +78,7 @@ async def run(size: Size) -> list[Row]:
                 times = await _among_many(server, samples, waited)
                 _note(seen, "many", times.since_call)
                 for name, ask in sides.items():
-                    for key, value in ask(samples // 5).items():
+                    for key, value in ask(samples // 3).items():
                         seen[f"{name} {key}"].append(value)
     return _rows(seen, waited, missing)
 

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -235,7 +236,9 @@ class Parts:
         events = list(self._first.events) if self._first else []
         if self._first is None or self._first.after:
             events = self._rest(events)
-        events.sort(key=_in_header)
+        events.sort(key=attrgetter("index"))
+        if events and events[-1].index >= LANE:
+            events.sort(key=_in_header)
         self.records = [event.task for event in events]
         return self.records
 
