@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from celery import Celery, signals, states
@@ -135,7 +136,7 @@ class TestIdentity:
 class TestExpiry:
     def kept(self, app: Any, state: str = states.SUCCESS) -> float | None:
         """How long a result in a state is kept, in seconds."""
-        task_id = f"kept-{id(app)}-{state}"
+        task_id = str(uuid4())
         value = ValueError() if state in states.EXCEPTION_STATES else 1
         app.backend.store_result(task_id, value, state)
         found = record(app.backend.client, task_id)
