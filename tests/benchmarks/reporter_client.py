@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from uuid import uuid4
 
 import resultd
 import resultd.aio
@@ -26,6 +27,7 @@ class Reporter:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._mark = uuid4().hex
         self._numbers = itertools.count()
 
     def threads(self, count: int, threads: int) -> dict[str, float]:
@@ -89,7 +91,7 @@ class Reporter:
         return _in_threads(hand_over, count // threads, threads)
 
     def _id(self) -> str:
-        return f"{id(self):032x}{next(self._numbers):04x}"
+        return f"{self._mark}{next(self._numbers):04x}"
 
 
 def _in_threads(report: Callable[[], object], each: int, count: int) -> dict[str, float]:

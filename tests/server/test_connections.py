@@ -15,6 +15,7 @@ import pytest
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import connections
 from resultd_server.connections import close_share
+from tests.support.addresses import why_no_ipv6
 from tests.support.in_process import Served, serving, until
 from tests.support.reports import success
 from tests.support.stubs import Stubs
@@ -49,16 +50,6 @@ async def _end(stream: Any) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def has_ipv6() -> bool:
-    """Whether this host has it."""
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
 async def close(address: str, share: float) -> int:
     """As the server does it."""
     return await asyncio.to_thread(close_share, address, share)
@@ -70,8 +61,8 @@ async def test_a_share_of_the_connections_is_closed(
     tmp_path: Path, listen: str, share: float, closed: int
 ) -> None:
     """Of five, rounded up; their calls are over and UNAVAILABLE, and the others go on."""
-    if listen == "[::1]:0" and not has_ipv6():
-        pytest.skip("there is no IPv6 here")
+    if listen == "[::1]:0" and (missing := why_no_ipv6()):
+        pytest.skip(missing)
     # gRPC reads what stands after a per cent sign as it does in URLs.
     listen = f"unix:{tmp_path / 'a%20socket'}" if listen == "unix:" else listen
     async with serving(listen=listen) as served, waiting(served, 5) as ends:

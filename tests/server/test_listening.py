@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from resultd_server import limits, listening
+from tests.support.addresses import why_no_ipv6
 
 
 def test_a_free_address_passes(tmp_path: Path) -> None:
@@ -20,11 +21,8 @@ def test_a_free_address_passes(tmp_path: Path) -> None:
 
 def test_an_ipv6_address_passes() -> None:
     """Brackets around an IPv6 address are understood."""
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError as error:
-        pytest.skip(f"no IPv6 here: {error}")
+    if missing := why_no_ipv6():
+        pytest.skip(missing)
     listening.check_free("[::1]:0")
 
 

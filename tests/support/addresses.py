@@ -1,4 +1,4 @@
-"""Addresses for servers that are to have them again."""
+"""Addresses for servers: which can be had again, and which kinds there are."""
 
 from __future__ import annotations
 
@@ -10,3 +10,13 @@ def free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def why_no_ipv6() -> str | None:
+    """Why no server can listen on ::1 here; None where it can."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        return f"no IPv6 here: {error}"
+    return None
