@@ -46,6 +46,8 @@ _AGAIN = bytes.fromhex("81d59d4c")
 """What takes it from there to 0, where a CRC-32 begins: so that one runs over many rows."""
 _SMALL_BYTES = 2 * limits.KIB
 """Of rows: above it, on average, joining them costs more than to check each by itself."""
+_FEW_ROWS = 8
+"""A page looks at so many keys before it reads on, which is as dear as to make their cursor."""
 
 _KEY_BYTES_MAX = limits.ID_BYTES_MAX * 2  # no key is longer: LMDB refuses to look for more
 
@@ -216,8 +218,12 @@ class Txn:
         with self._txn.cursor(db=self._dbs[db]) as cursor:
             if not cursor.set_range(start[:_KEY_BYTES_MAX]):
                 return [], []
-            # Not in pairs: hundreds of tuples at once have Python look for garbage.
-            keys: list[Any] = [*islice(cursor.iternext(values=False), count)]  # bytes, as above
+            # Not in pairs: hundreds of tuples at once have Python look for garbage. A few first:
+            # who follows a group asks for hundreds, and one is there, before those of others.
+            each = cursor.iternext(values=False)
+            keys: list[Any] = [*islice(each, min(count, _FEW_ROWS))]  # bytes, as above
+            if keys and keys[-1] < stop:
+                keys += islice(each, count - len(keys))
             del keys[bisect_left(keys, stop) :]
             cursor.set_range(start[:_KEY_BYTES_MAX])
             rows: list[Any] = [*islice(cursor.iternext(keys=False), len(keys))]

@@ -137,20 +137,17 @@ class OverlayTxn:
         below = self._below.page(db, start, stop, count)
         if not above:
             return below
-        keys, rows = below
-        found: dict[bytes, bytes | None] = dict(zip(keys, rows, strict=True))
-        # What has as many as that may have more behind its last one.
-        ends = [keys[-1]] if len(keys) == count else []
+        found: dict[bytes, bytes | None] = dict(zip(*below, strict=True))
         for keys, values in reversed(above):
             found.update(zip(keys, map(values.__getitem__, keys), strict=True))
-            if len(keys) == count:
-                ends.append(keys[-1])
+        # What has as many as that may have more behind its last one.
+        ends = [keys[-1] for keys, _ in (below, *above) if len(keys) == count]
         ordered = sorted(found)
         if ends:
             del ordered[bisect_right(ordered, min(ends)) :]
         if None in found.values():
             ordered = [key for key in ordered if found[key] is not None]
-            if ends and len(ordered) < count:  # more are deleted than there is room for
+            if ends and len(ordered) < count:  # too few are left of what was looked at
                 return page_of(self.scan(db, start, stop), count)
         del ordered[count:]
         there: list[Any] = list(map(found.__getitem__, ordered))  # no None among them

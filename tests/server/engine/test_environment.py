@@ -71,6 +71,20 @@ def test_many_rows_are_read_at_once(opened: Opened) -> None:
         assert [*map(len, txn.page(Db.TASKS, b"e", b"f", 9))] == [0, 0]
 
 
+@pytest.mark.parametrize("there", [0, 1, 7, 8, 9, 30])
+def test_a_page_ends_where_the_range_does(opened: Opened, there: int) -> None:
+    """However few rows it has, and however many of others lie behind."""
+    made, dbs = opened
+    keys = [b"b%02d" % number for number in range(there)]
+    with made.begin(write=True) as raw:
+        txn = Txn(raw, dbs)
+        others = [b"a", *(b"c%02d" % number for number in range(20))]
+        txn.put_many(Db.TASKS, sorted([*keys, *others]), [b"1"] * (there + len(others)))
+        for count in (1, 7, 8, 9, 100):
+            found = txn.page(Db.TASKS, b"b", b"c", count)
+            assert found == (keys[:count], [b"1"] * min(there, count))
+
+
 @pytest.mark.parametrize("missing", [b"", b"x"])
 def test_one_of_many_rows_that_is_damaged_is_named(opened: Opened, missing: bytes) -> None:
     """RecordCorrupt has the key of the damaged row, whatever is read with it."""
