@@ -1,8 +1,8 @@
 """Many clients wait while the server restarts: `python -m tests.campaigns.restarts --size deep`.
 
 Each client has a connection of its own and waits for one result after the other; some are
-reported before the server goes, some while it is away, some when it is back. Nothing is
-reported before all clients wait: each says so once it saw its first task STARTED.
+reported before the server goes, some while it is away, some when it is back. No result is
+reported before the streams of all clients have told them something.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from tests.support.addresses import free_address
 from tests.support.server_process import ServerProcess
 
 WAIT_S = 300.0
+# What each first task goes through before the rest begins. A wait reads once, before its stream:
+# who saw the first of them can have the second only from the stream.
+BEFORE = (states.STARTED, "UNDER WAY")
 PER_CALL = 500
 
 
@@ -40,40 +43,57 @@ def _id(client: int, turn: int) -> str:
     return f"c{client}-r{turn}"
 
 
-async def _wait(address: str, number: int, plan: Plan, tally: Tally, waits: asyncio.Event) -> None:
+class _Seen:
+    """What a client was told of its first task."""
+
+    def __init__(self) -> None:
+        self._states = {state: asyncio.Event() for state in BEFORE}
+
+    def told(self, meta: Mapping[str, Any]) -> None:
+        """Takes what a wait is told."""
+        if meta["status"] in self._states:
+            self._states[meta["status"]].set()
+
+    async def wait(self, state: str) -> None:
+        """Until it was told of a state, or has given up."""
+        await self._states[state].wait()
+
+    def give_up(self) -> None:
+        """Nobody is to wait for it any more."""
+        for event in self._states.values():
+            event.set()
+
+
+async def _wait(address: str, number: int, plan: Plan, tally: Tally, seen: _Seen) -> None:
+    try:
+        await _get_all(address, number, plan, tally, seen)
+    finally:
+        seen.give_up()
+
+
+async def _get_all(address: str, number: int, plan: Plan, tally: Tally, seen: _Seen) -> None:
     # The timeout is part of the address: clients of one address share a connection.
     url = f"resultd://{address}?timeout={60 + number / 1000}&heartbeat=20"
     async with aio.Client(url) as client:
         for turn in range(plan.restarts + 1):
             wanted = _id(number, turn)
-            told = _noted(waits) if turn == 0 else None
+            told = seen.told if turn == 0 else None
             try:
                 value = await client.AsyncResult(wanted).get(plan.wait_s, on_message=told)
             except Exception as error:  # noqa: BLE001  whatever it is, it is the finding
                 tally.faults.append(f"hang or error: {wanted}: {error!r}")
-                waits.set()
                 return
             if value != wanted:
                 tally.faults.append(f"{wanted} is {value!r}")
             tally.counts["results waited for"] += 1
 
 
-def _noted(waits: asyncio.Event) -> Callable[[Mapping[str, Any]], None]:
-    """Of a wait: its stream has told something, so what comes next is for it to tell."""
-
-    def told(meta: Mapping[str, Any]) -> None:
-        if meta["status"] == states.STARTED:
-            waits.set()
-
-    return told
-
-
-async def _all_wait(client: aio.Client, waits: list[asyncio.Event], plan: Plan) -> None:
-    """Returns when every client waits, or has given up: what it found is in the tally."""
-    await client.store_results(
-        {"task_id": _id(number, 0), "state": states.STARTED} for number in range(plan.clients)
-    )
-    await asyncio.gather(*(each.wait() for each in waits))
+async def _all_wait(client: aio.Client, seen: list[_Seen]) -> None:
+    """Returns when every client's stream has told something, or the client has given up."""
+    for state in BEFORE:
+        reports = [{"task_id": _id(number, 0), "state": state} for number in range(len(seen))]
+        await client.store_results(reports)
+        await asyncio.gather(*(each.wait(state) for each in seen))
 
 
 async def _report(client: aio.Client, ids: list[str], tally: Tally) -> None:
@@ -84,13 +104,13 @@ async def _report(client: aio.Client, ids: list[str], tally: Tally) -> None:
 
 async def _campaign(server: ServerProcess, plan: Plan, seed: int) -> Tally:
     tally, dice = Tally(), random.Random(seed)
-    waits = [asyncio.Event() for _ in range(plan.clients)]
+    seen = [_Seen() for _ in range(plan.clients)]
     waiting = [
-        asyncio.create_task(_wait(server.address, number, plan, tally, waits[number]))
+        asyncio.create_task(_wait(server.address, number, plan, tally, seen[number]))
         for number in range(plan.clients)
     ]
     async with aio.Client(f"resultd://{server.address}?timeout=120") as reporter:
-        await _all_wait(reporter, waits, plan)
+        await _all_wait(reporter, seen)
         for turn in range(plan.restarts + 1):
             ids = [_id(number, turn) for number in range(plan.clients)]
             dice.shuffle(ids)
