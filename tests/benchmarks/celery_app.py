@@ -11,8 +11,6 @@ from typing import Any
 import grpc
 from celery import Celery, current_app
 
-from resultd.v1 import group_service_pb2
-
 #: A queue that no worker takes from: tasks sent there stay pending.
 NOBODY = "nobody"
 #: A worker's environment says where it belongs, and where the bare server is.
@@ -53,21 +51,19 @@ def hand(count: int) -> str:
 def fetch(count: int) -> str:
     """The same with the values of one bare call, answered once 4 KiB are on disk; the body's id.
 
-    As if the report of the last part brought all the others: the least of a durable chord.
+    As if the report of the last part brought the values of all: the least of a durable chord.
     """
-    parts = _parts()
-    parts(b"1")  # the connection is no part of it
+    values = _values()
+    values(b"%d" % count)  # the connection is no part of it, nor is making them
     began_s = time.time()
-    response = group_service_pb2.ClaimGroupResponse.FromString(parts(b"%d" % count))
-    values = [json.loads(event.task.value.data) for event in response.members.events]
-    values[-1] = began_s
-    return str(current_app.tasks["latest"].delay(values).id)
+    times = [*json.loads(values(b"%d" % count)), began_s]
+    return str(current_app.tasks["latest"].delay(times).id)
 
 
 @functools.cache
-def _parts() -> Any:
+def _values() -> Any:
     """Of each child of a worker, its own: a connection does not survive a fork."""
-    return grpc.insecure_channel(os.environ[BARE]).unary_unary("/Echo/KeptParts")
+    return grpc.insecure_channel(os.environ[BARE]).unary_unary("/Echo/KeptValues")
 
 
 if BROKER in os.environ:  # a worker's

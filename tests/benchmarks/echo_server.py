@@ -4,7 +4,8 @@ Echo returns what it gets. Wait sends an empty message, so that who waits knows 
 expected, and then what a Ping for the same name says; it ends with that. KeptEcho and
 KeptPing do so once a block of a file is on disk, with one write for all that came together:
 what keeping something costs before anything is made of it. Watch, one stream for all that a
-process waits for, is told of what KeptTell reports. KeptParts brings a chord's, as a claim does.
+process waits for, is told of what KeptTell reports. KeptValues brings as many values as it is
+asked for.
 """
 
 from __future__ import annotations
@@ -18,18 +19,14 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import uuid4
 
 import grpc
 import uvloop
 
-from resultd.v1 import group_service_pb2, state_pb2
 from resultd.v1 import result_service_pb2 as pb
 from tests.benchmarks import bare
-from tests.benchmarks.reports import report
 
 _BLOCK = bytes(4096)
-_GROUP = str(uuid4())
 _waiting: dict[bytes, asyncio.Future[bytes]] = {}
 _watched: dict[str, asyncio.Queue[bytes]] = {}
 
@@ -55,18 +52,9 @@ async def _ping(request: bytes, _: object) -> bytes:
 
 
 @functools.cache
-def _parts(count: int) -> bytes:
-    """A granted claim with so many parts; each says when it ran."""
-    response = group_service_pb2.ClaimGroupResponse()
-    for number in range(count):
-        event = response.members.events.add(index=number, position=number + 1)
-        meta = event.task
-        meta.MergeFrom(report(str(uuid4()), _GROUP).meta)
-        meta.value.data = json.dumps(time.time()).encode()
-        meta.version, meta.terminal, meta.existence = 1, True, state_pb2.EXISTENCE_KNOWN
-        for stamp in (meta.created_time, meta.updated_time, meta.done_time):
-            stamp.GetCurrentTime()
-    return response.SerializeToString()
+def _values(count: int) -> bytes:
+    """So many times, in JSON."""
+    return json.dumps([time.time() for _ in range(count)]).encode()
 
 
 async def _watch(requests: AsyncIterator[bytes], context: Any) -> None:
@@ -135,10 +123,10 @@ class _Disk:
         await self.written()
         return await _ping(request, context)
 
-    async def parts(self, request: bytes, _: object) -> bytes:
-        """So many of a chord."""
+    async def values(self, request: bytes, _: object) -> bytes:
+        """So many."""
         await self.written()
-        return _parts(int(request))
+        return _values(int(request))
 
     async def tell(self, request: bytes, _: object) -> bytes:
         """A report, for who watches its task."""
@@ -163,7 +151,7 @@ async def _serve() -> None:
             "KeptPing": grpc.unary_unary_rpc_method_handler(disk.ping),
             "Watch": grpc.stream_stream_rpc_method_handler(_watch),
             "KeptTell": grpc.unary_unary_rpc_method_handler(disk.tell),
-            "KeptParts": grpc.unary_unary_rpc_method_handler(disk.parts),
+            "KeptValues": grpc.unary_unary_rpc_method_handler(disk.values),
         },
     )
 

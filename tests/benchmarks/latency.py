@@ -6,9 +6,8 @@ The yardstick does the same with nothing behind it: a bare server where a unary 
 stream, opened for it as ours is, send a message; at once, or with something on disk before.
 
 From one process to another, by blocking clients: our own, Celery's API on either backend, and
-two of the bare server's. A stream for each wait, read by who waits, is the least that gRPC for
-Python allows; one stream for all, which hands on what it reads, the least that one subscription
-for a process allows.
+two of the bare server's, whose stubs are used as gRPC documents them: a stream for each wait, read
+by who waits, and one stream for all, whose reader hands on what comes.
 """
 
 from __future__ import annotations

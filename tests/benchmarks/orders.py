@@ -14,9 +14,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-#: An order that is part of what another process measures: to look for garbage after it would
-#: keep one of few cores busy for 10 ms, while what was stored is on its way.
-PART = "store_one"
+#: Part of what another process measures. To look for garbage after it would keep one of few
+#: cores busy for 10 ms while what was stored is on its way.
+STORE_ONE = "store_one"
 
 
 class Partner:
@@ -63,6 +63,6 @@ def take_orders(program: object) -> None:
     for line in sys.stdin:
         method, *arguments = json.loads(line)
         print(json.dumps(getattr(program, method)(*arguments)), flush=True)
-        if method != PART:
+        if method != STORE_ONE:
             gc.collect()
     os._exit(0)  # nothing is to be taken down one by one: results of a Redis backend are

@@ -1,4 +1,4 @@
-"""The least that one stream for a process's waits allows: blocking stubs on the bare server.
+"""One stream for a process's waits: blocking stubs on the bare server.
 
 As our own client does it and with nothing of ours: a report is built and sent by a blocking
 call, which is answered once 4 KiB are on disk; an open stream brings its record, the thread that

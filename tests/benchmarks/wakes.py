@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from tests.benchmarks.orders import Partner
+from tests.benchmarks.orders import STORE_ONE, Partner
 
 LIMIT_S = 60.0
 _LOOK_S = 0.002
@@ -33,7 +33,7 @@ def wakes(
     waiting.start()
     for task_id in ids:
         _until_subscribed(task_id, is_subscribed)
-        called_s = storer.ask("store_one", task_id)["called_s"]
+        called_s = storer.ask(STORE_ONE, task_id)["called_s"]
         took.append((returned.get(timeout=LIMIT_S) - called_s) * 1e6)
     waiting.join()
     took = took[len(ids) // 11 :]

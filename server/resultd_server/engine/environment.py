@@ -46,8 +46,8 @@ _AGAIN = bytes.fromhex("81d59d4c")
 """What takes it from there to 0, where a CRC-32 begins: so that one runs over many rows."""
 _SMALL_BYTES = 2 * limits.KIB
 """Of rows: above it, on average, joining them costs more than to check each by itself."""
-_FEW_ROWS = 8
-"""A page looks at so many keys before it reads on, which is as dear as to make their cursor."""
+_FEW_ROWS = (8, 64)
+"""How many keys a page looks at before it reads on: eight are as dear as to make their cursor."""
 
 _KEY_BYTES_MAX = limits.ID_BYTES_MAX * 2  # no key is longer: LMDB refuses to look for more
 
@@ -220,10 +220,11 @@ class Txn:
                 return [], []
             # Not in pairs: hundreds of tuples at once have Python look for garbage. A few first:
             # who follows a group asks for hundreds, and one is there, before those of others.
-            each = cursor.iternext(values=False)
-            keys: list[Any] = [*islice(each, min(count, _FEW_ROWS))]  # bytes, as above
-            if keys and keys[-1] < stop:
-                keys += islice(each, count - len(keys))
+            each, keys = cursor.iternext(values=False), list[Any]()  # of bytes, as above
+            for few in (*_FEW_ROWS, count):
+                keys += islice(each, max(0, min(few, count) - len(keys)))
+                if len(keys) < few or keys[-1] >= stop:
+                    break
             del keys[bisect_left(keys, stop) :]
             cursor.set_range(start[:_KEY_BYTES_MAX])
             rows: list[Any] = [*islice(cursor.iternext(keys=False), len(keys))]

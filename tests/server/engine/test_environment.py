@@ -71,7 +71,7 @@ def test_many_rows_are_read_at_once(opened: Opened) -> None:
         assert [*map(len, txn.page(Db.TASKS, b"e", b"f", 9))] == [0, 0]
 
 
-@pytest.mark.parametrize("there", [0, 1, 7, 8, 9, 30])
+@pytest.mark.parametrize("there", [0, 1, 7, 8, 9, 63, 64, 65, 99])
 def test_a_page_ends_where_the_range_does(opened: Opened, there: int) -> None:
     """However few rows it has, and however many of others lie behind."""
     made, dbs = opened
@@ -80,7 +80,7 @@ def test_a_page_ends_where_the_range_does(opened: Opened, there: int) -> None:
         txn = Txn(raw, dbs)
         others = [b"a", *(b"c%02d" % number for number in range(20))]
         txn.put_many(Db.TASKS, sorted([*keys, *others]), [b"1"] * (there + len(others)))
-        for count in (1, 7, 8, 9, 100):
+        for count in (0, 1, 7, 8, 9, 63, 64, 65, 99, 500):
             found = txn.page(Db.TASKS, b"b", b"c", count)
             assert found == (keys[:count], [b"1"] * min(there, count))
 
