@@ -124,7 +124,8 @@ class OverlayTxn:
             rest = self._below.get_many(db, [keys[place] for place in lower], room_bytes)
             for place, row in zip(lower, rest, strict=False):
                 found[place] = row
-            del found[lower[len(rest)] if len(rest) < len(lower) else len(found) :]
+            if len(rest) < len(lower):  # they filled the room
+                del found[lower[len(rest)] :]
         return within(room_bytes, found, skip_bytes)
 
     def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
