@@ -5,8 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from operator import itemgetter
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class Db(enum.Enum):
@@ -75,11 +74,6 @@ def within(
     room_bytes: int, values: Iterable[bytes | None], skip_bytes: int = 0
 ) -> list[bytes | None]:
     """The first of some values, no more after the one that fills the room."""
-    if type(values) is list:
-        found: list[Any] = values
-        # As a rule all are there and fit: then without a line of Python for each.
-        if None not in found and sum(map(len, found)) <= room_bytes:
-            return list(map(itemgetter(slice(skip_bytes, None)), found))
     taken: list[bytes | None] = []
     for value in values:
         taken.append(value and value[skip_bytes:])

@@ -52,7 +52,7 @@ def test_layers_read_as_if_they_were_written(
     assert txn.get_many(Db.TASKS, asked, 3, 1) == within(3, values, 1)
     there = {key: value for key, value in said.items() if value is not None}
     for room_bytes in (3, 2 * len(there)):
-        expected_rows = within(room_bytes, iter(there.values()), 1)
+        expected_rows = within(room_bytes, there.values(), 1)
         assert txn.get_many(Db.TASKS, list(there), room_bytes, 1) == expected_rows
     for start, stop in ranges:
         expected = [(k, v) for k, v in sorted(said.items()) if v is not None and start <= k < stop]
