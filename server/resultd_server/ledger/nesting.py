@@ -50,7 +50,7 @@ def raise_heights(unit: Unit, parent: Counters, child_id: str) -> None:
             if group.height >= height:
                 continue
             group.height = height
-            group.touch(unit)
+            unit.dirty.add(group.number)  # written, and no more: nobody sees a height
             for place in memberships.of(unit, group.namespace, keys.GROUP, group.group_id):
                 above[place.group.number] = place.group
         level = list(above.values())

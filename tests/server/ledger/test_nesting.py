@@ -161,6 +161,17 @@ async def test_two_tall_groups_do_not_join(store: Store) -> None:
     await store.add("x6", group("y0"))
 
 
+async def test_a_member_group_that_grows_is_no_change_of_those_above(store: Store) -> None:
+    """How tall they are is noted, and nothing else: their time to live runs on."""
+    await store.create("above", group("grows"), ttl_ms=HOUR_MS)
+    before = await store.group("above")
+    store.clock.advance(HOUR_MS // 2)
+    await store.create("grows", group("within"))
+    assert await store.group("above") == before
+    store.clock.advance(HOUR_MS // 2)
+    assert await store.existence("above") == "EXPIRED"
+
+
 @pytest.mark.parametrize(("visited", "fits"), [(7, True), (8, True), (9, False), (80, False)])
 async def test_the_search_upwards_is_bounded(
     store: Store, monkeypatch: pytest.MonkeyPatch, visited: int, fits: bool
