@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import grpc
-from celery import Celery, current_app
+from celery import Celery, Task, current_app
 
 #: A queue that no worker takes from: tasks sent there stay pending.
 NOBODY = "nobody"
@@ -21,8 +21,9 @@ def create_app(broker: str, backend: str) -> Any:
     """An app with the tasks below, of Celery's own defaults."""
     made = Celery("benchmark", broker=broker, backend=backend, set_as_current=False)
     made.conf.broker_connection_retry_on_startup = True
-    for task in (add, now, latest, hand, fetch):
+    for task in (add, now, hand, fetch):
         made.task(name=task.__name__, shared=False)(task)
+    made.task(name=latest.__name__, shared=False, bind=True, base=Stamped)(latest)
     made.finalize()
     return made
 
@@ -37,9 +38,18 @@ def now() -> float:
     return time.time()
 
 
-def latest(times: list[float]) -> list[float]:
-    """A chord's body: when the last part ran, and when this does."""
-    return [max(times), time.time()]
+class Stamped(Task):  # type: ignore[misc]  # Celery has no types
+    """A task whose message says when its publishing began."""
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        """As Celery's, and the time goes along."""
+        headers = {**(options.pop("headers", None) or {}), "handed_s": time.time()}
+        return super().apply_async(*args, headers=headers, **options)
+
+
+def latest(self: Any, times: list[float]) -> list[float]:
+    """A chord's body: when the last part ran, when it was published, and when this runs."""
+    return [max(times), self.request.handed_s, time.time()]
 
 
 def hand(count: int) -> str:

@@ -81,6 +81,7 @@ _STORES = (DURABLE, USUAL)
 
 def _cases(size: Size) -> list[_Case]:
     few, thousand, many = size.of(200, 4), size.of(1_000, 8), size.of(5_000, 20)
+    ten = size.of(10, 2)
     fresh = size is Size.FULL  # a process takes a second to begin
     ms, s = ("ms", 1e3), ("s", 1e6)
     return [
@@ -91,11 +92,16 @@ def _cases(size: Size) -> list[_Case]:
         _Case("chord", thousand, (
             _Answer("body", f"chord of {thousand:,}: last part's end → body called", *ms,
                     {DURABLE: at_most(0.5)}),
+            _Answer("own", f"chord of {thousand:,}: last part's end → body being published", *ms),
             _Answer("handed", f"{thousand:,} values published → body called with them, no chord",
                     *ms, their_key="body"),
             _Answer("fetched", f"{thousand:,} values by one bare call, 4 KiB on disk → body called"
                     " with them, no chord", *ms, their_key="body"),
             _Answer("took", f"chord of {thousand:,}: the whole", *s),
+        ), _STORES),
+        _Case("chord", ten, (
+            _Answer("body", f"chord of {ten}: last part's end → body called", *ms),
+            _Answer("own", f"chord of {ten}: last part's end → body being published", *ms),
         ), _STORES),
         _Case("get_one", few, (_Answer("p50", "get() of a ready result", *ms),)),
         _Case("get_unseen", many, (

@@ -138,6 +138,11 @@ KINDS: dict[str, Kind | None] = {
     "StoreResultRequest.ttl": _TTL,
     "StoreResultRequest.no_expiry": Kind([("together with a ttl", True, FIELD)]),
     "StoreResultRequest.claim_scope": SCOPE,
+    "StoreResultRequest.claim": INSIDE,
+    "ClaimOnComplete.token": ID,
+    "ClaimOnComplete.lease": _duration(*bounds.between("LEASE_MIN_MS", "LEASE_MAX_MS")),
+    "ClaimOnComplete.holder": TEXT,
+    "ClaimOnComplete.with_members": ANYTHING,
     "BatchStoreResultsRequest.reports": Kind(bounds=[bounds.REPORTS]),
     "GetResultRequest.task_id": ID,
     "BatchGetResultsRequest.task_ids": IDS,
@@ -295,6 +300,7 @@ def _report() -> result_service_pb2.StoreResultRequest:
     meta.children.append(task_pb2.Child(id="child"))
     request = result_service_pb2.StoreResultRequest(meta=meta)
     request.ttl.seconds = 60
+    request.claim.token = "secret"
     return request
 
 

@@ -17,12 +17,13 @@ import pytest
 from resultd.v1 import group_pb2, group_service_pb2, state_pb2, stream_pb2, task_pb2
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import worker_service_pb2 as worker_pb
-from resultd_server.engine.base import ClaimRequest, Engine, Swept
+from resultd_server.engine.base import Engine, Swept
 from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.memory import MemoryEngine
 from resultd_server.errors import DomainError
 from resultd_server.ledger import keys
+from resultd_server.ledger.claiming import ClaimRequest
 from resultd_server.ledger.groups import Declaration, NewMember
 from resultd_server.ledger.progress import AS_COMPLETED, Cursor, Step
 from resultd_server.ledger.records import Report, report_of
@@ -81,9 +82,13 @@ def make_report(
     index: int | None = None,
     ttl_ms: int = DAY_MS,
     scope: str = "",
+    claim: str = "",
     **fields: Any,
 ) -> Report:
-    """A report as it arrives validated. What failed carries `value` as its message."""
+    """A report as it arrives validated. What failed carries `value` as its message.
+
+    `claim`: the token under which it asks for the claim on its group.
+    """
     meta = task_pb2.TaskMeta(
         task_id=task_id, attempt=attempt, group_id=group, index=index, **fields
     )
@@ -92,7 +97,16 @@ def make_report(
         meta.failure.message = value.decode()
     else:
         meta.value.data = value
-    return report_of(meta, ttl_ms, scope)
+    wanted = asking(group, claim) if claim else None
+    return report_of(meta, ttl_ms, scope, claim=wanted)
+
+
+def asking(
+    group_id: str, token: str, action: str = "ACQUIRE", lease_ms: int = 30_000
+) -> ClaimRequest:
+    """What is asked about a claim."""
+    said = group_service_pb2.ClaimAction.Value(f"CLAIM_ACTION_{action}")
+    return ClaimRequest(group_id, said, token, f"holder of {token}", lease_ms)
 
 
 class Store:
@@ -213,16 +227,9 @@ class Store:
     ) -> str:
         """Asks for a claim; the outcome's name."""
         answer = await self.engine.group_claim(
-            self.namespace,
-            ClaimRequest(
-                group_id,
-                group_service_pb2.ClaimAction.Value(f"CLAIM_ACTION_{action}"),
-                token,
-                f"holder of {token}",
-                lease_ms,
-            ),
+            self.namespace, asking(group_id, token, action, lease_ms)
         )
-        return group_service_pb2.ClaimOutcome.Name(answer.outcome).removeprefix("CLAIM_OUTCOME_")
+        return claim_outcome(answer)
 
     async def step(self, group_id: str, cursor: Cursor | None = None) -> Step:
         """The next frame of a stream over the group."""
@@ -273,6 +280,11 @@ def disposition(answer: pb.StoreResultResponse) -> str:
 def membership(answer: pb.StoreResultResponse) -> str:
     """The answer's word: COUNTED, ALREADY, PENDING …."""
     return pb.Membership.Name(answer.membership).removeprefix("MEMBERSHIP_")
+
+
+def claim_outcome(answer: group_service_pb2.ClaimGroupResponse) -> str:
+    """GRANTED, HELD, DONE …; UNSPECIFIED where nothing is said of a claim."""
+    return group_service_pb2.ClaimOutcome.Name(answer.outcome).removeprefix("CLAIM_OUTCOME_")
 
 
 def ids(metas: Iterable[bytes]) -> list[str]:

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery.result import GroupResult
 from kombu.exceptions import EncodeError
@@ -21,7 +21,7 @@ from kombu.serialization import dumps
 
 from resultd import _records
 from resultd._effects import Op
-from resultd.celery._finishing import HEADER, LANE, BrokerAwayError, Finisher
+from resultd.celery._finishing import HEADER, LANE, BrokerAwayError, Claim, Finisher
 from resultd.celery._records import ttl_fields
 from resultd.errors import (
     GroupConflictError,
@@ -34,7 +34,6 @@ from resultd.v1 import (
     group_pb2,
     group_service_pb2,
     result_service_pb2,
-    task_pb2,
     value_pb2,
 )
 
@@ -120,7 +119,7 @@ class Chords:
             logger.debug("chord %s keeps the size it was announced with: %s", group_id, error)
             return
         if group.counts.complete:  # all parts were back before
-            self._finish_or_leave(group_id)
+            self._finish_or_leave(Claim(self._backend, group_id))
 
     def _bare(self, group_id: str) -> group_service_pb2.CreateGroupRequest:
         return group_service_pb2.CreateGroupRequest(
@@ -151,44 +150,73 @@ class Chords:
         finally:
             self._returning.depth -= 1
             if not self._returning.depth:
-                self._returning.answers.clear()  # of parts that Celery did not return after all
+                self._give_back()
 
-    def join_in(self, store: result_service_pb2.StoreResultRequest, request: Any) -> bool:
-        """Make a result that is being stored its chord's part, if it is one."""
+    def _give_back(self) -> None:
+        """Give back what parts claimed that Celery did not return after all."""
+        self._returning.parts.clear()
+        claims = self._returning.claims
+        while claims:
+            _, claim = claims.popitem()
+            if claim.granted:
+                claim.release()
+
+    def join_in(self, store: result_service_pb2.StoreResultRequest, request: Any) -> Claim | None:
+        """Make a result that is being stored its chord's part, if it is one.
+
+        It asks for the claim as well, should it be the last: `joined` is to hear of it.
+        """
         if not self._returning.depth or not getattr(request, "chord", None):
-            return False
+            return None
         if request.id != store.meta.task_id or not request.group:
-            return False
-        _place(store.meta, request)
-        return True
+            return None
+        return self._place(store, request)
 
     def joined(
         self,
         store: result_service_pb2.StoreResultRequest,
         answer: result_service_pb2.StoreResultResponse,
+        claim: Claim,
     ) -> None:
         """Keep what the server said to a part, for `part_returned` in this thread."""
-        answer = self._find_place(store, answer)
-        self._returning.answers[store.meta.task_id, store.meta.group_id] = answer
+        key = (store.meta.task_id, store.meta.group_id)
+        self._returning.parts[key] = self._find_place(store, answer, claim)
+
+    def _place(self, store: result_service_pb2.StoreResultRequest, request: Any) -> Claim:
+        store.meta.group_id = request.group
+        index = getattr(request, "group_index", None)
+        if index is not None:
+            store.meta.index = index
+        # Stored again, after an answer that was lost, it has the claim that it had then.
+        claims, key = self._returning.claims, (request.id, request.group)
+        claim = claims.get(key) or claims.setdefault(key, Claim(self._backend, request.group))
+        claim.ask_with(store)
+        return claim
 
     def part_returned(self, request: Any, state: str, result: Any) -> None:
-        """Count a part, unless storing its result did; finish the chord if it is complete."""
+        """Count a part, unless storing its result did; finish the chord if it is complete.
+
+        Inside `returning`.
+        """
         task_id, group_id = request.id, request.group
         if not task_id or not group_id:
             return
-        answer = self._returning.answers.pop((task_id, group_id), None)
-        if answer is None:
+        part = self._returning.parts.pop((task_id, group_id), None)
+        if part is None:
             store = self._backend.part(task_id, result, state, request)
-            _place(store.meta, request)
-            answer = self._find_place(store, self._backend.send(store))
-        if group_id in answer.complete_group_ids:
-            self._finish_or_leave(group_id, request.chord)
+            claim = self._place(store, request)
+            part = self._find_place(store, self._backend.send(store), claim)
+        self._returning.claims.pop((task_id, group_id), None)
+        if part.complete:
+            self._finish_or_leave(part.claim, request.chord)
 
     def _find_place(
         self,
         store: result_service_pb2.StoreResultRequest,
         answer: result_service_pb2.StoreResultResponse,
-    ) -> result_service_pb2.StoreResultResponse:
+        claim: Claim,
+    ) -> _Part:
+        """Have a part stand where another of its index does not; what is known of it then."""
         lane = 0
         while answer.membership == result_service_pb2.MEMBERSHIP_INDEX_TAKEN and lane < LANES:
             lane += 1
@@ -204,14 +232,19 @@ class Chords:
                 store.meta.group_id,
                 _records.enum_name(result_service_pb2.Membership, answer.membership),
             )
-        return answer
+        claim.hear(answer)
+        # Named unless the answer had no room for it.
+        return _Part(
+            store.meta.group_id in answer.complete_group_ids or answer.groups_omitted, claim
+        )
 
     # Finishing
 
-    def _finish_or_leave(self, group_id: str, callback: Any = None) -> None:
+    def _finish_or_leave(self, claim: Claim, callback: Any = None) -> None:
         """Finish a chord; leave it to others if the server or the broker went away meanwhile."""
+        group_id = claim.group_id
         try:
-            self.finish(group_id, callback)
+            self._finisher.finish(claim, callback)
         except ResultdError as error:
             if not error.retryable:
                 raise
@@ -233,7 +266,7 @@ class Chords:
 
         Without `callback` the body that lies with the group is taken.
         """
-        return self._finisher.finish(group_id, callback)
+        return self._finisher.finish(Claim(self._backend, group_id), callback)
 
     # Taking over
 
@@ -299,16 +332,20 @@ class Chords:
         return client.run(op)
 
 
+class _Part(NamedTuple):
+    """A part that was stored: whether its chord may be complete, and the claim it asked for."""
+
+    complete: bool
+    claim: Claim
+
+
 class _Returning(threading.local):
-    """What one thread is doing: how deep it is in final results, and what it was answered."""
+    """What one thread is doing: how deep it is in final results, the parts it stored there.
+
+    And the claims they asked for, by task and group, until they are returned.
+    """
 
     def __init__(self) -> None:
         self.depth = 0
-        self.answers: dict[tuple[str, str], result_service_pb2.StoreResultResponse] = {}
-
-
-def _place(meta: task_pb2.TaskMeta, request: Any) -> None:
-    meta.group_id = request.group
-    index = getattr(request, "group_index", None)
-    if index is not None:
-        meta.index = index
+        self.parts: dict[tuple[str, str], _Part] = {}
+        self.claims: dict[tuple[str, str], Claim] = {}

@@ -62,19 +62,18 @@ class Finisher:
     def __init__(self, backend: ResultdBackend) -> None:
         self._backend = backend
 
-    def finish(self, group_id: str, callback: Any = None) -> bool:
+    def finish(self, claim: Claim, callback: Any = None) -> bool:
         """Publish a complete chord's body, unless somebody else does; whether it was done here.
 
         Without `callback` the body that lies with the group is taken.
         """
-        claim = Claim(self._backend, group_id)
-        if not claim.acquire(with_members=True):
+        if not claim.take():
             return False
         group, parts = claim.group, Parts(self._backend, claim)
         try:
             body = maybe_signature(callback or self._continuation(group), app=self._backend.app)
             if body is None:
-                logger.error("chord %s is complete, and nobody knows its body", group_id)
+                logger.error("chord %s is complete, and nobody knows its body", claim.group_id)
                 return False
             published = self._publish(parts, body, claim)
         except (ResultdError, BrokerAwayError):
@@ -276,34 +275,60 @@ class Claim:
     def __init__(self, backend: ResultdBackend, group_id: str) -> None:
         self._backend = backend
         self._lease = backend.options.chord_lease
-        self._group_id = group_id
+        self.group_id = group_id
         self._token = uuid4().hex
-        self._since = time.monotonic()
+        self._since = time.monotonic()  # the lease does not begin before this
+        self._outcome = group_service_pb2.CLAIM_OUTCOME_UNSPECIFIED
         #: What the server said when it was taken: the group, whether nobody had it before, and
         #: the first members, if they were asked for and are of that run.
         self.group = group_pb2.GroupMeta()
         self.first = False
         self.members: group_service_pb2.ClaimedMembers | None = None
 
-    def acquire(self, *, with_members: bool = False) -> bool:
+    def ask_with(self, store: result_service_pb2.StoreResultRequest) -> None:
+        """Have a report ask for it, should the chord be complete with that."""
+        store.claim.token = self._token
+        store.claim.lease.CopyFrom(_records.duration(self._lease))
+        store.claim.holder = _holder()
+        store.claim.with_members = True
+
+    def hear(self, answer: result_service_pb2.StoreResultResponse) -> None:
+        """Take from the answer to that report what came of it, if it says so."""
+        self._heard(answer.claim)
+
+    @property
+    def granted(self) -> bool:
+        """Whether it was granted, as far as was heard."""
+        return self._outcome == _GRANTED
+
+    def take(self) -> bool:
+        """Whether it is ours: asked for now, unless a report's answer said so."""
+        if self._outcome:
+            return self.granted
+        return self._acquire(with_members=True)
+
+    def _acquire(self, *, with_members: bool = False) -> bool:
         """Take it, or renew it; False if it is somebody else's or over."""
-        began = time.monotonic()  # the lease does not begin before this
+        began = time.monotonic()
         try:
             response = self._call(_ACQUIRE, with_members=with_members)
         except (GroupNotFoundError, FailedPreconditionError):
             return False  # deleted or expired meanwhile
         self._since = began
-        if response.outcome != _GRANTED:
-            return False
-        self.group, self.first = response.group, response.first
-        self.members = response.members if response.HasField("members") else None
-        return True
+        self._heard(response)
+        return self.granted
+
+    def _heard(self, response: group_service_pb2.ClaimGroupResponse) -> None:
+        self._outcome = response.outcome
+        if self.granted:
+            self.group, self.first = response.group, response.first
+            self.members = response.members if response.HasField("members") else None
 
     def holds(self) -> bool:
         """Whether nobody else can have it for a while yet; renews it if need be."""
         if time.monotonic() - self._since <= self._lease / 3:
             return True
-        return self.acquire()
+        return self._acquire()
 
     def done(self) -> bool:
         """Say that the chord is finished; whether the claim was ours to the end."""
@@ -313,7 +338,7 @@ class Claim:
             logger.warning(
                 "the body of chord %s was published, but the server cannot be told: it may be "
                 "published a second time: %s",
-                self._group_id,
+                self.group_id,
                 error,
             )
             return False
@@ -332,17 +357,22 @@ class Claim:
     ) -> group_service_pb2.ClaimGroupResponse:
         client = self._backend.client
         request = group_service_pb2.ClaimGroupRequest(
-            group_id=self._group_id,
+            group_id=self.group_id,
             action=action,
             token=self._token,
             lease=_records.duration(self._lease),
-            holder=f"{socket.gethostname()}:{os.getpid()}",
+            holder=_holder(),
             with_members=with_members,
         )
         response: group_service_pb2.ClaimGroupResponse = client.run(
             client.operations.call("ClaimGroup", request, limit=limit)
         )
         return response
+
+
+def _holder() -> str:
+    """Who has a claim, for people."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _chord_error(message: str, cause: object) -> ChordError:

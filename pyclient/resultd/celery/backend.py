@@ -150,14 +150,15 @@ class ResultdBackend(AsyncBackendMixin, Backend):
     ) -> Any:
         store = self.codec.report(text_id(task_id), result, state, traceback, request)
         final = state in self.READY_STATES
-        part = final and self._chords.join_in(store, request)
+        claim = self._chords.join_in(store, request) if final else None
         if final:
             store.claim_scope = self.options.claim_scope
         answer = self.send(store)
-        if part:
-            self._chords.joined(store, answer)
+        if claim is not None:
+            self._chords.joined(store, answer, claim)
         if answer.claimable_group_ids:
-            own = answer.complete_group_ids if part else ()  # finished as soon as this returns
+            # Finished as soon as this returns.
+            own = answer.complete_group_ids if claim is not None else ()
             self._chords.notice(id_ for id_ in answer.claimable_group_ids if id_ not in own)
         return result
 
@@ -487,7 +488,8 @@ class ResultdBackend(AsyncBackendMixin, Backend):
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count a part; whoever returns the last one publishes the body."""
-        self._retrying(self._chords.part_returned, request, state, result)
+        with self._chords.returning():
+            self._retrying(self._chords.part_returned, request, state, result)
 
     def _on_worker_ready(self, sender: Any = None, **kwargs: Any) -> None:
         """In a worker's main process: look for unfinished chords twice per lease."""

@@ -16,12 +16,13 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from resultd.v1 import error_pb2 as resultd_dot_v1_dot_error__pb2
 from resultd.v1 import group_pb2 as resultd_dot_v1_dot_group__pb2
+from resultd.v1 import group_service_pb2 as resultd_dot_v1_dot_group__service__pb2
 from resultd.v1 import state_pb2 as resultd_dot_v1_dot_state__pb2
 from resultd.v1 import stream_pb2 as resultd_dot_v1_dot_stream__pb2
 from resultd.v1 import task_pb2 as resultd_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fresultd/v1/result_service.proto\x12\nresultd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16resultd/v1/error.proto\x1a\x16resultd/v1/group.proto\x1a\x16resultd/v1/state.proto\x1a\x17resultd/v1/stream.proto\x1a\x15resultd/v1/task.proto\"\x88\x01\n\x12StoreResultRequest\x12\"\n\x04meta\x18\x01 \x01(\x0b\x32\x14.resultd.v1.TaskMeta\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tno_expiry\x18\x03 \x01(\x08\x12\x13\n\x0b\x63laim_scope\x18\x04 \x01(\t\"\xa3\x02\n\x13StoreResultResponse\x12,\n\x0b\x64isposition\x18\x01 \x01(\x0e\x32\x17.resultd.v1.Disposition\x12 \n\x05state\x18\x02 \x01(\x0e\x32\x11.resultd.v1.State\x12\x14\n\x0c\x63ustom_state\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12*\n\nmembership\x18\x05 \x01(\x0e\x32\x16.resultd.v1.Membership\x12\x1a\n\x12\x63omplete_group_ids\x18\x06 \x03(\t\x12\x1b\n\x13\x63laimable_group_ids\x18\x07 \x03(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\x08 \x01(\x08\x12\x16\n\x0egroups_omitted\x18\t \x01(\x08\"K\n\x18\x42\x61tchStoreResultsRequest\x12/\n\x07reports\x18\x01 \x03(\x0b\x32\x1e.resultd.v1.StoreResultRequest\"G\n\x19\x42\x61tchStoreResultsResponse\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.resultd.v1.StoreOutcome\"g\n\x0cStoreOutcome\x12/\n\x06result\x18\x01 \x01(\x0b\x32\x1f.resultd.v1.StoreResultResponse\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.resultd.v1.ReportError\"U\n\x0bReportError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.resultd.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\"#\n\x10GetResultRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"7\n\x11GetResultResponse\x12\"\n\x04meta\x18\x01 \x01(\x0b\x32\x14.resultd.v1.TaskMeta\"*\n\x16\x42\x61tchGetResultsRequest\x12\x10\n\x08task_ids\x18\x01 \x03(\t\"Y\n\x17\x42\x61tchGetResultsResponse\x12#\n\x05metas\x18\x01 \x03(\x0b\x32\x14.resultd.v1.TaskMeta\x12\x19\n\x11\x64\x65\x66\x65rred_task_ids\x18\x02 \x03(\t\"\xe3\x01\n\x0eWaitForRequest\x12\x10\n\x08task_ids\x18\x01 \x03(\t\x12+\n\x0breturn_when\x18\x02 \x01(\x0e\x32\x16.resultd.v1.ReturnWhen\x12\x13\n\x0btransitions\x18\x03 \x01(\x08\x12#\n\x07on_gone\x18\x04 \x01(\x0e\x32\x12.resultd.v1.OnGone\x12,\n\theartbeat\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\x0fWaitForResponse\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.resultd.v1.Event\x12$\n\x07\x63ontrol\x18\x02 \x01(\x0b\x32\x13.resultd.v1.Control\"\xca\x01\n\x0eIterateRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12&\n\x05order\x18\x02 \x01(\x0e\x32\x17.resultd.v1.MemberOrder\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\x12\x15\n\rrequire_known\x18\x04 \x01(\x08\x12,\n\theartbeat\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x92\x01\n\x0fIterateResponse\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.resultd.v1.Event\x12$\n\x07\x63ontrol\x18\x02 \x01(\x0b\x32\x13.resultd.v1.Control\x12\'\n\x06\x63ounts\x18\x03 \x01(\x0b\x32\x17.resultd.v1.GroupCounts\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x0c\"\xfd\x01\n\x0cWatchRequest\x12\x14\n\x0c\x61\x64\x64_task_ids\x18\x01 \x03(\t\x12\x17\n\x0fremove_task_ids\x18\x02 \x03(\t\x12*\n\nadd_groups\x18\x03 \x03(\x0b\x32\x16.resultd.v1.GroupWatch\x12\x18\n\x10remove_group_ids\x18\x04 \x03(\t\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x13\n\x0btransitions\x18\x06 \x01(\x08\x12#\n\x07on_gone\x18\x07 \x01(\x0e\x32\x12.resultd.v1.OnGone\x12,\n\theartbeat\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"-\n\nGroupWatch\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\"\xa2\x01\n\rWatchResponse\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.resultd.v1.Event\x12$\n\x07\x63ontrol\x18\x02 \x01(\x0b\x32\x13.resultd.v1.Control\x12\'\n\x06\x63ounts\x18\x03 \x01(\x0b\x32\x17.resultd.v1.GroupCounts\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x0c\x12\x10\n\x08group_id\x18\x05 \x01(\t\"(\n\x14\x46orgetResultsRequest\x12\x10\n\x08task_ids\x18\x01 \x03(\t\"*\n\x15\x46orgetResultsResponse\x12\x11\n\tforgotten\x18\x01 \x01(\r\"\xa9\x01\n\x12ListResultsRequest\x12!\n\x06states\x18\x01 \x03(\x0e\x32\x11.resultd.v1.State\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08group_id\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\x12\n\npage_token\x18\x06 \x01(\t\"S\n\x13ListResultsResponse\x12#\n\x05metas\x18\x01 \x03(\x0b\x32\x14.resultd.v1.TaskMeta\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\xfa\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12=\n\x06limits\x18\x03 \x03(\x0b\x32-.resultd.v1.GetServerInfoResponse.LimitsEntry\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08store_id\x18\x06 \x01(\t\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*z\n\x0b\x44isposition\x12\x1b\n\x17\x44ISPOSITION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44ISPOSITION_APPLIED\x10\x01\x12\x19\n\x15\x44ISPOSITION_DUPLICATE\x10\x02\x12\x1a\n\x16\x44ISPOSITION_SUPERSEDED\x10\x03*\xc0\x01\n\nMembership\x12\x1a\n\x16MEMBERSHIP_UNSPECIFIED\x10\x00\x12\x16\n\x12MEMBERSHIP_COUNTED\x10\x01\x12\x16\n\x12MEMBERSHIP_ALREADY\x10\x02\x12\x1b\n\x17MEMBERSHIP_NOT_A_MEMBER\x10\x03\x12\x15\n\x11MEMBERSHIP_SEALED\x10\x04\x12\x1a\n\x16MEMBERSHIP_INDEX_TAKEN\x10\x05\x12\x16\n\x12MEMBERSHIP_PENDING\x10\x06*\x8a\x01\n\nReturnWhen\x12\x1b\n\x17RETURN_WHEN_UNSPECIFIED\x10\x00\x12\x1d\n\x19RETURN_WHEN_ALL_COMPLETED\x10\x01\x12\x1f\n\x1bRETURN_WHEN_FIRST_COMPLETED\x10\x02\x12\x1f\n\x1bRETURN_WHEN_FIRST_EXCEPTION\x10\x03*D\n\x06OnGone\x12\x17\n\x13ON_GONE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bON_GONE_END\x10\x01\x12\x10\n\x0cON_GONE_WAIT\x10\x02*c\n\x0bMemberOrder\x12\x1c\n\x18MEMBER_ORDER_UNSPECIFIED\x10\x00\x12\x1d\n\x19MEMBER_ORDER_AS_COMPLETED\x10\x01\x12\x17\n\x13MEMBER_ORDER_MEMBER\x10\x02\x32\xb1\x06\n\rResultService\x12N\n\x0bStoreResult\x12\x1e.resultd.v1.StoreResultRequest\x1a\x1f.resultd.v1.StoreResultResponse\x12`\n\x11\x42\x61tchStoreResults\x12$.resultd.v1.BatchStoreResultsRequest\x1a%.resultd.v1.BatchStoreResultsResponse\x12H\n\tGetResult\x12\x1c.resultd.v1.GetResultRequest\x1a\x1d.resultd.v1.GetResultResponse\x12Z\n\x0f\x42\x61tchGetResults\x12\".resultd.v1.BatchGetResultsRequest\x1a#.resultd.v1.BatchGetResultsResponse\x12\x44\n\x07WaitFor\x12\x1a.resultd.v1.WaitForRequest\x1a\x1b.resultd.v1.WaitForResponse0\x01\x12\x44\n\x07Iterate\x12\x1a.resultd.v1.IterateRequest\x1a\x1b.resultd.v1.IterateResponse0\x01\x12@\n\x05Watch\x12\x18.resultd.v1.WatchRequest\x1a\x19.resultd.v1.WatchResponse(\x01\x30\x01\x12T\n\rForgetResults\x12 .resultd.v1.ForgetResultsRequest\x1a!.resultd.v1.ForgetResultsResponse\x12N\n\x0bListResults\x12\x1e.resultd.v1.ListResultsRequest\x1a\x1f.resultd.v1.ListResultsResponse\x12T\n\rGetServerInfo\x12 .resultd.v1.GetServerInfoRequest\x1a!.resultd.v1.GetServerInfoResponseBK\n\x0e\x64\x65v.resultd.v1B\x12ResultServiceProtoP\x01Z#resultd.dev/go/resultd/v1;resultdv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fresultd/v1/result_service.proto\x12\nresultd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16resultd/v1/error.proto\x1a\x16resultd/v1/group.proto\x1a\x1eresultd/v1/group_service.proto\x1a\x16resultd/v1/state.proto\x1a\x17resultd/v1/stream.proto\x1a\x15resultd/v1/task.proto\"\xb4\x01\n\x12StoreResultRequest\x12\"\n\x04meta\x18\x01 \x01(\x0b\x32\x14.resultd.v1.TaskMeta\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tno_expiry\x18\x03 \x01(\x08\x12\x13\n\x0b\x63laim_scope\x18\x04 \x01(\t\x12*\n\x05\x63laim\x18\x05 \x01(\x0b\x32\x1b.resultd.v1.ClaimOnComplete\"p\n\x0f\x43laimOnComplete\x12\r\n\x05token\x18\x01 \x01(\t\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\x14\n\x0cwith_members\x18\x04 \x01(\x08\"\xd2\x02\n\x13StoreResultResponse\x12,\n\x0b\x64isposition\x18\x01 \x01(\x0e\x32\x17.resultd.v1.Disposition\x12 \n\x05state\x18\x02 \x01(\x0e\x32\x11.resultd.v1.State\x12\x14\n\x0c\x63ustom_state\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12*\n\nmembership\x18\x05 \x01(\x0e\x32\x16.resultd.v1.Membership\x12\x1a\n\x12\x63omplete_group_ids\x18\x06 \x03(\t\x12\x1b\n\x13\x63laimable_group_ids\x18\x07 \x03(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\x08 \x01(\x08\x12\x16\n\x0egroups_omitted\x18\t \x01(\x08\x12-\n\x05\x63laim\x18\n \x01(\x0b\x32\x1e.resultd.v1.ClaimGroupResponse\"K\n\x18\x42\x61tchStoreResultsRequest\x12/\n\x07reports\x18\x01 \x03(\x0b\x32\x1e.resultd.v1.StoreResultRequest\"G\n\x19\x42\x61tchStoreResultsResponse\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.resultd.v1.StoreOutcome\"g\n\x0cStoreOutcome\x12/\n\x06result\x18\x01 \x01(\x0b\x32\x1f.resultd.v1.StoreResultResponse\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.resultd.v1.ReportError\"U\n\x0bReportError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.resultd.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\"#\n\x10GetResultRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"7\n\x11GetResultResponse\x12\"\n\x04meta\x18\x01 \x01(\x0b\x32\x14.resultd.v1.TaskMeta\"*\n\x16\x42\x61tchGetResultsRequest\x12\x10\n\x08task_ids\x18\x01 \x03(\t\"Y\n\x17\x42\x61tchGetResultsResponse\x12#\n\x05metas\x18\x01 \x03(\x0b\x32\x14.resultd.v1.TaskMeta\x12\x19\n\x11\x64\x65\x66\x65rred_task_ids\x18\x02 \x03(\t\"\xe3\x01\n\x0eWaitForRequest\x12\x10\n\x08task_ids\x18\x01 \x03(\t\x12+\n\x0breturn_when\x18\x02 \x01(\x0e\x32\x16.resultd.v1.ReturnWhen\x12\x13\n\x0btransitions\x18\x03 \x01(\x08\x12#\n\x07on_gone\x18\x04 \x01(\x0e\x32\x12.resultd.v1.OnGone\x12,\n\theartbeat\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\x0fWaitForResponse\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.resultd.v1.Event\x12$\n\x07\x63ontrol\x18\x02 \x01(\x0b\x32\x13.resultd.v1.Control\"\xca\x01\n\x0eIterateRequest\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12&\n\x05order\x18\x02 \x01(\x0e\x32\x17.resultd.v1.MemberOrder\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\x12\x15\n\rrequire_known\x18\x04 \x01(\x08\x12,\n\theartbeat\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x92\x01\n\x0fIterateResponse\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.resultd.v1.Event\x12$\n\x07\x63ontrol\x18\x02 \x01(\x0b\x32\x13.resultd.v1.Control\x12\'\n\x06\x63ounts\x18\x03 \x01(\x0b\x32\x17.resultd.v1.GroupCounts\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x0c\"\xfd\x01\n\x0cWatchRequest\x12\x14\n\x0c\x61\x64\x64_task_ids\x18\x01 \x03(\t\x12\x17\n\x0fremove_task_ids\x18\x02 \x03(\t\x12*\n\nadd_groups\x18\x03 \x03(\x0b\x32\x16.resultd.v1.GroupWatch\x12\x18\n\x10remove_group_ids\x18\x04 \x03(\t\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x13\n\x0btransitions\x18\x06 \x01(\x08\x12#\n\x07on_gone\x18\x07 \x01(\x0e\x32\x12.resultd.v1.OnGone\x12,\n\theartbeat\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"-\n\nGroupWatch\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\"\xa2\x01\n\rWatchResponse\x12!\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.resultd.v1.Event\x12$\n\x07\x63ontrol\x18\x02 \x01(\x0b\x32\x13.resultd.v1.Control\x12\'\n\x06\x63ounts\x18\x03 \x01(\x0b\x32\x17.resultd.v1.GroupCounts\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x0c\x12\x10\n\x08group_id\x18\x05 \x01(\t\"(\n\x14\x46orgetResultsRequest\x12\x10\n\x08task_ids\x18\x01 \x03(\t\"*\n\x15\x46orgetResultsResponse\x12\x11\n\tforgotten\x18\x01 \x01(\r\"\xa9\x01\n\x12ListResultsRequest\x12!\n\x06states\x18\x01 \x03(\x0e\x32\x11.resultd.v1.State\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08group_id\x18\x03 \x01(\t\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\x12\n\npage_token\x18\x06 \x01(\t\"S\n\x13ListResultsResponse\x12#\n\x05metas\x18\x01 \x03(\x0b\x32\x14.resultd.v1.TaskMeta\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\xfa\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12=\n\x06limits\x18\x03 \x03(\x0b\x32-.resultd.v1.GetServerInfoResponse.LimitsEntry\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08store_id\x18\x06 \x01(\t\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*z\n\x0b\x44isposition\x12\x1b\n\x17\x44ISPOSITION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44ISPOSITION_APPLIED\x10\x01\x12\x19\n\x15\x44ISPOSITION_DUPLICATE\x10\x02\x12\x1a\n\x16\x44ISPOSITION_SUPERSEDED\x10\x03*\xc0\x01\n\nMembership\x12\x1a\n\x16MEMBERSHIP_UNSPECIFIED\x10\x00\x12\x16\n\x12MEMBERSHIP_COUNTED\x10\x01\x12\x16\n\x12MEMBERSHIP_ALREADY\x10\x02\x12\x1b\n\x17MEMBERSHIP_NOT_A_MEMBER\x10\x03\x12\x15\n\x11MEMBERSHIP_SEALED\x10\x04\x12\x1a\n\x16MEMBERSHIP_INDEX_TAKEN\x10\x05\x12\x16\n\x12MEMBERSHIP_PENDING\x10\x06*\x8a\x01\n\nReturnWhen\x12\x1b\n\x17RETURN_WHEN_UNSPECIFIED\x10\x00\x12\x1d\n\x19RETURN_WHEN_ALL_COMPLETED\x10\x01\x12\x1f\n\x1bRETURN_WHEN_FIRST_COMPLETED\x10\x02\x12\x1f\n\x1bRETURN_WHEN_FIRST_EXCEPTION\x10\x03*D\n\x06OnGone\x12\x17\n\x13ON_GONE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bON_GONE_END\x10\x01\x12\x10\n\x0cON_GONE_WAIT\x10\x02*c\n\x0bMemberOrder\x12\x1c\n\x18MEMBER_ORDER_UNSPECIFIED\x10\x00\x12\x1d\n\x19MEMBER_ORDER_AS_COMPLETED\x10\x01\x12\x17\n\x13MEMBER_ORDER_MEMBER\x10\x02\x32\xb1\x06\n\rResultService\x12N\n\x0bStoreResult\x12\x1e.resultd.v1.StoreResultRequest\x1a\x1f.resultd.v1.StoreResultResponse\x12`\n\x11\x42\x61tchStoreResults\x12$.resultd.v1.BatchStoreResultsRequest\x1a%.resultd.v1.BatchStoreResultsResponse\x12H\n\tGetResult\x12\x1c.resultd.v1.GetResultRequest\x1a\x1d.resultd.v1.GetResultResponse\x12Z\n\x0f\x42\x61tchGetResults\x12\".resultd.v1.BatchGetResultsRequest\x1a#.resultd.v1.BatchGetResultsResponse\x12\x44\n\x07WaitFor\x12\x1a.resultd.v1.WaitForRequest\x1a\x1b.resultd.v1.WaitForResponse0\x01\x12\x44\n\x07Iterate\x12\x1a.resultd.v1.IterateRequest\x1a\x1b.resultd.v1.IterateResponse0\x01\x12@\n\x05Watch\x12\x18.resultd.v1.WatchRequest\x1a\x19.resultd.v1.WatchResponse(\x01\x30\x01\x12T\n\rForgetResults\x12 .resultd.v1.ForgetResultsRequest\x1a!.resultd.v1.ForgetResultsResponse\x12N\n\x0bListResults\x12\x1e.resultd.v1.ListResultsRequest\x1a\x1f.resultd.v1.ListResultsResponse\x12T\n\rGetServerInfo\x12 .resultd.v1.GetServerInfoRequest\x1a!.resultd.v1.GetServerInfoResponseBK\n\x0e\x64\x65v.resultd.v1B\x12ResultServiceProtoP\x01Z#resultd.dev/go/resultd/v1;resultdv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -31,64 +32,66 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.resultd.v1B\022ResultServiceProtoP\001Z#resultd.dev/go/resultd/v1;resultdv1'
   _globals['_GETSERVERINFORESPONSE_LIMITSENTRY']._loaded_options = None
   _globals['_GETSERVERINFORESPONSE_LIMITSENTRY']._serialized_options = b'8\001'
-  _globals['_DISPOSITION']._serialized_start=3000
-  _globals['_DISPOSITION']._serialized_end=3122
-  _globals['_MEMBERSHIP']._serialized_start=3125
-  _globals['_MEMBERSHIP']._serialized_end=3317
-  _globals['_RETURNWHEN']._serialized_start=3320
-  _globals['_RETURNWHEN']._serialized_end=3458
-  _globals['_ONGONE']._serialized_start=3460
-  _globals['_ONGONE']._serialized_end=3528
-  _globals['_MEMBERORDER']._serialized_start=3530
-  _globals['_MEMBERORDER']._serialized_end=3629
-  _globals['_STORERESULTREQUEST']._serialized_start=233
-  _globals['_STORERESULTREQUEST']._serialized_end=369
-  _globals['_STORERESULTRESPONSE']._serialized_start=372
-  _globals['_STORERESULTRESPONSE']._serialized_end=663
-  _globals['_BATCHSTORERESULTSREQUEST']._serialized_start=665
-  _globals['_BATCHSTORERESULTSREQUEST']._serialized_end=740
-  _globals['_BATCHSTORERESULTSRESPONSE']._serialized_start=742
-  _globals['_BATCHSTORERESULTSRESPONSE']._serialized_end=813
-  _globals['_STOREOUTCOME']._serialized_start=815
-  _globals['_STOREOUTCOME']._serialized_end=918
-  _globals['_REPORTERROR']._serialized_start=920
-  _globals['_REPORTERROR']._serialized_end=1005
-  _globals['_GETRESULTREQUEST']._serialized_start=1007
-  _globals['_GETRESULTREQUEST']._serialized_end=1042
-  _globals['_GETRESULTRESPONSE']._serialized_start=1044
-  _globals['_GETRESULTRESPONSE']._serialized_end=1099
-  _globals['_BATCHGETRESULTSREQUEST']._serialized_start=1101
-  _globals['_BATCHGETRESULTSREQUEST']._serialized_end=1143
-  _globals['_BATCHGETRESULTSRESPONSE']._serialized_start=1145
-  _globals['_BATCHGETRESULTSRESPONSE']._serialized_end=1234
-  _globals['_WAITFORREQUEST']._serialized_start=1237
-  _globals['_WAITFORREQUEST']._serialized_end=1464
-  _globals['_WAITFORRESPONSE']._serialized_start=1466
-  _globals['_WAITFORRESPONSE']._serialized_end=1556
-  _globals['_ITERATEREQUEST']._serialized_start=1559
-  _globals['_ITERATEREQUEST']._serialized_end=1761
-  _globals['_ITERATERESPONSE']._serialized_start=1764
-  _globals['_ITERATERESPONSE']._serialized_end=1910
-  _globals['_WATCHREQUEST']._serialized_start=1913
-  _globals['_WATCHREQUEST']._serialized_end=2166
-  _globals['_GROUPWATCH']._serialized_start=2168
-  _globals['_GROUPWATCH']._serialized_end=2213
-  _globals['_WATCHRESPONSE']._serialized_start=2216
-  _globals['_WATCHRESPONSE']._serialized_end=2378
-  _globals['_FORGETRESULTSREQUEST']._serialized_start=2380
-  _globals['_FORGETRESULTSREQUEST']._serialized_end=2420
-  _globals['_FORGETRESULTSRESPONSE']._serialized_start=2422
-  _globals['_FORGETRESULTSRESPONSE']._serialized_end=2464
-  _globals['_LISTRESULTSREQUEST']._serialized_start=2467
-  _globals['_LISTRESULTSREQUEST']._serialized_end=2636
-  _globals['_LISTRESULTSRESPONSE']._serialized_start=2638
-  _globals['_LISTRESULTSRESPONSE']._serialized_end=2721
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=2723
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=2745
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=2748
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=2998
-  _globals['_GETSERVERINFORESPONSE_LIMITSENTRY']._serialized_start=2953
-  _globals['_GETSERVERINFORESPONSE_LIMITSENTRY']._serialized_end=2998
-  _globals['_RESULTSERVICE']._serialized_start=3632
-  _globals['_RESULTSERVICE']._serialized_end=4449
+  _globals['_DISPOSITION']._serialized_start=3237
+  _globals['_DISPOSITION']._serialized_end=3359
+  _globals['_MEMBERSHIP']._serialized_start=3362
+  _globals['_MEMBERSHIP']._serialized_end=3554
+  _globals['_RETURNWHEN']._serialized_start=3557
+  _globals['_RETURNWHEN']._serialized_end=3695
+  _globals['_ONGONE']._serialized_start=3697
+  _globals['_ONGONE']._serialized_end=3765
+  _globals['_MEMBERORDER']._serialized_start=3767
+  _globals['_MEMBERORDER']._serialized_end=3866
+  _globals['_STORERESULTREQUEST']._serialized_start=265
+  _globals['_STORERESULTREQUEST']._serialized_end=445
+  _globals['_CLAIMONCOMPLETE']._serialized_start=447
+  _globals['_CLAIMONCOMPLETE']._serialized_end=559
+  _globals['_STORERESULTRESPONSE']._serialized_start=562
+  _globals['_STORERESULTRESPONSE']._serialized_end=900
+  _globals['_BATCHSTORERESULTSREQUEST']._serialized_start=902
+  _globals['_BATCHSTORERESULTSREQUEST']._serialized_end=977
+  _globals['_BATCHSTORERESULTSRESPONSE']._serialized_start=979
+  _globals['_BATCHSTORERESULTSRESPONSE']._serialized_end=1050
+  _globals['_STOREOUTCOME']._serialized_start=1052
+  _globals['_STOREOUTCOME']._serialized_end=1155
+  _globals['_REPORTERROR']._serialized_start=1157
+  _globals['_REPORTERROR']._serialized_end=1242
+  _globals['_GETRESULTREQUEST']._serialized_start=1244
+  _globals['_GETRESULTREQUEST']._serialized_end=1279
+  _globals['_GETRESULTRESPONSE']._serialized_start=1281
+  _globals['_GETRESULTRESPONSE']._serialized_end=1336
+  _globals['_BATCHGETRESULTSREQUEST']._serialized_start=1338
+  _globals['_BATCHGETRESULTSREQUEST']._serialized_end=1380
+  _globals['_BATCHGETRESULTSRESPONSE']._serialized_start=1382
+  _globals['_BATCHGETRESULTSRESPONSE']._serialized_end=1471
+  _globals['_WAITFORREQUEST']._serialized_start=1474
+  _globals['_WAITFORREQUEST']._serialized_end=1701
+  _globals['_WAITFORRESPONSE']._serialized_start=1703
+  _globals['_WAITFORRESPONSE']._serialized_end=1793
+  _globals['_ITERATEREQUEST']._serialized_start=1796
+  _globals['_ITERATEREQUEST']._serialized_end=1998
+  _globals['_ITERATERESPONSE']._serialized_start=2001
+  _globals['_ITERATERESPONSE']._serialized_end=2147
+  _globals['_WATCHREQUEST']._serialized_start=2150
+  _globals['_WATCHREQUEST']._serialized_end=2403
+  _globals['_GROUPWATCH']._serialized_start=2405
+  _globals['_GROUPWATCH']._serialized_end=2450
+  _globals['_WATCHRESPONSE']._serialized_start=2453
+  _globals['_WATCHRESPONSE']._serialized_end=2615
+  _globals['_FORGETRESULTSREQUEST']._serialized_start=2617
+  _globals['_FORGETRESULTSREQUEST']._serialized_end=2657
+  _globals['_FORGETRESULTSRESPONSE']._serialized_start=2659
+  _globals['_FORGETRESULTSRESPONSE']._serialized_end=2701
+  _globals['_LISTRESULTSREQUEST']._serialized_start=2704
+  _globals['_LISTRESULTSREQUEST']._serialized_end=2873
+  _globals['_LISTRESULTSRESPONSE']._serialized_start=2875
+  _globals['_LISTRESULTSRESPONSE']._serialized_end=2958
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2960
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2982
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2985
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=3235
+  _globals['_GETSERVERINFORESPONSE_LIMITSENTRY']._serialized_start=3190
+  _globals['_GETSERVERINFORESPONSE_LIMITSENTRY']._serialized_end=3235
+  _globals['_RESULTSERVICE']._serialized_start=3869
+  _globals['_RESULTSERVICE']._serialized_end=4686
 # @@protoc_insertion_point(module_scope)

@@ -13,6 +13,7 @@ import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import resultd.v1.error_pb2
 import resultd.v1.group_pb2
+import resultd.v1.group_service_pb2
 import resultd.v1.state_pb2
 import resultd.v1.stream_pb2
 import resultd.v1.task_pb2
@@ -180,6 +181,7 @@ class StoreResultRequest(google.protobuf.message.Message):
     TTL_FIELD_NUMBER: builtins.int
     NO_EXPIRY_FIELD_NUMBER: builtins.int
     CLAIM_SCOPE_FIELD_NUMBER: builtins.int
+    CLAIM_FIELD_NUMBER: builtins.int
     no_expiry: builtins.bool
     """Keep the record until somebody forgets it. Not together with `ttl`."""
     claim_scope: builtins.str
@@ -194,6 +196,12 @@ class StoreResultRequest(google.protobuf.message.Message):
         the server's default, one day.
         """
 
+    @property
+    def claim(self) -> global___ClaimOnComplete:
+        """Take the claim on the group that `meta` names, if this task is a member and
+        the group is complete with this report, or was before.
+        """
+
     def __init__(
         self,
         *,
@@ -201,11 +209,47 @@ class StoreResultRequest(google.protobuf.message.Message):
         ttl: google.protobuf.duration_pb2.Duration | None = ...,
         no_expiry: builtins.bool = ...,
         claim_scope: builtins.str = ...,
+        claim: global___ClaimOnComplete | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["meta", b"meta", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["claim_scope", b"claim_scope", "meta", b"meta", "no_expiry", b"no_expiry", "ttl", b"ttl"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["claim", b"claim", "meta", b"meta", "ttl", b"ttl"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["claim", b"claim", "claim_scope", b"claim_scope", "meta", b"meta", "no_expiry", b"no_expiry", "ttl", b"ttl"]) -> None: ...
 
 global___StoreResultRequest = StoreResultRequest
+
+@typing.final
+class ClaimOnComplete(google.protobuf.message.Message):
+    """ACQUIRE of ClaimGroup, in the transaction of a report: nothing lies between a
+    group's last member and the claim, and there is one call less.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: builtins.int
+    LEASE_FIELD_NUMBER: builtins.int
+    HOLDER_FIELD_NUMBER: builtins.int
+    WITH_MEMBERS_FIELD_NUMBER: builtins.int
+    token: builtins.str
+    """As in ClaimGroupRequest; of each report its own."""
+    holder: builtins.str
+    """Who asks, for people."""
+    with_members: builtins.bool
+    """Answer with the group's first members too. Not in a batch."""
+    @property
+    def lease(self) -> google.protobuf.duration_pb2.Duration:
+        """How long the right lasts: 1 s to 1 h, 30 s if unset."""
+
+    def __init__(
+        self,
+        *,
+        token: builtins.str = ...,
+        lease: google.protobuf.duration_pb2.Duration | None = ...,
+        holder: builtins.str = ...,
+        with_members: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["lease", b"lease"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["holder", b"holder", "lease", b"lease", "token", b"token", "with_members", b"with_members"]) -> None: ...
+
+global___ClaimOnComplete = ClaimOnComplete
 
 @typing.final
 class StoreResultResponse(google.protobuf.message.Message):
@@ -222,6 +266,7 @@ class StoreResultResponse(google.protobuf.message.Message):
     CLAIMABLE_GROUP_IDS_FIELD_NUMBER: builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: builtins.int
     GROUPS_OMITTED_FIELD_NUMBER: builtins.int
+    CLAIM_FIELD_NUMBER: builtins.int
     disposition: global___Disposition.ValueType
     """Whether the record took it."""
     state: resultd.v1.state_pb2.State.ValueType
@@ -248,6 +293,12 @@ class StoreResultResponse(google.protobuf.message.Message):
     def claimable_group_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Complete groups of `claim_scope` whose claim is free. At most 8."""
 
+    @property
+    def claim(self) -> resultd.v1.group_service_pb2.ClaimGroupResponse:
+        """What came of the request's `claim`. Unset while the group is not complete,
+        and where the task is no member of it.
+        """
+
     def __init__(
         self,
         *,
@@ -260,8 +311,10 @@ class StoreResultResponse(google.protobuf.message.Message):
         claimable_group_ids: collections.abc.Iterable[builtins.str] | None = ...,
         cancel_requested: builtins.bool = ...,
         groups_omitted: builtins.bool = ...,
+        claim: resultd.v1.group_service_pb2.ClaimGroupResponse | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cancel_requested", b"cancel_requested", "claimable_group_ids", b"claimable_group_ids", "complete_group_ids", b"complete_group_ids", "custom_state", b"custom_state", "disposition", b"disposition", "groups_omitted", b"groups_omitted", "membership", b"membership", "state", b"state", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["claim", b"claim"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cancel_requested", b"cancel_requested", "claim", b"claim", "claimable_group_ids", b"claimable_group_ids", "complete_group_ids", b"complete_group_ids", "custom_state", b"custom_state", "disposition", b"disposition", "groups_omitted", b"groups_omitted", "membership", b"membership", "state", b"state", "version", b"version"]) -> None: ...
 
 global___StoreResultResponse = StoreResultResponse
 

@@ -23,6 +23,7 @@ from resultd.v1 import group_pb2, group_service_pb2, result_service_pb2, worker_
 from resultd_server import limits
 from resultd_server.engine.hints import Hub, Subscription
 from resultd_server.errors import DomainError
+from resultd_server.ledger.claiming import ClaimRequest
 from resultd_server.ledger.groups import Declaration, NewMember
 from resultd_server.ledger.listing import Page
 from resultd_server.ledger.progress import Cursor, Step
@@ -33,16 +34,6 @@ from resultd_server.tallies import Histogram
 Clock = Callable[[], int]
 StoreOutcome = bytes | DomainError
 """A serialized StoreResultResponse, or why there is none."""
-
-
-class ClaimRequest(NamedTuple):
-    """A validated ClaimGroup."""
-
-    group_id: str
-    action: group_service_pb2.ClaimAction.ValueType
-    token: str
-    holder: str
-    lease_ms: int
 
 
 class Swept(NamedTuple):

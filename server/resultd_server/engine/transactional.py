@@ -19,14 +19,13 @@ from resultd.v1 import (
     worker_service_pb2,
 )
 from resultd_server import limits
-from resultd_server.engine.base import ClaimRequest, Engine, StoreOutcome, Swept
+from resultd_server.engine.base import Engine, StoreOutcome, Swept
 from resultd_server.errors import DomainError, RecordCorrupt
 from resultd_server.ledger import (
     batch,
     cancel,
-    claims,
+    claiming,
     expiry,
-    group_rows,
     groups,
     listing,
     namespaces,
@@ -35,6 +34,7 @@ from resultd_server.ledger import (
     revocations,
     usage,
 )
+from resultd_server.ledger.claiming import ClaimRequest
 from resultd_server.ledger.groups import Declaration, NewMember
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.listing import Page
@@ -199,14 +199,12 @@ class TransactionalEngine(Engine):
     async def group_claim(
         self, namespace: str, request: ClaimRequest
     ) -> group_service_pb2.ClaimGroupResponse:
+        def operation(unit: Unit) -> group_service_pb2.ClaimGroupResponse:
+            group = groups.require(unit, self._there(unit, namespace), request.group_id)
+            return claiming.apply(unit, group, request)
+
         # Who has acted must be able to say so while the store is full, or it is done twice.
-        ends = request.action in (
-            group_service_pb2.CLAIM_ACTION_DONE,
-            group_service_pb2.CLAIM_ACTION_RELEASE,
-        )
-        return await self._write(
-            lambda unit: _claim(unit, self._there(unit, namespace), request), grows=not ends
-        )
+        return await self._write(operation, grows=request.action not in claiming.ENDS)
 
     async def group_members(
         self, namespace: str, group_id: str, page_size: int, page_token: str
@@ -273,23 +271,3 @@ class TransactionalEngine(Engine):
 
 def _size_of(ids: Iterable[str]) -> int:
     return sum(map(len, ids))
-
-
-def _claim(
-    unit: Unit, namespace: Namespace, request: ClaimRequest
-) -> group_service_pb2.ClaimGroupResponse:
-    group = groups.require(unit, namespace, request.group_id)
-    first = False
-    if request.action == group_service_pb2.CLAIM_ACTION_DONE:
-        outcome = claims.finish(unit, group, request.token)
-    elif request.action == group_service_pb2.CLAIM_ACTION_RELEASE:
-        outcome = claims.release(unit, group, request.token)
-    else:
-        outcome = claims.acquire(unit, group, request.token, request.holder, request.lease_ms)
-        first = claims.is_first(unit, group, request.token)
-    granted = outcome == group_service_pb2.CLAIM_OUTCOME_GRANTED
-    return group_service_pb2.ClaimGroupResponse(
-        outcome=outcome,
-        group=group_rows.to_message(unit, group, brief=not granted),
-        first=first,
-    )

@@ -18,8 +18,18 @@ from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import state_pb2, task_pb2
 from resultd_server import limits
 from resultd_server.errors import ValueTooLarge
-from resultd_server.ledger import claims, keys, memberships, revocations, tombstones, usage
+from resultd_server.ledger import (
+    claiming,
+    claims,
+    keys,
+    memberships,
+    revocations,
+    tombstones,
+    usage,
+)
+from resultd_server.ledger.claiming import ClaimRequest
 from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.memberships import Place
 from resultd_server.ledger.times import set_ms, to_ms
 from resultd_server.ledger.transitions import (
     APPLIED,
@@ -33,7 +43,7 @@ from resultd_server.ledger.transitions import (
 )
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import TASK, Unit, View
-from resultd_server.ledger.wire import number_field, repeated
+from resultd_server.ledger.wire import message_field, number_field, repeated
 
 _HEADER = struct.Struct(">QQIB")  # expire_ms (0: never), version, attempt, state
 _ROW_BYTES_MAX = _HEADER.size + limits.RECORD_BYTES_MAX
@@ -91,6 +101,8 @@ class Report(NamedTuple):
     group_index: int | None
     timed: bool
     """Whether it says itself when the task came to this state."""
+    claim: ClaimRequest | None
+    """On the group it names."""
 
 
 class Traits(NamedTuple):
@@ -112,7 +124,11 @@ def traits_of(state: int, fields: Collection[FieldDescriptor]) -> Traits:
 
 
 def report_of(
-    meta: task_pb2.TaskMeta, ttl_ms: int, claim_scope: str = "", traits: Traits | None = None
+    meta: task_pb2.TaskMeta,
+    ttl_ms: int,
+    claim_scope: str = "",
+    traits: Traits | None = None,
+    claim: ClaimRequest | None = None,
 ) -> Report:
     """The report that a message is. `traits`: its own, where they are known already."""
     state = meta.state
@@ -132,6 +148,7 @@ def report_of(
         meta.group_id,
         meta.index if traits.indexed else None,
         traits.timed,
+        claim,
     )
 
 
@@ -262,6 +279,8 @@ def store(unit: Unit, namespace: Namespace, report: Report) -> bytes:
                 memberships.settle(unit, groups, now.state)
             complete = memberships.awaiting_action(groups)
             answer += repeated(_COMPLETE_GROUP_IDS, map(str.encode, complete))
+            if report.claim is not None:
+                answer += _claimed(unit, groups, report.claim)
     if slot is not None:
         membership = memberships.answer(slot, now.state in TERMINAL and now.exists)
         answer += number_field(_MEMBERSHIP, membership)
@@ -273,11 +292,21 @@ def store(unit: Unit, namespace: Namespace, report: Report) -> bytes:
     return answer
 
 
+def _claimed(unit: Unit, groups: list[Place], wanted: ClaimRequest) -> bytes:
+    """What came of a report's claim; nothing unless the task is in that group, and it complete."""
+    for place in groups:
+        if place.group.group_id == wanted.group_id and place.group.complete:
+            said = claiming.apply(unit, place.group, wanted)
+            return message_field(_CLAIM, said.SerializeToString())
+    return b""
+
+
 _ANSWER = pb.StoreResultResponse.DESCRIPTOR.fields_by_name
 _MEMBERSHIP = _ANSWER["membership"].number
 _COMPLETE_GROUP_IDS = _ANSWER["complete_group_ids"].number
 _CLAIMABLE_GROUP_IDS = _ANSWER["claimable_group_ids"].number
 _CANCEL_REQUESTED = _ANSWER["cancel_requested"].number
+_CLAIM = _ANSWER["claim"].number
 
 
 @lru_cache(maxsize=1_024)  # most reports are answered alike: first version, SUCCESS

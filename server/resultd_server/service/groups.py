@@ -8,18 +8,12 @@ from collections.abc import Sequence
 from resultd.v1 import group_pb2, task_pb2
 from resultd.v1 import group_service_pb2 as pb
 from resultd_server import limits
-from resultd_server.engine.base import ClaimRequest, Engine
+from resultd_server.engine.base import Engine
 from resultd_server.errors import FieldInvalid, LimitExceeded
-from resultd_server.ledger import keys, wire
+from resultd_server.ledger import claiming, keys, wire
 from resultd_server.ledger.groups import Declaration, NewMember
-from resultd_server.ledger.progress import AS_COMPLETED, Cursor, Step
-from resultd_server.service import validate
+from resultd_server.service import claimed, validate
 from resultd_server.service.registry import Call
-
-_MEMBERS = pb.ClaimGroupResponse.MEMBERS_FIELD_NUMBER
-_AFTER = pb.ClaimedMembers.AFTER_FIELD_NUMBER
-_AFTER_BYTES_MAX = 1024
-"""Of `after`, and of what frames it and the members."""
 
 
 class GroupService:
@@ -112,67 +106,17 @@ class GroupService:
     async def claim_group(
         self, request: pb.ClaimGroupRequest, call: Call
     ) -> pb.ClaimGroupResponse | bytes:
-        lease_ms = limits.LEASE_DEFAULT_MS
-        if request.HasField("lease"):
-            lease_ms = validate.duration_ms(
-                "lease", request.lease, limits.LEASE_MIN_MS, limits.LEASE_MAX_MS
-            )
+        group_id = validate.id_("group_id", request.group_id)
         validate.known_enum("action", request.action, pb.ClaimAction.values())
-        claim = ClaimRequest(
-            validate.id_("group_id", request.group_id),
-            request.action,
-            validate.id_("token", request.token),
-            validate.text("holder", request.holder),
-            lease_ms,
-        )
-        acquires = request.action not in (pb.CLAIM_ACTION_DONE, pb.CLAIM_ACTION_RELEASE)
-        if not (request.with_members and acquires):
+        claim = validate.claim(group_id, request.action, request, "")
+        if not request.with_members or request.action in claiming.ENDS:
             return await self._engine.group_claim(call.namespace, claim)
         # The members are read while the claim is written: a complete group's stay what they are.
         answer, pages = await asyncio.gather(
             self._engine.group_claim(call.namespace, claim),
-            self._first_pages(call.namespace, claim.group_id),
+            claimed.first_pages(self._engine, call.namespace, group_id),
         )
-        encoded = answer.SerializeToString()
-        if answer.outcome != pb.CLAIM_OUTCOME_GRANTED:
-            return encoded
-        members = _claimed(answer.group, pages, limits.RESPONSE_BYTES_MAX - len(encoded))
-        return encoded if members is None else encoded + wire.message_field(_MEMBERS, members)
-
-    async def _first_pages(self, namespace: str, group_id: str) -> list[Step]:
-        """A complete group's first members as they were done, about 1 MiB; none of another's."""
-        pages: list[Step] = []
-        cursor, size_bytes = Cursor(AS_COMPLETED), 0
-        while not pages or (pages[-1].more and size_bytes < limits.FRAME_BYTES):
-            # Others have their turn; at first the writer, for the claim.
-            await asyncio.sleep(0)
-            step = await self._engine.group_step(namespace, group_id, cursor)
-            if step.group is None or not step.group.complete or step.reset:
-                return []
-            pages.append(step)
-            cursor = step.cursor
-            size_bytes += len(step.events)
-        return pages
-
-
-def _claimed(group: group_pb2.GroupMeta, pages: list[Step], room_bytes: int) -> bytes | None:
-    """ClaimedMembers that fit; None if none do, or they are another run's."""
-    taken: list[bytes] = []
-    room_bytes -= _AFTER_BYTES_MAX
-    last: Step | None = None
-    for page in pages:
-        if page.group is None or page.group.epoch != group.counts.epoch:
-            return None
-        room_bytes -= len(page.events)
-        if room_bytes < 0:
-            break
-        taken.append(page.events)
-        last = page
-    if last is None:
-        return None
-    if last is pages[-1] and not last.more:
-        return b"".join(taken)
-    return b"".join(taken) + wire.message_field(_AFTER, last.cursor.encode())
+        return claimed.with_members(answer, pages)
 
 
 def _members(members: Sequence[group_pb2.GroupMember], group_id: str) -> list[NewMember]:

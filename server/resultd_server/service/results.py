@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import state_pb2
+from resultd.v1.group_service_pb2 import CLAIM_OUTCOME_GRANTED
 from resultd_server import limits
 from resultd_server.core.sources import IterateSource, WaitForSource, WatchSource
 from resultd_server.engine.base import Engine, StoreOutcome
@@ -16,12 +17,13 @@ from resultd_server.ledger import wire
 from resultd_server.ledger.progress import Cursor
 from resultd_server.ledger.records import Report
 from resultd_server.ledger.times import set_ms
-from resultd_server.service import traces, validate
+from resultd_server.service import claimed, traces, validate
 from resultd_server.service.registry import Call
 from resultd_server.service.streams import Streams
 
 _READ_AT_ONCE = 256
 _OUTCOMES = pb.BatchStoreResultsResponse.DESCRIPTOR.fields_by_name["outcomes"].number
+_CLAIM = pb.StoreResultResponse.DESCRIPTOR.fields_by_name["claim"].number
 _RESULT = pb.StoreOutcome.DESCRIPTOR.fields_by_name["result"].number
 
 
@@ -49,7 +51,19 @@ class ResultService:
         outcome = (await self._engine.put(call.namespace, [report]))[0]
         if isinstance(outcome, DomainError):
             raise outcome
+        if report.claim is not None and request.claim.with_members:
+            return await self._with_members(call.namespace, report.group_id, outcome)
         return outcome
+
+    async def _with_members(self, namespace: str, group_id: str, outcome: bytes) -> bytes:
+        """The answer to a report whose claim, if it was granted, brings the group's members."""
+        said = pb.StoreResultResponse.FromString(outcome)
+        if said.claim.outcome != CLAIM_OUTCOME_GRANTED:
+            return outcome
+        pages = await claimed.first_pages(self._engine, namespace, group_id)
+        with_members = claimed.with_members(said.claim, pages)
+        said.ClearField("claim")
+        return said.SerializeToString() + wire.message_field(_CLAIM, with_members)
 
     async def batch_store_results(self, request: pb.BatchStoreResultsRequest, call: Call) -> bytes:
         if len(request.reports) > limits.REPORTS_PER_BATCH:
@@ -215,6 +229,7 @@ def _without_groups(outcome: bytes) -> bytes:
     said = pb.StoreResultResponse.FromString(outcome)
     if said.complete_group_ids or said.claimable_group_ids:
         said.groups_omitted = True
+    said.ClearField("claim")  # its group is complete, so it was named
     said.ClearField("complete_group_ids")
     said.ClearField("claimable_group_ids")
     return said.SerializeToString()

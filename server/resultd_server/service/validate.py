@@ -22,6 +22,7 @@ from resultd.v1 import (
 )
 from resultd_server import limits
 from resultd_server.errors import FieldInvalid, LimitExceeded, ValueTooLarge
+from resultd_server.ledger.claiming import ClaimRequest
 from resultd_server.ledger.records import Report, Traits, report_of, traits_of
 from resultd_server.ledger.times import to_ms
 from resultd_server.ledger.transitions import RANK
@@ -53,6 +54,7 @@ _Paced = (
     | result_service_pb2.WatchRequest
     | worker_service_pb2.WatchRevocationsRequest
 )
+_Claiming = group_service_pb2.ClaimGroupRequest | result_service_pb2.ClaimOnComplete
 _Timed = result_service_pb2.WaitForRequest | result_service_pb2.IterateRequest
 
 
@@ -140,6 +142,26 @@ def known_enum(field: str, value: int, values: Iterable[int]) -> None:
         raise FieldInvalid(field, f"has the unknown value {value}", "use one the protocol lists")
 
 
+def claim(
+    group_id: str, action: group_service_pb2.ClaimAction.ValueType, said: _Claiming, prefix: str
+) -> ClaimRequest:
+    """What is asked about a claim. `prefix`: of its fields' names."""
+    lease_ms = limits.LEASE_DEFAULT_MS
+    if said.HasField("lease"):
+        lease_ms = duration_ms(
+            f"{prefix}lease", said.lease, limits.LEASE_MIN_MS, limits.LEASE_MAX_MS
+        )
+    token = id_(f"{prefix}token", said.token)
+    return ClaimRequest(group_id, action, token, text(f"{prefix}holder", said.holder), lease_ms)
+
+
+def _claim_of(request: result_service_pb2.StoreResultRequest) -> ClaimRequest:
+    group_id = request.meta.group_id
+    if not group_id:
+        raise FieldInvalid("claim", "has no group", "name meta.group_id too")
+    return claim(group_id, group_service_pb2.CLAIM_ACTION_ACQUIRE, request.claim, "claim.")
+
+
 def report(request: result_service_pb2.StoreResultRequest) -> Report:
     """A report that makes sense. Cuts what is to be cut."""
     meta = request.meta
@@ -151,7 +173,8 @@ def report(request: result_service_pb2.StoreResultRequest) -> Report:
     claim_scope = request.claim_scope
     if claim_scope:
         scope("claim_scope", claim_scope)
-    found = report_of(meta, ttl_ms(request), claim_scope, shape.traits)
+    wanted = _claim_of(request) if request.HasField("claim") else None
+    found = report_of(meta, ttl_ms(request), claim_scope, shape.traits, wanted)
     if len(found.wire) > limits.RECORD_BYTES_MAX:
         raise ValueTooLarge(
             f"The record of {found.task_id!r}", len(found.wire), limits.RECORD_BYTES_MAX

@@ -10,10 +10,10 @@ import pytest
 from resultd.v1 import group_service_pb2, worker_service_pb2
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
-from resultd_server.engine.base import ClaimRequest
 from resultd_server.engine.transactional import TransactionalEngine
 from resultd_server.errors import DomainError, FieldInvalid, GroupNotFound, ValueTooLarge
 from resultd_server.ledger import namespaces
+from resultd_server.ledger.claiming import ClaimRequest
 from resultd_server.ledger.unit import GROUP, REVOCATION, TASK
 from tests.support.stores import (
     DAY_MS,

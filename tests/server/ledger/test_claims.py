@@ -7,7 +7,7 @@ import pytest
 from resultd.v1 import group_pb2
 from resultd.v1 import group_service_pb2 as pb
 from resultd_server import limits
-from resultd_server.engine.base import ClaimRequest
+from resultd_server.ledger.claiming import ClaimRequest
 from tests.support.stores import HOUR_MS, Store, task
 
 

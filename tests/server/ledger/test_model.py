@@ -34,6 +34,7 @@ from tests.support.stores import (
     ENGINES,
     Clock,
     Store,
+    claim_outcome,
     disposition,
     group,
     make_engine,
@@ -106,6 +107,7 @@ class Machine(RuleBasedStateMachine):
         content=st.sampled_from([b"1", b"2"]),
         ttl_ms=LIVES_MS,
         place=st.none() | st.tuples(GROUPS, st.none() | st.integers(0, 6)),
+        token=st.sampled_from(["", "a", "b"]),
     )
     def report(
         self,
@@ -115,13 +117,14 @@ class Machine(RuleBasedStateMachine):
         content: bytes,
         ttl_ms: int,
         place: tuple[str, int | None] | None,
+        token: str,
     ) -> None:
-        """A report has the disposition, version and membership of the model."""
+        """A report has the model's disposition, version, membership, and outcome of its claim."""
         group_id, index = place or ("", None)
+        claim = token if place else ""
+        how: dict[str, Any] = {"group": group_id, "index": index, "claim": claim}
         answer = self.run(
-            self.store.report(
-                *(id_, state, content), attempt=attempt, ttl_ms=ttl_ms, group=group_id, index=index
-            )
+            self.store.report(id_, state, content, attempt=attempt, ttl_ms=ttl_ms, **how)
         )
         said = self.model.report(id_, state, attempt, content, ttl_ms, group_id, index)
         assert (disposition(answer), answer.version, membership(answer)) == said
@@ -135,6 +138,13 @@ class Machine(RuleBasedStateMachine):
             and not found.done
             and ("task", id_) in found.members.values()
         }
+        named = self.model.groups.get(group_id)
+        members = named.members.values() if named is not None and named.complete else ()
+        if claim and ended and ("task", id_) in members:
+            outcome = self.model.claim(group_id, claim, "ACQUIRE", 30_000)
+            assert claim_outcome(answer.claim) == outcome
+        else:
+            assert not answer.HasField("claim")
 
     @rule(id_=TASKS)
     def forget(self, id_: str) -> None:

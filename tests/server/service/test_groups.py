@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from resultd.v1 import group_pb2, result_service_pb2, state_pb2, task_pb2, value_pb2
+from resultd.v1 import group_pb2, state_pb2, task_pb2, value_pb2
 from resultd.v1 import group_service_pb2 as pb
 from resultd_server import limits
 from tests.support import reports
@@ -207,55 +207,6 @@ async def test_a_claim_is_exclusive_until_it_is_given_back(served: Served) -> No
     assert (await claim("b", acquire)).outcome == pb.CLAIM_OUTCOME_GRANTED
     assert (await claim("b", done)).outcome == pb.CLAIM_OUTCOME_GRANTED
     assert (await claim("a", acquire)).outcome == pb.CLAIM_OUTCOME_DONE
-
-
-@pytest.mark.parametrize(
-    ("count", "value_bytes"), [(0, 0), (300, 10), (5, 400_000), (3, 2_000_000)]
-)
-async def test_a_granted_claim_brings_the_first_members(
-    served: Served, count: int, value_bytes: int
-) -> None:
-    """With Iterate's rest after them all members as done; the answer fits what clients take."""
-    await served.groups.CreateGroup(create("g"))
-    for index in range(count):
-        report = reports.success(f"t{index}", b"x" * value_bytes)
-        report.meta.group_id, report.meta.index = "g", index
-        await served.results.StoreResult(report)
-    await served.groups.SealGroup(pb.SealGroupRequest(group_id="g", expected_total=count))
-    asked = pb.ClaimGroupRequest(group_id="g", token="me", with_members=True)
-    answer = await served.groups.ClaimGroup(asked)
-    assert answer.outcome == pb.CLAIM_OUTCOME_GRANTED
-    assert answer.HasField("members")
-    assert answer.ByteSize() <= limits.RESPONSE_BYTES_MAX
-    events = list(answer.members.events)
-    assert bool(answer.members.after) == (value_bytes * count > limits.FRAME_BYTES)
-    if answer.members.after:
-        rest = result_service_pb2.IterateRequest(
-            group_id="g",
-            order=result_service_pb2.MEMBER_ORDER_AS_COMPLETED,
-            after=answer.members.after,
-        )
-        events += [event async for frame in served.results.Iterate(rest) for event in frame.events]
-    assert [(event.index, event.task.task_id) for event in events] == [
-        (index, f"t{index}") for index in range(count)
-    ]
-    assert all(len(event.task.value.data) == value_bytes for event in events)
-
-
-async def test_who_does_not_get_the_claim_gets_no_members(served: Served) -> None:
-    """Neither does who says DONE, nor who does not ask for them."""
-    await served.groups.CreateGroup(create("g", Member(id="a"), seal=True))
-    held = pb.ClaimGroupRequest(group_id="g", token="me", with_members=True)
-    assert not (await served.groups.ClaimGroup(held)).HasField("members")
-    await served.results.StoreResult(reports.success("a"))
-    assert (await served.groups.ClaimGroup(held)).HasField("members")
-    for token, action, asks in (
-        ("you", pb.CLAIM_ACTION_ACQUIRE, True),
-        ("me", pb.CLAIM_ACTION_ACQUIRE, False),
-        ("me", pb.CLAIM_ACTION_DONE, True),
-    ):
-        said = pb.ClaimGroupRequest(group_id="g", token=token, action=action, with_members=asks)
-        assert not (await served.groups.ClaimGroup(said)).HasField("members")
 
 
 async def test_pages_of_groups_keep_within_an_answer(served: Served) -> None:

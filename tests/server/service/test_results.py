@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from resultd.v1 import group_pb2, group_service_pb2, state_pb2, stream_pb2
+from resultd.v1 import group_pb2, group_service_pb2, state_pb2, stream_pb2, value_pb2
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
 from tests.support import reports
@@ -20,6 +20,7 @@ GONE = stream_pb2.END_REASON_GONE
 KNOWN = state_pb2.EXISTENCE_KNOWN
 AS_COMPLETED = pb.MEMBER_ORDER_AS_COMPLETED
 MEMBER = pb.MEMBER_ORDER_MEMBER
+GRANTED = group_service_pb2.CLAIM_OUTCOME_GRANTED
 
 
 async def store(served: Served, *requests: pb.StoreResultRequest) -> list[pb.StoreOutcome]:
@@ -81,6 +82,51 @@ async def test_a_batch_whose_answer_would_be_too_large_omits_groups_and_says_so(
     assert answer.ByteSize() + said[0].ByteSize() > limits.RESPONSE_BYTES_MAX
     alone = await served.results.StoreResult(requests[-1])
     assert (list(alone.complete_group_ids), alone.groups_omitted) == (groups, False)
+
+
+async def test_claims_of_a_batch_come_without_members(served: Served) -> None:
+    """Each for itself, with its group; members are for who asks alone."""
+    for name in ("g", "h"):
+        await create(served, name, f"of {name}", seal=True)
+    requests = [reports.success(f"of {name}", group_id=name) for name in ("g", "h")]
+    for request in requests:
+        request.claim.token, request.claim.with_members = f"for {request.meta.group_id}", True
+    for _ in range(2):
+        claims = [outcome.result.claim for outcome in await store(served, *requests)]
+        assert [claim.outcome for claim in claims] == [GRANTED, GRANTED]
+        assert [claim.group.group_id for claim in claims] == ["g", "h"]
+        assert not any(claim.HasField("members") for claim in claims)
+    alone = await served.results.StoreResult(requests[0])
+    assert [event.task.task_id for event in alone.claim.members.events] == ["of g"]
+
+
+async def test_a_claim_that_has_no_room_in_a_batch_is_had_by_asking_again(served: Served) -> None:
+    """What was granted is not told in part: the report says so, and its repeat has the claim."""
+    body = value_pb2.Payload(data=b"x" * (limits.RECORD_BYTES_MAX // 2))
+    requests = [reports.success(f"of {name}", group_id=name) for name in ("g", "h", "i")]
+    for request in requests:
+        await create(
+            served, request.meta.group_id, request.meta.task_id, seal=True, continuation=body
+        )
+        request.claim.token = request.meta.group_id
+    said = [outcome.result for outcome in await store(served, *requests)]
+    assert [each.groups_omitted for each in said] == [False, False, True]
+    assert [each.HasField("claim") for each in said] == [True, True, False]
+    again = await served.results.StoreResult(requests[2])
+    assert (again.claim.outcome, again.claim.first) == (GRANTED, True)
+    assert again.claim.group.continuation == body
+
+
+async def test_a_claim_on_no_group_is_refused(served: Served) -> None:
+    """A report that asks for one names its group."""
+    request = reports.success("t")
+    request.claim.token = "me"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.results.StoreResult(request)
+    refusal = taken_apart(caught.value)
+    assert (refusal.reason, refusal.facts["field"]) == ("FIELD_INVALID", "claim")
+    got = await served.results.GetResult(pb.GetResultRequest(task_id="t"))
+    assert got.meta.existence == state_pb2.EXISTENCE_UNKNOWN
 
 
 async def test_a_report_is_applied_once(served: Served) -> None:

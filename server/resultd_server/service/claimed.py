@@ -1,0 +1,62 @@
+"""The first members of a group, with the answer that grants its claim."""
+
+from __future__ import annotations
+
+import asyncio
+
+from resultd.v1 import group_pb2
+from resultd.v1 import group_service_pb2 as pb
+from resultd_server import limits
+from resultd_server.engine.base import Engine
+from resultd_server.ledger import wire
+from resultd_server.ledger.progress import AS_COMPLETED, Cursor, Step
+
+_MEMBERS = pb.ClaimGroupResponse.MEMBERS_FIELD_NUMBER
+_AFTER = pb.ClaimedMembers.AFTER_FIELD_NUMBER
+_AFTER_BYTES_MAX = 1024
+"""Of `after`, and of what frames it and the members."""
+
+
+async def first_pages(engine: Engine, namespace: str, group_id: str) -> list[Step]:
+    """A complete group's first members as they were done, about 1 MiB; none of another's."""
+    pages: list[Step] = []
+    cursor, size_bytes = Cursor(AS_COMPLETED), 0
+    while not pages or (pages[-1].more and size_bytes < limits.FRAME_BYTES):
+        # Others have their turn; at first the writer, for the claim.
+        await asyncio.sleep(0)
+        step = await engine.group_step(namespace, group_id, cursor)
+        if step.group is None or not step.group.complete or step.reset:
+            return []
+        pages.append(step)
+        cursor = step.cursor
+        size_bytes += len(step.events)
+    return pages
+
+
+def with_members(answer: pb.ClaimGroupResponse, pages: list[Step]) -> bytes:
+    """The answer, serialized, with as many members as have room where the claim is granted."""
+    encoded = answer.SerializeToString()
+    if answer.outcome != pb.CLAIM_OUTCOME_GRANTED:
+        return encoded
+    members = _claimed(answer.group, pages, limits.RESPONSE_BYTES_MAX - len(encoded))
+    return encoded if members is None else encoded + wire.message_field(_MEMBERS, members)
+
+
+def _claimed(group: group_pb2.GroupMeta, pages: list[Step], room_bytes: int) -> bytes | None:
+    """ClaimedMembers that fit; None if none do, or they are another run's."""
+    taken: list[bytes] = []
+    room_bytes -= _AFTER_BYTES_MAX
+    last: Step | None = None
+    for page in pages:
+        if page.group is None or page.group.epoch != group.counts.epoch:
+            return None
+        room_bytes -= len(page.events)
+        if room_bytes < 0:
+            break
+        taken.append(page.events)
+        last = page
+    if last is None:
+        return None
+    if last is pages[-1] and not last.more:
+        return b"".join(taken)
+    return b"".join(taken) + wire.message_field(_AFTER, last.cursor.encode())

@@ -1,0 +1,128 @@
+"""The members that come with a granted claim, asked for by a call or by a group's last report."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from resultd.v1 import group_pb2, result_service_pb2
+from resultd.v1 import group_service_pb2 as pb
+from resultd_server import limits
+from tests.support import reports
+from tests.support.in_process import Served
+
+Ask = Callable[[Served, result_service_pb2.StoreResultRequest], Awaitable[pb.ClaimGroupResponse]]
+
+
+async def by_call(
+    served: Served, last: result_service_pb2.StoreResultRequest
+) -> pb.ClaimGroupResponse:
+    """The last report is stored, and then the group claimed."""
+    await served.results.StoreResult(last)
+    return await served.groups.ClaimGroup(
+        pb.ClaimGroupRequest(group_id=last.meta.group_id, token="me", with_members=True)
+    )
+
+
+async def by_report(
+    served: Served, last: result_service_pb2.StoreResultRequest
+) -> pb.ClaimGroupResponse:
+    """The last report claims it."""
+    last.claim.token, last.claim.with_members = "me", True
+    answer = await served.results.StoreResult(last)
+    assert answer.complete_group_ids == [last.meta.group_id]
+    return answer.claim
+
+
+both_ways = pytest.mark.parametrize("ask", [by_call, by_report])
+
+
+def member(index: int, value: bytes) -> result_service_pb2.StoreResultRequest:
+    """A member's report."""
+    report = reports.success(f"t{index}", value)
+    report.meta.group_id, report.meta.index = "g", index
+    return report
+
+
+async def create(served: Served, **how: object) -> None:
+    """The group, sealed with so many."""
+    await served.groups.CreateGroup(pb.CreateGroupRequest(group_id="g", **how))  # type: ignore[arg-type]  # the test's own words
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("count", "value_bytes"), [(1, 10), (300, 10), (1_000, 10), (5, 400_000), (3, 2_000_000)]
+)
+async def test_a_granted_claim_brings_the_first_members(
+    served: Served, ask: Ask, count: int, value_bytes: int
+) -> None:
+    """With Iterate's rest after them all members as done; the answer fits what clients take."""
+    await create(served)
+    await served.groups.SealGroup(pb.SealGroupRequest(group_id="g", expected_total=count))
+    *others, last = [member(index, b"x" * value_bytes) for index in range(count)]
+    for report in others:
+        await served.results.StoreResult(report)
+    answer = await ask(served, last)
+    assert answer.outcome == pb.CLAIM_OUTCOME_GRANTED
+    assert answer.HasField("members")
+    assert answer.ByteSize() <= limits.RESPONSE_BYTES_MAX
+    assert answer.group.claim.state == group_pb2.CLAIM_STATE_HELD
+    events = list(answer.members.events)
+    assert bool(answer.members.after) == (value_bytes * count > limits.FRAME_BYTES)
+    if answer.members.after:
+        rest = result_service_pb2.IterateRequest(
+            group_id="g",
+            order=result_service_pb2.MEMBER_ORDER_AS_COMPLETED,
+            after=answer.members.after,
+        )
+        events += [event async for frame in served.results.Iterate(rest) for event in frame.events]
+    assert [(event.index, event.task.task_id) for event in events] == [
+        (index, f"t{index}") for index in range(count)
+    ]
+    assert all(len(event.task.value.data) == value_bytes for event in events)
+
+
+async def test_a_complete_group_of_nobody_brings_none(served: Served) -> None:
+    """And says that these are all."""
+    await create(served, seal=True)
+    asked = pb.ClaimGroupRequest(group_id="g", token="me", with_members=True)
+    answer = await served.groups.ClaimGroup(asked)
+    assert answer.HasField("members")
+    assert not answer.members.events
+    assert not answer.members.after
+
+
+@both_ways
+async def test_a_group_that_leaves_no_room_comes_without_members(served: Served, ask: Ask) -> None:
+    """Its continuation is the claimant's first of all; Iterate has the members."""
+    body = b"x" * (limits.RECORD_BYTES_MAX - 100)
+    create = pb.CreateGroupRequest(group_id="g", members=[group_pb2.GroupMember(id="t0")])
+    create.continuation.data, create.seal = body, True
+    await served.groups.CreateGroup(create)
+    answer = await ask(served, member(0, b"y" * (limits.RECORD_BYTES_MAX - 100)))
+    assert answer.outcome == pb.CLAIM_OUTCOME_GRANTED
+    assert answer.group.continuation.data == body
+    assert not answer.HasField("members")
+
+
+async def test_who_does_not_get_the_claim_gets_no_members(served: Served) -> None:
+    """Neither does who says DONE, nor who does not ask for them."""
+    await create(served, members=[group_pb2.GroupMember(id="t0")], seal=True)
+    held = pb.ClaimGroupRequest(group_id="g", token="me", with_members=True)
+    assert not (await served.groups.ClaimGroup(held)).HasField("members")
+    assert (await by_report(served, member(0, b"1"))).HasField("members")
+    assert (await served.groups.ClaimGroup(held)).HasField("members")
+    for token, asks in (("you", True), ("me", False)):
+        again = member(0, b"1")
+        again.claim.token, again.claim.with_members = token, asks
+        answer = await served.results.StoreResult(again)
+        assert answer.HasField("claim")
+        assert not answer.claim.HasField("members")
+    for token, action, asks in (
+        ("you", pb.CLAIM_ACTION_ACQUIRE, True),
+        ("me", pb.CLAIM_ACTION_ACQUIRE, False),
+        ("me", pb.CLAIM_ACTION_DONE, True),
+    ):
+        said = pb.ClaimGroupRequest(group_id="g", token=token, action=action, with_members=asks)
+        assert not (await served.groups.ClaimGroup(said)).HasField("members")
