@@ -18,7 +18,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from resultd.testing import Server
-from tests.benchmarks.celery_app import BARE, BROKER, NOBODY, RESULTS
+from tests.benchmarks import bare_chord
+from tests.benchmarks.celery_app import BROKER, NOBODY, RESULTS
 from tests.benchmarks.orders import Partner, partner
 from tests.benchmarks.processes import echo
 from tests.benchmarks.table import Row, Size, Target, at_most, left_out
@@ -33,6 +34,7 @@ OURS = "resultd"
 DURABLE = "Celery on Redis, appendfsync always"
 USUAL = "Celery on Redis, nothing on disk"
 FLOOR = "Celery itself, its results in a dict"
+BARE_CHORDS = "Celery, each part of a chord a bare call, 4 KiB on disk"
 ECHO = "as many bare unary echoes, blocking stub"
 
 
@@ -47,6 +49,8 @@ class _Answer(NamedTuple):
     targets: Mapping[str, Target] = MappingProxyType({})
     #: The key of a yardstick's answer, where it is another.
     their_key: str = ""
+    #: Whose figure is compared.
+    of: str = OURS
 
 
 @dataclass(frozen=True)
@@ -93,16 +97,16 @@ def _cases(size: Size) -> list[_Case]:
             _Answer("body", f"chord of {thousand:,}: last part's end → body called", *ms,
                     {DURABLE: at_most(0.5)}),
             _Answer("own", f"chord of {thousand:,}: last part's end → body being published", *ms),
-            _Answer("handed", f"{thousand:,} values published → body called with them, no chord",
-                    *ms, their_key="body"),
-            _Answer("fetched", f"{thousand:,} values by one bare call, 4 KiB on disk → body called"
-                    " with them, no chord", *ms, their_key="body"),
+            _Answer("body", f"chord of {thousand:,} on bare calls: last part's end → body called",
+                    *ms, of=BARE_CHORDS),
             _Answer("took", f"chord of {thousand:,}: the whole", *s),
-        ), _STORES),
+        ), (*_STORES, BARE_CHORDS)),
         _Case("chord", ten, (
             _Answer("body", f"chord of {ten}: last part's end → body called", *ms),
             _Answer("own", f"chord of {ten}: last part's end → body being published", *ms),
-        ), _STORES),
+            _Answer("body", f"chord of {ten} on bare calls: last part's end → body called", *ms,
+                    of=BARE_CHORDS),
+        ), (*_STORES, BARE_CHORDS)),
         _Case("get_one", few, (_Answer("p50", "get() of a ready result", *ms),)),
         _Case("get_unseen", many, (
             _Answer("took", f"{many:,} get()s of ready results, ids from elsewhere", *s,
@@ -159,8 +163,10 @@ async def run(size: Size) -> list[Row]:
     rows = []
     for place, case in enumerate(cases):
         for answer in case.rows:
-            ours = [value / answer.divisor for value in seen[place, OURS, answer.key]]
+            ours = [value / answer.divisor for value in seen[place, answer.of, answer.key]]
             for side in case.beside:
+                if side == answer.of:
+                    continue
                 theirs = seen[place, side, answer.their_key or answer.key]
                 if not theirs:  # an echo has no subscriptions
                     continue
@@ -191,7 +197,7 @@ class _Bench:
                 broker=broker,
                 backend=url,
                 app=_APP,
-                environment={BROKER: broker, RESULTS: url, BARE: echoes},
+                environment={BROKER: broker, RESULTS: url},
                 name=f"worker-{number}",
             )
             for number, (broker, url) in enumerate(self._urls.values())
@@ -230,7 +236,8 @@ def _bench(echoes: str) -> Iterator[_Bench]:
             {
                 OURS: stack.enter_context(Server()).url,
                 DURABLE: stack.enter_context(RedisServer(appendfsync="always")).url,
-                USUAL: stack.enter_context(RedisServer()).url,
+                USUAL: (usual := stack.enter_context(RedisServer())).url,
+                BARE_CHORDS: bare_chord.url(usual.database(1), echoes),
                 FLOOR: "cache+memory://",
             },
         )

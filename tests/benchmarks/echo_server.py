@@ -4,18 +4,17 @@ Echo returns what it gets. Wait sends an empty message, so that who waits knows 
 expected, and then what a Ping for the same name says; it ends with that. KeptEcho and
 KeptPing do so once a block of a file is on disk, with one write for all that came together:
 what keeping something costs before anything is made of it. Watch, one stream for all that a
-process waits for, is told of what KeptTell reports. KeptValues brings as many values as it is
-asked for.
+process waits for, is told of what KeptTell reports. KeptPart keeps a part of a chord, and is
+answered with all of them when they are as many as PartsExpected said.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import os
 import tempfile
-import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,6 +28,8 @@ from tests.benchmarks import bare
 _BLOCK = bytes(4096)
 _waiting: dict[bytes, asyncio.Future[bytes]] = {}
 _watched: dict[str, asyncio.Queue[bytes]] = {}
+_sizes: dict[bytes, int] = {}
+_parts: defaultdict[bytes, dict[int, bytes]] = defaultdict(dict)
 
 
 async def _echo(request: bytes, _: object) -> bytes:
@@ -51,10 +52,11 @@ async def _ping(request: bytes, _: object) -> bytes:
     return said
 
 
-@functools.cache
-def _values(count: int) -> bytes:
-    """So many times, in JSON."""
-    return json.dumps([time.time() for _ in range(count)]).encode()
+async def _parts_expected(request: bytes, _: object) -> bytes:
+    """`request`: a chord's name, a zero byte, a number."""
+    name, _, size = request.partition(b"\0")
+    _sizes[name] = int(size)
+    return b""
 
 
 async def _watch(requests: AsyncIterator[bytes], context: Any) -> None:
@@ -123,10 +125,17 @@ class _Disk:
         await self.written()
         return await _ping(request, context)
 
-    async def values(self, request: bytes, _: object) -> bytes:
-        """So many."""
+    async def part(self, request: bytes, _: object) -> bytes:
+        """`request`: a chord's name, a zero byte, an index, a zero byte, a value in JSON."""
+        name, index, value = request.split(b"\0", 2)
+        parts = _parts[name]
+        parts[int(index)] = value
+        last = len(parts) == _sizes.get(name)
         await self.written()
-        return _values(int(request))
+        if not last:
+            return b""
+        del _parts[name], _sizes[name]
+        return b"[%b]" % b",".join([value for _, value in sorted(parts.items())])
 
     async def tell(self, request: bytes, _: object) -> bytes:
         """A report, for who watches its task."""
@@ -151,7 +160,8 @@ async def _serve() -> None:
             "KeptPing": grpc.unary_unary_rpc_method_handler(disk.ping),
             "Watch": grpc.stream_stream_rpc_method_handler(_watch),
             "KeptTell": grpc.unary_unary_rpc_method_handler(disk.tell),
-            "KeptValues": grpc.unary_unary_rpc_method_handler(disk.values),
+            "PartsExpected": grpc.unary_unary_rpc_method_handler(_parts_expected),
+            "KeptPart": grpc.unary_unary_rpc_method_handler(disk.part),
         },
     )
 

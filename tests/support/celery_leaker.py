@@ -88,7 +88,8 @@ def held(app: Any) -> dict[str, Any]:
         "registries": {
             "then": len(backend._waits._thens),
             "pending": sum(map(len, backend._pending_results)) + len(backend._pending_messages),
-            "answers": len(backend._chords._returning.answers),
+            "parts": len(backend._chords._returning.parts),
+            "claims": len(backend._chords._returning.claims),
             "noticed": len(backend._chords._noticed),
             "cache": len(backend._cache),
             "ahead": len(backend._ahead._ids),

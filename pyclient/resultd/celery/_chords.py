@@ -153,12 +153,12 @@ class Chords:
                 self._give_back()
 
     def _give_back(self) -> None:
-        """Give back what parts claimed that Celery did not return after all."""
+        """Give back what parts claimed, or may have, that Celery did not return after all."""
         self._returning.parts.clear()
         claims = self._returning.claims
         while claims:
             _, claim = claims.popitem()
-            if claim.granted:
+            if claim.may_be_ours:
                 claim.release()
 
     def join_in(self, store: result_service_pb2.StoreResultRequest, request: Any) -> Claim | None:
@@ -233,10 +233,9 @@ class Chords:
                 _records.enum_name(result_service_pb2.Membership, answer.membership),
             )
         claim.hear(answer)
-        # Named unless the answer had no room for it.
-        return _Part(
-            store.meta.group_id in answer.complete_group_ids or answer.groups_omitted, claim
-        )
+        # An answer that had no room names nothing; one that names many may leave it out.
+        complete = store.meta.group_id in answer.complete_group_ids
+        return _Part(complete or answer.groups_omitted or claim.granted, claim)
 
     # Finishing
 

@@ -279,6 +279,8 @@ class Claim:
         self._token = uuid4().hex
         self._since = time.monotonic()  # the lease does not begin before this
         self._outcome = group_service_pb2.CLAIM_OUTCOME_UNSPECIFIED
+        # Whether a report asked for it that was not answered yet.
+        self._asked = False
         #: What the server said when it was taken: the group, whether nobody had it before, and
         #: the first members, if they were asked for and are of that run.
         self.group = group_pb2.GroupMeta()
@@ -291,15 +293,22 @@ class Claim:
         store.claim.lease.CopyFrom(_records.duration(self._lease))
         store.claim.holder = _holder()
         store.claim.with_members = True
+        self._asked = True
 
     def hear(self, answer: result_service_pb2.StoreResultResponse) -> None:
         """Take from the answer to that report what came of it, if it says so."""
+        self._asked = False
         self._heard(answer.claim)
 
     @property
     def granted(self) -> bool:
         """Whether it was granted, as far as was heard."""
         return self._outcome == _GRANTED
+
+    @property
+    def may_be_ours(self) -> bool:
+        """Whether it was granted, or may have been in an answer that did not come."""
+        return self.granted or self._asked
 
     def take(self) -> bool:
         """Whether it is ours: asked for now, unless a report's answer said so."""

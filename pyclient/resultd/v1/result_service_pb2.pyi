@@ -280,8 +280,8 @@ class StoreResultResponse(google.protobuf.message.Message):
     cancel_requested: builtins.bool
     """Somebody wants this task to stop."""
     groups_omitted: builtins.bool
-    """There are groups to name and no room: the answer to the batch would be
-    larger than 3.5 MiB. A repeat of the report by itself names them.
+    """There are groups to name, or a claim to tell, and no room: the answer to the
+    batch would be larger than 3.5 MiB. A repeat of the report by itself does.
     """
     @property
     def complete_group_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -296,7 +296,8 @@ class StoreResultResponse(google.protobuf.message.Message):
     @property
     def claim(self) -> resultd.v1.group_service_pb2.ClaimGroupResponse:
         """What came of the request's `claim`. Unset while the group is not complete,
-        and where the task is no member of it.
+        and where the task is no member of it; with `groups_omitted` it may have been
+        granted all the same, which a repeat under the same token tells.
         """
 
     def __init__(

@@ -37,15 +37,25 @@ def store_all(unit: Unit, namespace: Namespace, reports: Sequence[Report]) -> li
     plain = _plain(unit, namespace, reports, record_keys)
     plain.append(False)  # where the last run ends
     outcomes: list[Outcome] = []
+    room_bytes = limits.RESPONSE_BYTES_MAX
     while (begin := len(outcomes)) < len(reports):
         end = plain.index(False, begin)
         new = reports[begin:end]
         if new:
             stored = records.store_new(unit, namespace, record_keys[begin:end], new)
             outcomes += stored or [_store(unit, namespace, report) for report in new]
-        else:
-            outcomes.append(_store(unit, namespace, reports[begin]))
+            continue
+        report = reports[begin]
+        if report.claim is not None and room_bytes < 0:
+            report = report._replace(claim=None)  # it could not be told what it took
+        outcomes.append(_store(unit, namespace, report))
+        if report.claim is not None:
+            room_bytes -= _size_of(outcomes[-1])
     return outcomes
+
+
+def _size_of(outcome: Outcome) -> int:
+    return len(outcome) if isinstance(outcome, bytes) else 0
 
 
 def _store(unit: Unit, namespace: Namespace, report: Report) -> Outcome:

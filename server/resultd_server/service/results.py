@@ -56,11 +56,17 @@ class ResultService:
         return outcome
 
     async def _with_members(self, namespace: str, group_id: str, outcome: bytes) -> bytes:
-        """The answer to a report whose claim, if it was granted, brings the group's members."""
+        """The answer to a report whose claim, if it was granted, brings the group's members.
+
+        Without, where they cannot be read: what was stored is told in any case.
+        """
         said = pb.StoreResultResponse.FromString(outcome)
         if said.claim.outcome != CLAIM_OUTCOME_GRANTED:
             return outcome
-        pages = await claimed.first_pages(self._engine, namespace, group_id)
+        try:
+            pages = await claimed.first_pages(self._engine, namespace, group_id)
+        except DomainError:
+            return outcome  # whoever reads them by Iterate is told why
         with_members = claimed.with_members(said.claim, pages)
         said.ClearField("claim")
         return said.SerializeToString() + wire.message_field(_CLAIM, with_members)
@@ -227,9 +233,9 @@ def _within_limit(outcomes: list[StoreOutcome], parts: list[bytes]) -> list[byte
 
 def _without_groups(outcome: bytes) -> bytes:
     said = pb.StoreResultResponse.FromString(outcome)
-    if said.complete_group_ids or said.claimable_group_ids:
+    if said.complete_group_ids or said.claimable_group_ids or said.HasField("claim"):
         said.groups_omitted = True
-    said.ClearField("claim")  # its group is complete, so it was named
+    said.ClearField("claim")
     said.ClearField("complete_group_ids")
     said.ClearField("claimable_group_ids")
     return said.SerializeToString()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import states
+from celery.exceptions import SoftTimeLimitExceeded
 
 from resultd.celery._finishing import Claim
 from resultd.errors import UnavailableError, make
@@ -144,6 +145,56 @@ def test_a_claim_whose_answer_was_lost_is_had_by_trying_again(
     chord.done(new_id(), 0, 0, ignore_result=ignored)
     granted = group_service_pb2.CLAIM_OUTCOME_GRANTED
     assert [claim.outcome for claim in claims] == [granted, granted]
+    assert published(app) == [("body", chord.body_id, [0])]
+
+
+def test_a_report_that_is_cut_off_gives_back_what_it_may_have_taken(
+    app: Any, chord: Chord, asked: Asked, new_id: NewId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part that returns after that, of the same task, publishes the body."""
+    task_id = new_id()
+    chord.size(1)
+    send = app.backend.send
+
+    def cut_off(store: Any) -> None:
+        assert send(store).claim.outcome == group_service_pb2.CLAIM_OUTCOME_GRANTED
+        raise SoftTimeLimitExceeded
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app.backend, "send", cut_off)
+        with pytest.raises(SoftTimeLimitExceeded):
+            chord.done(task_id, 0, 0)
+    assert asked.methods[-1] == "ClaimGroup RELEASE"
+    assert published(app) == []
+    chord.done(task_id, 0, 0)
+    assert published(app) == [("body", chord.body_id, [0])]
+
+
+def test_a_part_that_does_not_claim_gives_nothing_back(
+    app: Any, chord: Chord, asked: Asked, new_id: NewId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was answered and not returned, of a chord that is not complete."""
+    monkeypatch.setattr(app.backend, "on_chord_part_return", lambda *_: None)
+    chord.size(2)
+    asked.methods.clear()
+    chord.done(new_id(), 0, 0)
+    assert asked.methods == []
+
+
+def test_a_chord_that_the_answer_does_not_name_is_finished(
+    app: Any, chord: Chord, new_id: NewId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer names 64 groups at most; the claim says that this one is complete."""
+    send = app.backend.send
+
+    def naming_others(store: Any) -> Any:
+        answer = send(store)
+        answer.ClearField("complete_group_ids")
+        return answer
+
+    monkeypatch.setattr(app.backend, "send", naming_others)
+    chord.size(1)
+    chord.done(new_id(), 0, 0)
     assert published(app) == [("body", chord.body_id, [0])]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from resultd.v1 import group_pb2
 from resultd.v1 import result_service_pb2 as pb
+from resultd_server import limits
 from tests.support.stores import (
     Store,
     asking,
@@ -97,6 +98,17 @@ async def test_only_the_group_it_names_is_claimed(store: Store) -> None:
     assert set(answer.complete_group_ids) == {"other", "inner"}
     assert await store.claim("other", "you") == "GRANTED"
     assert await store.claim("outer", "you") == "GRANTED"
+
+
+async def test_the_claims_of_a_batch_are_bounded(store: Store) -> None:
+    """Those that would not fit its answer are not taken, so that nothing is made for nobody."""
+    await store.create("g", task("a"), seal=True, continuation=b"x" * (2 * limits.MIB))
+    reports = [make_report("a", group="g", claim="me")] * 100
+    answers = await store.engine.put(store.namespace, reports)
+    assert sum(len(each) for each in answers if isinstance(each, bytes)) < 5 * limits.MIB
+    said = [pb.StoreResultResponse.FromString(each) for each in answers if isinstance(each, bytes)]
+    assert [outcome(each) for each in said] == ["GRANTED"] * 2 + ["UNSPECIFIED"] * 98
+    assert all(each.complete_group_ids == ["g"] for each in said)
 
 
 async def test_reports_of_a_batch_claim_each_for_itself(store: Store) -> None:

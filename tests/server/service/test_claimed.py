@@ -9,6 +9,7 @@ import pytest
 from resultd.v1 import group_pb2, result_service_pb2
 from resultd.v1 import group_service_pb2 as pb
 from resultd_server import limits
+from resultd_server.errors import RecordCorrupt
 from tests.support import reports
 from tests.support.in_process import Served
 
@@ -103,6 +104,21 @@ async def test_a_group_that_leaves_no_room_comes_without_members(served: Served,
     answer = await ask(served, member(0, b"y" * (limits.RECORD_BYTES_MAX - 100)))
     assert answer.outcome == pb.CLAIM_OUTCOME_GRANTED
     assert answer.group.continuation.data == body
+    assert not answer.HasField("members")
+
+
+async def test_members_that_cannot_be_read_do_not_hide_what_was_stored(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report is answered, with its claim; Iterate says what is wrong."""
+    await create(served, members=[group_pb2.GroupMember(id="t0")], seal=True)
+
+    async def corrupt(*_: object) -> None:
+        raise RecordCorrupt("A record does not match its checksum: restore a backup.")
+
+    monkeypatch.setattr(served.app.engine, "group_step", corrupt)
+    answer = await by_report(served, member(0, b"1"))
+    assert answer.outcome == pb.CLAIM_OUTCOME_GRANTED
     assert not answer.HasField("members")
 
 
