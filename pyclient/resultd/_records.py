@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from resultd import _failures, _tracing, states
 from resultd.errors import ResultdError, SerializationError, TaskError
 from resultd.serialization import Registry
-from resultd.v1 import result_service_pb2, state_pb2, task_pb2
+from resultd.v1 import group_service_pb2, result_service_pb2, state_pb2, task_pb2
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         retries: int
         labels: Mapping[str, str] | None
         claim_scope: str | None
+        claim: str | None
 
 
 _STATE_NUMBERS: dict[str, state_pb2.State.ValueType] = {
@@ -89,6 +90,8 @@ class Report:
             server's default of a day.
         labels: for people and filters.
         claim_scope: whose complete groups the answer should name.
+        claim: a token under which to claim the group it names for 30 s, should that be complete
+            with this report: `group.claim(token)` renews it, `group.claim_done(token)` ends it.
     """
 
     task_id: str
@@ -111,6 +114,7 @@ class Report:
     retries: int = 0
     labels: Mapping[str, str] | None = None
     claim_scope: str | None = None
+    claim: str | None = None
 
     @classmethod
     def of(cls, item: Report | Mapping[str, Any] | tuple[Any, ...]) -> Report:
@@ -147,6 +151,9 @@ class Report:
             registry.encode_into(meta.kwargs, self.kwargs, serializer)
         if self.claim_scope:
             request.claim_scope = self.claim_scope
+        if self.claim:
+            request.claim.token = self.claim
+            request.claim.holder = self.worker or ""
         return request
 
     def _write_state(self, meta: task_pb2.TaskMeta) -> None:
@@ -184,6 +191,8 @@ class StoreOutcome(NamedTuple):
         groups_omitted: there are groups to name, but the answer to the batch had no room left:
             a repeat of the report by itself names them.
         error: of a batch: why this report was refused.
+        claim: what came of the claim it asked for: "GRANTED", "HELD" by another or "DONE"; ""
+            while the group is not complete.
     """
 
     disposition: str = ""
@@ -195,6 +204,7 @@ class StoreOutcome(NamedTuple):
     cancel_requested: bool = False
     groups_omitted: bool = False
     error: ResultdError | None = None
+    claim: str = ""
 
 
 def store_outcome(response: result_service_pb2.StoreResultResponse) -> StoreOutcome:
@@ -219,6 +229,7 @@ def _outcome(response: result_service_pb2.StoreResultResponse) -> StoreOutcome:
         claimable_group_ids=tuple(response.claimable_group_ids),
         cancel_requested=response.cancel_requested,
         groups_omitted=response.groups_omitted,
+        claim=enum_name(group_service_pb2.ClaimOutcome, response.claim.outcome),
     )
 
 

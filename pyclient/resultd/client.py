@@ -117,7 +117,7 @@ class Client(ClientCore):
 
         The keyword arguments are those of `Report`: traceback, attempt, children, parent_id,
         root_id, group_id, index, progress, ttl, name, args, kwargs, worker, queue, retries,
-        labels, claim_scope.
+        labels, claim_scope, claim.
 
         Raises:
             SerializationError: the value cannot be encoded.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import resultd
+from resultd._records import Report
 from resultd.client import Client
 from resultd.errors import GroupNotFoundError, InvalidArgumentError, ResultGoneError, TaskError
 from resultd.testing import Server
@@ -279,6 +280,22 @@ class TestGroupHandle:
         assert group.claim_done(claim.token).granted
         assert group.claim().outcome == "DONE"
         assert repr(group).startswith(f"<group {group.id} at resultd://")
+
+    def test_the_last_report_claims_its_group(self, client: Client, new_id: NewId) -> None:
+        """Alone and in a batch; the claim is one as any other, for the token it chose."""
+        ids = [new_id() for _ in range(2)]
+        group = client.group(new_id()).create(ids, continuation="sum")
+        first = client.store_result(ids[0], 1, group_id=group.id, claim="mine")
+        last = Report(ids[1], 2, group_id=group.id, index=1, claim="mine", worker="me")
+        other = Report(ids[1], 2, group_id=group.id, index=1, claim="yours")
+        outcomes = client.store_results([last, other])
+        assert [each.claim for each in (first, *outcomes)] == ["", "GRANTED", "HELD"]
+        held = group.get_info()
+        assert (held.continuation, held.meta.claim.holder) == ("sum", "me")
+        assert group.claim("mine", lease=60).granted
+        assert group.claim_done("mine").granted
+        again = client.store_result(ids[1], 2, group_id=group.id, index=1, claim="mine")
+        assert again.claim == "DONE"
 
     def test_running_a_group_again_begins_an_epoch(self, client: Client, new_id: NewId) -> None:
         """An empty group of the same name takes its place."""

@@ -12,7 +12,7 @@ from resultd import _records
 from resultd._records import Progress, Report, StoreOutcome
 from resultd.errors import SerializationError
 from resultd.serialization import Registry
-from resultd.v1 import result_service_pb2, state_pb2, task_pb2, value_pb2
+from resultd.v1 import group_service_pb2, result_service_pb2, state_pb2, task_pb2, value_pb2
 
 REGISTRY = Registry()
 
@@ -135,6 +135,7 @@ def test_reports_come_in_any_form() -> None:
 
 def test_answers_are_read_whole_whether_kept_or_not() -> None:
     """Those alike are read once; another version, or many groups, is another answer."""
+    claim = group_service_pb2.ClaimGroupResponse(outcome=group_service_pb2.CLAIM_OUTCOME_HELD)
     for version in (1, 2, 1):
         for groups in ((), ("g",), tuple(f"group-{number}" for number in range(64))):
             answer = result_service_pb2.StoreResultResponse(
@@ -145,9 +146,12 @@ def test_answers_are_read_whole_whether_kept_or_not() -> None:
                 claimable_group_ids=groups[:1],
                 cancel_requested=version == 2,
                 groups_omitted=version == 1,
+                claim=None if version == 1 else claim,
             )
             assert _records.store_outcome(answer) == StoreOutcome(
-                "APPLIED", "SUCCESS", version, "", groups, groups[:1], version == 2, version == 1
+                *("APPLIED", "SUCCESS", version, "", groups, groups[:1]),
+                *(version == 2, version == 1),
+                claim="" if version == 1 else "HELD",
             )
 
 
