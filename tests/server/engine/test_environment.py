@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,28 @@ def test_a_page_ends_where_the_range_does(opened: Opened, there: int) -> None:
         for count in (0, 1, 7, 8, 9, 63, 64, 65, 99, 500):
             found = txn.page(Db.TASKS, b"b", b"c", count)
             assert found == (keys[:count], [b"1"] * min(there, count))
+
+
+def test_a_page_of_few_rows_reads_few_of_others(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who follows a group asks for a page and finds one row, with other groups' behind it."""
+    read = 0
+
+    def counted(rows: Iterator[bytes], count: int) -> Iterator[bytes]:
+        nonlocal read
+        for row in islice(rows, count):
+            read += 1
+            yield row
+
+    made, dbs = opened
+    with made.begin(write=True) as raw:
+        txn = Txn(raw, dbs)
+        others = [b"c%03d" % number for number in range(500)]
+        txn.put_many(Db.TASKS, [b"b", *others], [b"1"] * 501)
+        monkeypatch.setattr(environment, "islice", counted)
+        assert txn.page(Db.TASKS, b"b", b"c", 481) == ([b"b"], [b"1"])
+    assert read == 8 + 1  # keys, and the row itself
 
 
 @pytest.mark.parametrize("missing", [b"", b"x"])
