@@ -90,7 +90,7 @@ class Report:
             server's default of a day.
         labels: for people and filters.
         claim_scope: whose complete groups the answer should name.
-        claim: a token under which to claim the group it names for 30 s, should that be complete
+        claim: a token of its own, to claim the group it names for 30 s, should that be complete
             with this report: `group.claim(token)` renews it, `group.claim_done(token)` ends it.
     """
 
