@@ -116,7 +116,16 @@ class TransactionalEngine(Engine):
             # Nothing was changed. Each by itself, so that the others do not suffer.
             if len(reports) == 1:
                 return [error]
-            return [outcome for each in reports for outcome in await self.put(namespace, [each])]
+            return await self._put_singly(namespace, reports)
+
+    async def _put_singly(self, namespace: str, reports: Sequence[Report]) -> list[StoreOutcome]:
+        outcomes: list[StoreOutcome] = []
+        room = batch.ClaimRoom()
+        for each in reports:
+            report = room.report(each)
+            outcomes += await self.put(namespace, [report])
+            room.take(report, outcomes[-1])
+        return outcomes
 
     async def get(
         self, namespace: str, task_ids: Sequence[str], *, budget_bytes: int | None = None

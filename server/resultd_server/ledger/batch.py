@@ -37,25 +37,36 @@ def store_all(unit: Unit, namespace: Namespace, reports: Sequence[Report]) -> li
     plain = _plain(unit, namespace, reports, record_keys)
     plain.append(False)  # where the last run ends
     outcomes: list[Outcome] = []
-    room_bytes = limits.RESPONSE_BYTES_MAX
+    room = ClaimRoom()
     while (begin := len(outcomes)) < len(reports):
         end = plain.index(False, begin)
         new = reports[begin:end]
         if new:
             stored = records.store_new(unit, namespace, record_keys[begin:end], new)
             outcomes += stored or [_store(unit, namespace, report) for report in new]
-            continue
-        report = reports[begin]
-        if report.claim is not None and room_bytes < 0:
-            report = report._replace(claim=None)  # it could not be told what it took
-        outcomes.append(_store(unit, namespace, report))
-        if report.claim is not None:
-            room_bytes -= _size_of(outcomes[-1])
+        else:
+            report = room.report(reports[begin])
+            outcomes.append(_store(unit, namespace, report))
+            room.take(report, outcomes[-1])
     return outcomes
 
 
-def _size_of(outcome: Outcome) -> int:
-    return len(outcome) if isinstance(outcome, bytes) else 0
+class ClaimRoom:
+    """What is left of a batch's answer for the claims of its reports."""
+
+    def __init__(self) -> None:
+        self._left_bytes = limits.RESPONSE_BYTES_MAX
+
+    def report(self, report: Report) -> Report:
+        """The report; without its claim once there is no room to tell what it took."""
+        if report.claim is None or self._left_bytes >= 0:
+            return report
+        return report._replace(claim=None)
+
+    def take(self, report: Report, outcome: Outcome) -> None:
+        """Counts what the answer to a report takes."""
+        if report.claim is not None and isinstance(outcome, bytes):
+            self._left_bytes -= len(outcome)
 
 
 def _store(unit: Unit, namespace: Namespace, report: Report) -> Outcome:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from resultd.v1 import group_pb2
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
+from resultd_server.errors import RecordCorrupt
 from tests.support.stores import (
     Store,
     asking,
@@ -100,8 +105,23 @@ async def test_only_the_group_it_names_is_claimed(store: Store) -> None:
     assert await store.claim("outer", "you") == "GRANTED"
 
 
-async def test_the_claims_of_a_batch_are_bounded(store: Store) -> None:
-    """Those that would not fit its answer are not taken, so that nothing is made for nobody."""
+@pytest.mark.parametrize("singly", [False, True])
+async def test_the_claims_of_a_batch_are_bounded(
+    store: Store, monkeypatch: pytest.MonkeyPatch, singly: bool
+) -> None:
+    """Those that would not fit its answer are not taken, so that nothing is made for nobody.
+
+    Nor where each report is stored by itself, for one of them meets a damaged record.
+    """
+    if singly:
+        write = store.engine._write  # type: ignore[attr-defined]  # of every engine there is
+
+        async def damaged(*operation: Any, **said: Any) -> Any:
+            if said.get("reports", 0) > 1:
+                raise RecordCorrupt("A record does not match its checksum: restore a backup.")
+            return await write(*operation, **said)
+
+        monkeypatch.setattr(store.engine, "_write", damaged)
     await store.create("g", task("a"), seal=True, continuation=b"x" * (2 * limits.MIB))
     reports = [make_report("a", group="g", claim="me")] * 100
     answers = await store.engine.put(store.namespace, reports)
