@@ -188,11 +188,11 @@ class StoreOutcome(NamedTuple):
         complete_group_ids: groups of this task that are complete and not acted on yet.
         claimable_group_ids: complete groups of the caller's scope whose claim is free.
         cancel_requested: somebody wants this task to stop.
-        groups_omitted: there are groups to name, but the answer to the batch had no room left:
-            a repeat of the report by itself names them.
+        groups_omitted: there are groups to name, or a claim to tell, but the answer to the batch
+            had no room left: a repeat of the report by itself does.
         error: of a batch: why this report was refused.
         claim: what came of the claim it asked for: "GRANTED", "HELD" by another or "DONE"; ""
-            while the group is not complete.
+            while the group is not complete, or unless the answer to the batch had room.
     """
 
     disposition: str = ""

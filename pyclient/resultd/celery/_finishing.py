@@ -279,7 +279,7 @@ class Claim:
         self._token = uuid4().hex
         self._since = time.monotonic()  # the lease does not begin before this
         self._outcome = group_service_pb2.CLAIM_OUTCOME_UNSPECIFIED
-        # Whether a report asked for it that was not answered yet.
+        # Whether a report asked for it and has no answer, or one without room.
         self._asked = False
         #: What the server said when it was taken: the group, whether nobody had it before, and
         #: the first members, if they were asked for and are of that run.
@@ -297,7 +297,7 @@ class Claim:
 
     def hear(self, answer: result_service_pb2.StoreResultResponse) -> None:
         """Take from the answer to that report what came of it, if it says so."""
-        self._asked = False
+        self._asked = answer.groups_omitted  # then it may have been granted
         self._heard(answer.claim)
 
     @property

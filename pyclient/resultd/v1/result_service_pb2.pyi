@@ -296,8 +296,9 @@ class StoreResultResponse(google.protobuf.message.Message):
     @property
     def claim(self) -> resultd.v1.group_service_pb2.ClaimGroupResponse:
         """What came of the request's `claim`. Unset while the group is not complete,
-        and where the task is no member of it; with `groups_omitted` it may have been
-        granted all the same, which a repeat under the same token tells.
+        where the task is no member of it, and where a batch's answer has no room: with
+        `groups_omitted` it may have been granted all the same, which a repeat under
+        the same token tells; without, it was done before.
         """
 
     def __init__(

@@ -170,6 +170,28 @@ def test_a_report_that_is_cut_off_gives_back_what_it_may_have_taken(
     assert published(app) == [("body", chord.body_id, [0])]
 
 
+def test_a_claim_that_had_no_room_is_given_back(
+    app: Any, chord: Chord, asked: Asked, new_id: NewId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a part that Celery does not return: it may have been granted."""
+    send = app.backend.send
+
+    def without_room(store: Any) -> Any:
+        answer = send(store)
+        answer.ClearField("claim")
+        answer.groups_omitted = True
+        return answer
+
+    chord.size(1)
+    asked.methods.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(app.backend, "send", without_room)
+        patch.setattr(app.backend, "on_chord_part_return", lambda *_: None)
+        chord.done(new_id(), 0, 0)
+    assert asked.methods == ["ClaimGroup RELEASE"]
+    assert app.backend._chords.finish(chord.id)
+
+
 def test_a_part_that_does_not_claim_gives_nothing_back(
     app: Any, chord: Chord, asked: Asked, new_id: NewId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
