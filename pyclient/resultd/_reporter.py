@@ -2,8 +2,8 @@
 
 Nobody waits for company. A report that finds no call under way is sent at once, alone; those
 that come meanwhile are sent together when it has ended. So one thread has the latency of a
-call, and many have the server's price for a batch. Threads make two calls at a time: while
-those whose call has ended are woken one after the other, the others' call is under way.
+call, and many have the server's price for a batch. Threads make two calls at a time, each for
+half of them: while those whose call has ended wake each other, the others' call is under way.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from resultd.v1 import result_service_pb2
 CALLS_MAX = 2
 # Reports a second call carries at least: few threads are sooner with one call at a time.
 SECOND_CALL_MIN = 8
+# By how much of itself the number of threads that report is thought to be less, with each call,
+# than it was seen to be: so many calls later those that left have been forgotten.
+FORGET_SHARE = 8
 
 
 class Ticket:
@@ -34,6 +37,7 @@ class Ticket:
         "answer",
         "asleep",
         "error",
+        "follower",
         "leads",
         "patient",
         "request",
@@ -52,6 +56,8 @@ class Ticket:
         # on, held until somebody wakes it. (A bare lock: an Event costs several times as much.)
         self.leads = False
         self.asleep: threading.Lock | None = None
+        # Whom its thread wakes when it is awake itself.
+        self.follower: threading.Lock | None = None
 
     @property
     def settled(self) -> bool:
@@ -114,21 +120,30 @@ def fail(tickets: list[Ticket], error: BaseException) -> None:
             ticket.error = error
 
 
+def wake_follower(ticket: Ticket) -> None:
+    """Wake the thread that this ticket's is to wake, if any; once."""
+    follower, ticket.follower = ticket.follower, None
+    if follower is not None:
+        follower.release()
+
+
 class ThreadReporter:
     """Combines the reports of threads; those of them that lead make the calls for all.
 
-    The second call of two goes out once as many wait as the first one carries: sooner, and
-    calls would carry few.
+    The second call of two goes out once half of the threads that report wait for it: sooner,
+    and calls would carry few.
     """
 
     def __init__(self, call: Callable[[Call], Any]) -> None:
         self._call = call
         self._lock = threading.Lock()
         self._waiting: deque[Ticket] = deque()
-        # Whether somebody is to lead and has not taken what waits yet; how many reports each
-        # call under way carries.
+        # Whether somebody is to lead and has not taken what waits yet; how many calls are under
+        # way, and how many reports they carry; how many threads reported at a time lately.
         self._appointed = False
-        self._under_way: list[int] = []
+        self._calls = 0
+        self._carried = 0
+        self._crowd = 0
 
     def store(self, effect: Report) -> result_service_pb2.StoreResultResponse:
         """Store a report; returns its answer, or raises.
@@ -139,6 +154,7 @@ class ThreadReporter:
         ticket = Ticket(effect)
         with self._lock:
             self._waiting.append(ticket)
+            self._crowd = max(self._crowd, self._carried + len(self._waiting))
             if self._is_time():
                 ticket.leads = self._appointed = True
                 self._waiting.rotate()  # the call that it makes carries it, however many wait
@@ -148,18 +164,20 @@ class ThreadReporter:
         try:
             if ticket.asleep is not None and not ticket.asleep.acquire(timeout=effect.timeout):
                 self._give_up(ticket)
+            wake_follower(ticket)
             if ticket.leads and not ticket.settled:
                 self._lead()
-        except BaseException:
-            self._give_up(ticket)  # Ctrl-C
+        except BaseException:  # Ctrl-C
+            self._give_up(ticket)
+            wake_follower(ticket)
             raise
         return ticket.result()
 
     def _is_time(self) -> bool:
         """Whether the next call is to be made. Called with the lock."""
-        if self._appointed or len(self._under_way) == CALLS_MAX:
+        if self._appointed or self._calls == CALLS_MAX:
             return False
-        enough = max(*self._under_way, SECOND_CALL_MIN) if self._under_way else 1
+        enough = max(SECOND_CALL_MIN, -(-self._crowd // CALLS_MAX)) if self._calls else 1
         return len(self._waiting) >= enough
 
     def _lead(self) -> None:
@@ -167,7 +185,9 @@ class ThreadReporter:
         with self._lock:
             tickets = take(self._waiting)
             self._appointed = False
-            self._under_way.append(len(tickets))
+            self._calls += 1
+            self._carried += len(tickets)
+            self._crowd -= self._crowd // FORGET_SHARE
         try:
             settle(tickets, self._call(call_for(tickets)))
         except BaseException as error:
@@ -175,12 +195,23 @@ class ThreadReporter:
             if not isinstance(error, ResultdError):
                 raise
         finally:
-            for ticket in tickets:
-                if ticket.asleep is not None and not ticket.leads:  # who leads is awake
-                    ticket.asleep.release()
             with self._lock:
-                self._under_way.remove(len(tickets))
+                self._calls -= 1
+                self._carried -= len(tickets)
+                self._wake(tickets)
                 self._pass_on()
+
+    def _wake(self, tickets: list[Ticket]) -> None:
+        """Have threads woken, one by the other. Called with the lock.
+
+        All at once they would want Python's lock at once, and be put to sleep again by it.
+        """
+        following: threading.Lock | None = None
+        for ticket in reversed(tickets):
+            if ticket.asleep is not None and not ticket.leads:  # who leads is awake
+                ticket.follower, following = following, ticket.asleep
+        if following is not None:
+            following.release()
 
     def _pass_on(self) -> None:
         """Appoint whoever came first, if it is time. Called with the lock."""
@@ -194,6 +225,7 @@ class ThreadReporter:
     def _give_up(self, ticket: Ticket) -> None:
         """Stop waiting for a call to end. Should the lead be ours by now, another has it."""
         with self._lock:
+            ticket.asleep = None  # and wakes nobody that it is not to wake already
             if ticket.settled:
                 return
             ticket.error = make("DEADLINE_EXCEEDED", "the calls before took too long")

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,9 +157,11 @@ def test_what_queues_while_a_call_runs_goes_out_together() -> None:
     assert [len(call) for call in gate.calls] == [1, 7]
 
 
-def two_under_way(gate: Gate) -> tuple[ThreadReporter, Threads]:
+def two_under_way(
+    gate: Gate, reporter: ThreadReporter | None = None
+) -> tuple[ThreadReporter, Threads]:
     """Calls of report 0 and of reports 1 to 8 are under way."""
-    threads = Threads(reporter := ThreadReporter(gate))
+    threads = Threads(reporter := reporter or ThreadReporter(gate))
     threads.store("0")
     assert gate.entered.wait(10)
     for number in range(1, 8):
@@ -186,8 +189,8 @@ def test_a_second_call_goes_out_once_enough_wait() -> None:
     assert threads.outcomes == {str(n): n for n in range(20)}
 
 
-def test_a_second_call_carries_as_many_as_the_first_at_least() -> None:
-    """Beside a call of ten, nine wait for its end: calls that carry few would follow each other."""
+def test_a_second_call_carries_half_of_those_that_report() -> None:
+    """Of twenty threads nine wait, beside a call of ten: each call carries half of them."""
     gate = Gate(count=3)
     reporter, threads = two_under_way(gate)
     for number in range(9, 19):
@@ -196,15 +199,124 @@ def test_a_second_call_carries_as_many_as_the_first_at_least() -> None:
     gate.each[0].set()
     until(lambda: len(gate.calls) == 3)
     gate.each[1].set()
-    until(lambda: reporter._under_way == [10])
+    until(lambda: reporter._carried == 10)
     for number in range(19, 28):
         threads.store(str(number))
     until(queued(reporter, 9))
     assert len(gate.calls) == 3
+    threads.store("28")
+    until(lambda: len(gate.calls) == 4)
     gate.each[2].set()
     threads.join()
-    assert [len(call) for call in gate.calls] == [1, 8, 10, 9]
-    assert threads.outcomes == {str(n): n for n in range(28)}
+    assert [len(call) for call in gate.calls] == [1, 8, 10, 10]
+    assert threads.outcomes == {str(n): n for n in range(29)}
+
+
+def test_threads_that_left_are_forgotten() -> None:
+    """Once few of many still report, their second call goes out as if they had been few always."""
+    gate = Gate(count=2)
+    reporter, threads = two_under_way(gate)
+    for number in range(9, 49):
+        threads.store(str(number))
+    until(queued(reporter, 40))
+    for each in gate.each:
+        each.set()
+    threads.join()
+    for number in range(16):
+        reporter.store(report(str(number)))
+    again = Gate(count=2)
+    reporter._call = again
+    _, threads = two_under_way(again, reporter)
+    for each in again.each:
+        each.set()
+    threads.join()
+    assert [len(call) for call in again.calls] == [1, 8]
+
+
+def test_who_has_given_up_breaks_no_chain_of_wakes() -> None:
+    """Threads wake each other; one that waits no longer, in the middle, wakes nobody."""
+    gate = Gate(count=2)
+    threads = Threads(reporter := ThreadReporter(gate))
+    threads.store("1")
+    assert gate.entered.wait(10)
+    for number, timeout in ((2, 60.0), (3, 60.0), (4, 0.2), (5, 60.0)):
+        threads.store(str(number), timeout)
+        until(queued(reporter, number - 1))
+    gate.each[0].set()
+    until(lambda: "4" in threads.outcomes)  # under way with the others, not in the queue
+    assert gate.calls[1] == ["2", "3", "4", "5"]
+    gate.each[1].set()
+    threads.join()
+    assert threads.outcomes.pop("4").code == "DEADLINE_EXCEEDED"
+    assert threads.outcomes == {"1": 1, "2": 2, "3": 3, "5": 5}
+
+
+def test_ctrl_c_in_a_thread_that_is_woken_leaves_nobody_asleep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever is interrupted as it wakes wakes the next one all the same."""
+
+    class Interrupted:
+        """A lock whose waiter gets a signal as it has it."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+            self.release = self._lock.release
+
+        def acquire(self, timeout: float = -1) -> bool:
+            """Take it; raises KeyboardInterrupt where it had to be waited for."""
+            self._lock.acquire(timeout=timeout)
+            if timeout > 0:
+                raise KeyboardInterrupt
+            return True
+
+    gate = Gate(count=2)
+    threads = Threads(reporter := ThreadReporter(gate))
+    interrupted = threading.Event()
+
+    def wait() -> None:
+        try:
+            reporter.store(report("3", timeout=60.0))
+        except KeyboardInterrupt:
+            interrupted.set()
+
+    threads.store("1")
+    assert gate.entered.wait(10)
+    threads.store("2", timeout=60.0)
+    until(queued(reporter, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(_reporter, "threading", SimpleNamespace(Lock=Interrupted))
+        third = threading.Thread(target=wait)
+        third.start()
+        until(queued(reporter, 2))
+    threads.store("4", timeout=60.0)
+    until(queued(reporter, 3))
+    for each in gate.each:
+        each.set()
+    third.join(10)
+    threads.join()
+    assert interrupted.is_set()
+    assert gate.calls == [["1"], ["2", "3", "4"]]
+    assert threads.outcomes == {"1": 1, "2": 2, "4": 4}
+
+
+def test_who_is_woken_too_late_wakes_the_next() -> None:
+    """A thread whose time runs out as it is to be woken has its answer, and wakes who follows."""
+    reporter = ThreadReporter(answer)
+    first, second = Ticket(report("1")), Ticket(report("2"))
+    for ticket in (first, second):
+        ticket.asleep = threading.Lock()
+        ticket.asleep.acquire()
+    _reporter.settle([first], pb.StoreResultResponse(version=1))
+    with reporter._lock:
+        reporter._wake([first, second])
+    reporter._give_up(first)
+    assert first.result().version == 1
+    assert second.asleep is not None
+    assert second.asleep.locked()
+    _reporter.wake_follower(first)
+    assert not second.asleep.locked()
+    _reporter.wake_follower(first)  # Ctrl-C right after: once is enough
 
 
 def test_who_makes_a_call_is_in_it_however_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
