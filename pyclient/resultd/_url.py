@@ -14,7 +14,7 @@ ENVIRONMENT_VARIABLE = "RESULTD_URL"
 TOKEN_VARIABLE = "RESULTD_TOKEN"
 TOKEN_FILE_VARIABLE = "RESULTD_TOKEN_FILE"
 
-_NAMESPACE = re.compile(r"[a-z0-9._-]{1,64}")
+_NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SCHEMES = ("resultd", "resultds", "resultd+unix")
 # What may stand behind the "?", and for which schemes only.
 _QUERY_KEYS: dict[str, tuple[str, ...]] = {
@@ -160,7 +160,9 @@ def _namespace(text: str) -> str:
     if not text:
         return DEFAULT_NAMESPACE
     if not _NAMESPACE.fullmatch(text):
-        raise ValueError(f"a namespace is 1 to 64 of a-z 0-9 . _ -, not {text!r}")
+        raise ValueError(
+            f"a namespace is 1 to 64 of a-z 0-9 . _ -, the first a letter or digit, not {text!r}"
+        )
     return text
 
 

@@ -5,4 +5,6 @@ import typer
 from resultd_server.serve import command
 
 if __name__ == "__main__":
-    typer.run(command)
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command()(command)
+    alone()

@@ -43,6 +43,8 @@ def restore(
     """
     try:
         found = backups.restore(file, into, time.time_ns() // 1_000_000)
+    except backups.BackupDamaged as error:
+        raise _cannot(error, EXIT_DAMAGED) from None
     except (DomainError, OSError) as error:
         raise _cannot(error) from None
     if found.count:
@@ -53,6 +55,6 @@ def restore(
     typer.echo(f"{into}: {found.rows} rows, now store {found.store_id}")
 
 
-def _cannot(error: Exception) -> typer.Exit:
+def _cannot(error: Exception, code: int = EXIT_CANNOT) -> typer.Exit:
     typer.echo(f"resultd: {error}", err=True)
-    return typer.Exit(EXIT_CANNOT)
+    return typer.Exit(code)

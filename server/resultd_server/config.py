@@ -42,6 +42,16 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
+def shown_default(name: str) -> str | bool:
+    """A setting's default as people write it; False where there is none to show."""
+    default = Settings.model_fields[name].default
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if name in SIZES and default is not None:
+        return f"{default // 1024**3}GiB"
+    return str(default) if default not in (None, "") else False
+
+
 class ConfigError(Exception):
     """A setting that cannot be used: says which, why, and what to do."""
 
@@ -62,7 +72,7 @@ class Settings(BaseModel):
     admin: str = Field(
         "",
         description="host:port for /metrics, /livez and /readyz over HTTP, for instance "
-        "127.0.0.1:7759; empty: none. It tells no names, ids or values, and asks nobody who "
+        "127.0.0.1:7759; none unless said. It tells no names, ids or values, and asks nobody who "
         "they are.",
     )
     engine: Literal["lmdb", "memory"] = Field(
@@ -72,7 +82,8 @@ class Settings(BaseModel):
         1,
         ge=1,
         le=64,
-        description="Processes that serve together, over one store and one port; one per core.",
+        description="Processes that serve together, over one store and one port. More than one "
+        "pays on more than two cores, for single calls, streams and reads; they have no journal.",
     )
     max_db_bytes: int = Field(
         64 * 1024**3,
@@ -83,8 +94,8 @@ class Settings(BaseModel):
         None,
         ge=1,
         description="Memory that all processes together may hold, '2GiB' or bytes, 64 MiB each at "
-        "least; beyond it calls and connections make room. Three quarters of what the machine or "
-        "its control group has.",
+        "least; beyond it calls and connections make room. Unless said, three quarters of what the "
+        "machine or its control group has.",
     )
     drain_s: float = Field(
         10.0, ge=0, le=600, description="How long SIGTERM waits for calls under way, in seconds."

@@ -150,8 +150,9 @@ class CredentialMissing(DomainError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This server wants a credential: send a token as metadata 'authorization: Bearer …', "
-            "or a client certificate it knows."
+            "This server wants a credential: send a token as metadata 'authorization: Bearer …' "
+            "(the Python client and the command take one from RESULTD_TOKEN), or a client "
+            "certificate it knows."
         )
 
 

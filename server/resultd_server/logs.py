@@ -60,6 +60,8 @@ def configure(level: str) -> None:
     )
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("grpc._cython.cygrpc").addFilter(_without_traceback)
+    # Its debug lines are about itself, hundreds before the first call.
+    logging.getLogger("grpc").setLevel(max(logging.INFO, logging.getLogger().level))
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
 
 import structlog
 import typer
@@ -167,8 +167,11 @@ def _command_signature() -> inspect.Signature:
         )
     ]
     for name, field in Settings.model_fields.items():
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         option = typer.Option(
-            help=f"{field.description} [default: {field.default}]", show_default=False
+            help=field.description,
+            show_default=config.shown_default(name),
+            metavar="|".join(choices) or None,
         )
         kind = str if name in config.SIZES else _FLAG_TYPES.get(str(field.annotation), str)
         parameters.append(
@@ -183,7 +186,11 @@ def _command_signature() -> inspect.Signature:
 
 
 def command(**arguments: Any) -> None:
-    """Run the server: store results, push them to whoever waits."""
+    """Run the server: store results, push them to whoever waits.
+
+    What a flag sets, a variable sets too (RESULTD_DRAIN_S for --drain-s), and a key of the TOML
+    file (drain_s). A flag counts before its variable, that before the file.
+    """
     serve(**arguments)
 
 

@@ -12,7 +12,10 @@ from resultd_server.access import tokens
 from resultd_server.access.roles import EVERY_NAMESPACE, NAMESPACE, ROLES
 
 app = typer.Typer(
-    help="Tokens for `resultd serve --auth-file`.", no_args_is_help=True, add_completion=False
+    help="Tokens for `resultd serve --auth-file`.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 
 
@@ -36,7 +39,10 @@ def _role(said: str) -> str:
 def _namespaces(said: list[str]) -> list[str]:
     for each in said:
         if each != EVERY_NAMESPACE and not NAMESPACE.fullmatch(each):
-            raise typer.BadParameter(f"{each!r} is not 1 to 64 of a-z 0-9 . _ -, or '*' for all")
+            raise typer.BadParameter(
+                f"{each!r} is not 1 to 64 of a-z 0-9 . _ -, the first a letter or digit; or '*', "
+                "for all"
+            )
     return said
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import typer
 from typer.testing import CliRunner, Result
 
-from resultd_server.backup_command import EXIT_CANNOT, backup, restore
+from resultd_server.backup_command import EXIT_CANNOT, EXIT_DAMAGED, backup, restore
+from resultd_server.engine.lease import NOTE
 from tests.support.stores import Clock, Store, make_engine
 
 
@@ -17,6 +20,15 @@ def run(command: Callable[..., None], *arguments: str) -> Result:
     single = typer.Typer()
     single.command()(command)
     return CliRunner().invoke(single, arguments)
+
+
+def modes(directory: Path) -> dict[str, int]:
+    """Who may do what with the files below a directory that hold records."""
+    return {
+        path.relative_to(directory).as_posix(): stat.S_IMODE(path.stat().st_mode)
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != NOTE
+    }
 
 
 async def test_a_copy_and_a_store_of_it(tmp_path: Path) -> None:
@@ -30,6 +42,30 @@ async def test_a_copy_and_a_store_of_it(tmp_path: Path) -> None:
     assert (said.exit_code, engine.store_id in said.stdout) == (0, True)
     said = run(restore, file, "--into", again)
     assert (said.exit_code, again in said.stdout) == (0, True)
+
+
+async def test_strangers_cannot_read_what_is_stored(tmp_path: Path) -> None:
+    """Files with records are the owner's and his group's, whatever umask there is."""
+    before = os.umask(0)
+    try:
+        engine = make_engine("journaled", Clock(), tmp_path / "store")
+        await engine.start()
+        await engine.close()
+        run(backup, str(tmp_path / "store"), "--into", str(tmp_path / "b"))
+        run(restore, str(tmp_path / "b"), "--into", str(tmp_path / "again"))
+    finally:
+        os.umask(before)
+    with_records = modes(tmp_path)
+    assert set(with_records) >= {"b", "store/data.mdb", "store/journal.0", "again/data.mdb"}
+    assert {mode & 0o007 for mode in with_records.values()} == {0}
+
+
+def test_a_damaged_backup_ends_with_1(tmp_path: Path) -> None:
+    """Whatever is no whole backup: another one has to be used."""
+    (tmp_path / "b").write_bytes(b"something")
+    said = run(restore, str(tmp_path / "b"), "--into", str(tmp_path / "again"))
+    assert said.exit_code == EXIT_DAMAGED
+    assert "Use another backup" in said.stderr
 
 
 def test_what_cannot_be_done_ends_with_2(tmp_path: Path) -> None:

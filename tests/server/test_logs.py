@@ -24,6 +24,7 @@ def _as_before() -> Iterator[None]:
     yield
     root.handlers[:] = before
     root.setLevel(level)
+    logging.getLogger("grpc").setLevel(logging.NOTSET)
     structlog.reset_defaults()
 
 
@@ -64,6 +65,17 @@ def test_what_libraries_log_is_a_line_of_json_too(capsys: Capture) -> None:
     assert "exception" not in first
     assert (other["event"], other["logger"]) == ("Unexpected error", "other")
     assert "ZeroDivisionError: why" in other["exception"]
+
+
+def test_debug_is_about_calls_and_not_about_grpc(capsys: Capture) -> None:
+    """What gRPC has to say of itself would be most of it; its warnings come all the same."""
+    logging.getLogger().handlers.clear()  # pytest's own, too
+    logs.configure("debug")
+    structlog.get_logger("a test of debug").debug("called")
+    logging.getLogger("grpc._cython.cygrpc").debug("Loaded running loop")
+    logging.getLogger("grpc._cython.cygrpc").warning("no memory")
+    said = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["called", "no memory"]
 
 
 def test_a_terminal_gets_lines_for_people(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def test_a_second_server_on_the_data_refuses(own: ServerProcess, tmp_path: Path)
     second = run("--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0")
     assert second.returncode == 2
     [line] = second.stderr.splitlines()
-    assert line.startswith("resultd: Another server uses the data directory")
+    assert line.startswith("resultd: A server uses the data directory")
     with grpc.insecure_channel(own.address) as channel:
         assert results(channel).StoreResult(reports.success("t")).version == 1
 

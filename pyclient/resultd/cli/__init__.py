@@ -51,7 +51,7 @@ def _added(name: str) -> Typer | None:
             command = entry.load()
         except ModuleNotFoundError:
             return None
-        alone = Typer(add_completion=False)
+        alone = Typer(add_completion=False, rich_markup_mode=None)
         alone.command()(command)
         return alone
     return None

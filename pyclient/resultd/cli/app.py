@@ -52,7 +52,7 @@ def _load(entry: EntryPoint) -> Any:
         return _missing(entry.name, error.name or "")
     if isinstance(function, typer.Typer):
         return typer.main.get_command(function)  # several commands under one name
-    single = typer.Typer(add_completion=False)
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(entry.name)(function)
     return typer.main.get_command(single)
 
@@ -60,7 +60,7 @@ def _load(entry: EntryPoint) -> Any:
 def _missing(name: str, module: str) -> Any:
     """Stands for a command whose parts are not installed: listed, and says so when run."""
     extra = _EXTRAS.get(name, name)
-    single = typer.Typer(add_completion=False)
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
     accept_all = {"allow_extra_args": True, "ignore_unknown_options": True}
 
     @single.command(name, context_settings=accept_all, help=f"(needs 'resultd[{extra}]')")

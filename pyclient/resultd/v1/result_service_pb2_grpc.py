@@ -34,7 +34,9 @@ class ResultServiceStub(object):
     """Stores what happened to tasks, and tells whoever waits.
 
     The namespace travels as call metadata `resultd-namespace`: 1 to 64 bytes of
-    `a-z 0-9 . _ -`; absent means "default".
+    `a-z 0-9 . _ -`, the first a letter or digit; absent means "default". A server
+    that wants to know who calls takes a token as `authorization: Bearer TOKEN`.
+    So with every service.
     """
 
     def __init__(self, channel):
@@ -99,7 +101,9 @@ class ResultServiceServicer(object):
     """Stores what happened to tasks, and tells whoever waits.
 
     The namespace travels as call metadata `resultd-namespace`: 1 to 64 bytes of
-    `a-z 0-9 . _ -`; absent means "default".
+    `a-z 0-9 . _ -`, the first a letter or digit; absent means "default". A server
+    that wants to know who calls takes a token as `authorization: Bearer TOKEN`.
+    So with every service.
     """
 
     def StoreResult(self, request, context):
@@ -238,7 +242,9 @@ class ResultService(object):
     """Stores what happened to tasks, and tells whoever waits.
 
     The namespace travels as call metadata `resultd-namespace`: 1 to 64 bytes of
-    `a-z 0-9 . _ -`; absent means "default".
+    `a-z 0-9 . _ -`, the first a letter or digit; absent means "default". A server
+    that wants to know who calls takes a token as `authorization: Bearer TOKEN`.
+    So with every service.
     """
 
     @staticmethod

@@ -21,7 +21,9 @@ class ResultServiceStub:
     """Stores what happened to tasks, and tells whoever waits.
 
     The namespace travels as call metadata `resultd-namespace`: 1 to 64 bytes of
-    `a-z 0-9 . _ -`; absent means "default".
+    `a-z 0-9 . _ -`, the first a letter or digit; absent means "default". A server
+    that wants to know who calls takes a token as `authorization: Bearer TOKEN`.
+    So with every service.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -93,7 +95,9 @@ class ResultServiceAsyncStub:
     """Stores what happened to tasks, and tells whoever waits.
 
     The namespace travels as call metadata `resultd-namespace`: 1 to 64 bytes of
-    `a-z 0-9 . _ -`; absent means "default".
+    `a-z 0-9 . _ -`, the first a letter or digit; absent means "default". A server
+    that wants to know who calls takes a token as `authorization: Bearer TOKEN`.
+    So with every service.
     """
 
     StoreResult: grpc.aio.UnaryUnaryMultiCallable[
@@ -164,7 +168,9 @@ class ResultServiceServicer(metaclass=abc.ABCMeta):
     """Stores what happened to tasks, and tells whoever waits.
 
     The namespace travels as call metadata `resultd-namespace`: 1 to 64 bytes of
-    `a-z 0-9 . _ -`; absent means "default".
+    `a-z 0-9 . _ -`, the first a letter or digit; absent means "default". A server
+    that wants to know who calls takes a token as `authorization: Bearer TOKEN`.
+    So with every service.
     """
 
     @abc.abstractmethod

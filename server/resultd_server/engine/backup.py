@@ -40,6 +40,10 @@ _CHUNK_BYTES = limits.MIB
 _LOOK_S = 0.001
 
 
+class BackupDamaged(StoreFailed):
+    """The file is no backup, or not as it was written."""
+
+
 class Copied(NamedTuple):
     """What came of a backup. `grown_bytes`: of the store's file, while it was copied."""
 
@@ -85,7 +89,7 @@ def back_up(directory: Path, into: Path) -> Copied:
 
 def _copy(opened: Environment, directory: Path, partial: Path, note: dict[str, Any]) -> int:
     target = recovery.find_target(opened)
-    with _caught_up(target, directory) as txn, partial.open("xb") as file:
+    with _caught_up(target, directory) as txn, environment.create_file(partial) as file:
         growth = _Growth(opened, directory)
         digest, size_bytes = hashlib.sha256(), 0
         for chunk in _stream(opened, txn):
@@ -177,8 +181,8 @@ def _stream(opened: Environment, txn: Transaction) -> Iterator[bytes]:
 def restore(backup: Path, directory: Path, now_ms: int) -> audit.Verdict:
     """Makes a store of a backup, in an empty directory, and looks at all of it first.
 
-    It is another store: its id is new. Raises StoreFailed, OSError; the directory is empty
-    then, unless there is a verdict: what was found wrong.
+    It is another store: its id is new. Raises BackupDamaged, StoreFailed, OSError; the directory
+    is empty then, unless there is a verdict: what was found wrong.
     """
     note = read_note(backup)
     directory.mkdir(parents=True, exist_ok=True)
@@ -199,7 +203,7 @@ def restore(backup: Path, directory: Path, now_ms: int) -> audit.Verdict:
 
 
 def read_note(backup: Path) -> dict[str, Any]:
-    """What a backup says of itself. Raises StoreFailed, OSError."""
+    """What a backup says of itself. Raises BackupDamaged, StoreFailed, OSError."""
     with backup.open("rb") as file:
         size_bytes = file.seek(0, os.SEEK_END)
         file.seek(max(size_bytes - _TRAILER_BYTES, 0))
@@ -207,31 +211,36 @@ def read_note(backup: Path) -> dict[str, Any]:
         length = int.from_bytes(trailer[:4], "big")
         begin = size_bytes - _TRAILER_BYTES - length
         if trailer[4:] != _MAGIC or length > _NOTE_BYTES_MAX or begin < 0:
-            raise _no_backup(backup, "it has no end that is ours")
+            raise _damaged(backup, "it has no end that is ours")
         file.seek(begin)
         text = file.read(length)
     try:
         note: dict[str, Any] = json.loads(text)
-        whole = (note["data_bytes"], note["format"]) == (begin, lease.DATA_FORMAT)
+        size_is_right, data_format = note["data_bytes"] == begin, note["format"]
         note["store_id"] = str(note["store_id"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise _no_backup(backup, "its note is damaged") from None
-    if not whole:
-        raise _no_backup(backup, f"it is of format {note['format']}, or not whole")
+        raise _damaged(backup, "its note is damaged") from None
+    if data_format != lease.DATA_FORMAT:
+        raise StoreFailed(
+            f"{backup} has data format {data_format}, and this version reads format "
+            f"{lease.DATA_FORMAT}: restore it with the version that made it."
+        )
+    if not size_is_right:
+        raise _damaged(backup, "it is not whole")
     return note
 
 
 def _unpack(backup: Path, note: dict[str, Any], data: Path) -> None:
     digest, left_bytes = hashlib.sha256(), int(note["data_bytes"])
-    with backup.open("rb") as source, data.open("xb") as file:
+    with backup.open("rb") as source, environment.create_file(data) as file:
         while left_bytes and (chunk := source.read(min(_CHUNK_BYTES, left_bytes))):
             digest.update(chunk)
             left_bytes -= file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
     if left_bytes or digest.hexdigest() != note.get("sha256"):
-        raise _no_backup(backup, "its bytes do not match its checksum")
+        raise _damaged(backup, "its bytes do not match its checksum")
 
 
-def _no_backup(backup: Path, why: str) -> StoreFailed:
-    return StoreFailed(f"{backup} cannot be restored: {why}. Use another backup.")
+def _damaged(backup: Path, why: str) -> BackupDamaged:
+    return BackupDamaged(f"{backup} cannot be restored: {why}. Use another backup.")

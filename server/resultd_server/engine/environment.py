@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from operator import add, itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zlib import crc32
 
 import lmdb
@@ -57,6 +57,16 @@ Error = lmdb.Error
 MapFull = lmdb.MapFullError
 
 
+FILE_MODE = 0o640
+"""Of files with what the store holds: the owner's, and its group may read."""
+
+
+def create_file(path: Path) -> BinaryIO:
+    """A new file that strangers cannot read, to write to. Raises OSError, if it is there too."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return open(os.open(path, flags, FILE_MODE), "wb")  # noqa: PTH123  a descriptor
+
+
 def library() -> str:
     """The version of the LMDB library."""
     return ".".join(map(str, lmdb.version(lib_version=LMDB_MAJOR)))
@@ -75,6 +85,7 @@ def open_environment(directory: Path, map_bytes: int, *, sync: bool = True) -> E
             sync=sync,
             metasync=sync,
             writemap=False,  # with it a full disk is SIGBUS
+            mode=FILE_MODE,
             lib_version=LMDB_MAJOR,
         )
         environment.reader_check()

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from resultd_server import limits
+from resultd_server.engine.environment import FILE_MODE
 from resultd_server.engine.overlay import Layer
 from resultd_server.errors import StoreFailed
 from resultd_server.ledger.txn import Db
@@ -91,7 +92,7 @@ class Journal:
         self.entry = 0
         self._segment_bytes = segment_bytes
         flags = FLAGS if sync else FLAGS & ~os.O_DSYNC
-        self._descriptors = [os.open(directory / name, flags, 0o640) for name in FILES]
+        self._descriptors = [os.open(directory / name, flags, FILE_MODE) for name in FILES]
         self._filled = [os.fstat(each).st_size for each in self._descriptors]
         self._capacity_bytes = segment_bytes
         self._segment = 0

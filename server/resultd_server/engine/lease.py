@@ -77,15 +77,14 @@ def _lock(directory: Path) -> int:
     except BlockingIOError:
         os.close(descriptor)
         raise OSError(
-            f"Another server uses the data directory {directory}: stop it, or name another "
-            "directory with --data."
+            f"A server uses the data directory {directory}: stop it, or name another directory."
         ) from None
     return descriptor
 
 
 def open_lock(directory: Path, name: str) -> int:
     """A file to lock. Raises OSError."""
-    return os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    return os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, environment.FILE_MODE)
 
 
 def _await_leftovers(directory: Path) -> None:

@@ -70,12 +70,12 @@ def _plain(value: str, limit_bytes: int) -> bool:
     return len(value) <= limit_bytes and value.isascii() and value.isprintable()
 
 
-def id_(field: str, value: str) -> str:
-    """An id of a task or group."""
+def id_(field: str, value: str, remedy: str = "name the task or group") -> str:
+    """An id of a task or group. `remedy`: where it is empty."""
     if value and _plain(value, limits.ID_BYTES_MAX):
         return value
     if not value:
-        raise FieldInvalid(field, "is empty", "name the task or group")
+        raise FieldInvalid(field, "is empty", remedy)
     text(field, value, limits.ID_BYTES_MAX)
     if _CONTROL.search(value):
         raise FieldInvalid(field, "holds control characters", "use printable characters")
@@ -151,7 +151,7 @@ def claim(
         lease_ms = duration_ms(
             f"{prefix}lease", said.lease, limits.LEASE_MIN_MS, limits.LEASE_MAX_MS
         )
-    token = id_(f"{prefix}token", said.token)
+    token = id_(f"{prefix}token", said.token, "make one up for each claim, a UUID for instance")
     return ClaimRequest(group_id, action, token, text(f"{prefix}holder", said.holder), lease_ms)
 
 

@@ -13,6 +13,8 @@ import typer
 
 from resultd.cli import app
 from resultd.cli.options import Format
+from resultd_server import config
+from resultd_server.config import Settings
 from tests.client.cli.conftest import Cli
 
 
@@ -35,6 +37,18 @@ def test_an_added_command_is_the_one_of_its_package(cli: Cli) -> None:
     shown = cli("serve", "--help")
     assert shown.code == 0
     assert "--listen" in shown.out
+
+
+def test_help_says_all_of_what_a_setting_is(cli: Cli) -> None:
+    """Defaults and extras arrive, which a terminal's markup would swallow with their brackets."""
+    shown = " ".join(cli("serve", "--help").out.split())
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in shown
+        assert str(field.description) in shown
+        default = config.shown_default(name)
+        assert not default or f"[default: ({default})]" in shown
+    assert "[default: (64GiB)]" in shown
+    assert "'resultd[channelz]'" in shown
 
 
 def test_an_added_group_of_commands_is_one(cli: Cli) -> None:

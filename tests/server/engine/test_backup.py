@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from resultd_server.engine import audit, backup, environment, recovery
+from resultd_server.engine import audit, backup, environment, lease, recovery
 from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.overlay import Layer
 from resultd_server.engine.recovery import Progress
@@ -133,9 +133,19 @@ def test_a_damaged_backup_makes_no_store(copy: Path, tmp_path: Path, clock: Cloc
     noted = whole.replace(b'"data_bytes"', b'"data_bites"')
     for content in (whole[:-1], whole[4096:], bytes(flipped), noted, b"", b"something"):
         copy.write_bytes(content)
-        with pytest.raises(StoreFailed, match="cannot be restored"):
+        with pytest.raises(backup.BackupDamaged, match="cannot be restored"):
             backup.restore(copy, tmp_path / "again", clock())
         assert not (tmp_path / "again").exists() or not any((tmp_path / "again").iterdir())
+
+
+def test_a_backup_of_another_format_says_so(
+    copy: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not damaged: the version that made it restores it."""
+    monkeypatch.setattr(lease, "DATA_FORMAT", lease.DATA_FORMAT + 1)
+    with pytest.raises(StoreFailed, match="restore it with the version that made it") as caught:
+        backup.restore(copy, tmp_path / "again", clock())
+    assert not isinstance(caught.value, backup.BackupDamaged)
 
 
 def test_nothing_is_written_over(copy: Path, tmp_path: Path, clock: Clock) -> None:

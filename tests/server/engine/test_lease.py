@@ -15,7 +15,7 @@ from tests.support.stores import Clock, opened
 async def test_a_second_server_is_kept_off(clock: Clock, tmp_path: Path) -> None:
     """A directory serves one engine at a time; the second is told what to do."""
     async with opened(clock, tmp_path):
-        with pytest.raises(OSError, match=r"Another server uses .*--data"):
+        with pytest.raises(OSError, match=r"A server uses .*: stop it, or name another"):
             async with opened(clock, tmp_path):
                 pass
     async with opened(clock, tmp_path):
