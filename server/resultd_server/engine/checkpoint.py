@@ -79,7 +79,7 @@ class Checkpoints:
         self.entry_open = False
 
     def layers(self) -> tuple[Layer, ...]:
-        """What has rows, the newest first."""
+        """What has rows, the newest first. For the event loop's thread, which changes them."""
         if self.frozen is not None:
             return (self.active, self.frozen)
         return (self.active,) if self.active else ()

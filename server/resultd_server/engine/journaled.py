@@ -151,10 +151,14 @@ class JournaledEngine(LmdbEngine):
         if self._failure is not None:
             raise failed(self._failure)
         is_full = await self._is_full_for(operations)
+        # Here and not where they run: only this thread sees them change from one to the next.
+        # Those that are written into LMDB meanwhile still say what it says.
+        layers = self._checkpoints.layers()
         if _is_short(operations) and began_s >= self._on_loop_from_s:
-            batch = self._run_on_loop(operations, is_full)
+            batch = self._run_on_loop(operations, layers, is_full=is_full)
         else:
-            batch = await self._in_thread(functools.partial(self._run_batch, operations, is_full))
+            job = functools.partial(self._run_batch, operations, layers, is_full=is_full)
+            batch = await self._in_thread(job)
         if batch.layer:
             entry = self._journal.encode(batch.layer)
             batch.layer.size_bytes = len(entry)
@@ -192,19 +196,22 @@ class JournaledEngine(LmdbEngine):
             or environment.disk_is_full(self._directory, 2 * checkpoints.size_bytes())
         )
 
-    def _run_on_loop(self, operations: list[Operation], is_full: bool) -> _Batch:
+    def _run_on_loop(
+        self, operations: list[Operation], layers: Sequence[Layer], *, is_full: bool
+    ) -> _Batch:
         """Runs operations here; if that took long, the next ones run on the writer's thread."""
         began_s = time.monotonic()
         try:
-            return self._run_batch(operations, is_full)
+            return self._run_batch(operations, layers, is_full=is_full)
         finally:
             ended_s = time.monotonic()
             if ended_s - began_s > ON_LOOP_S:
                 self._on_loop_from_s = ended_s + (ended_s - began_s) / ON_LOOP_SHARE
 
-    def _run_batch(self, operations: list[Operation], is_full: bool) -> _Batch:
+    def _run_batch(
+        self, operations: list[Operation], layers: Sequence[Layer], *, is_full: bool
+    ) -> _Batch:
         """Runs operations together; where one breaks that, each by itself."""
-        layers = self._checkpoints.layers()
         try:
             with self._env.begin() as raw:
                 below = Txn(raw, self._dbs)

@@ -37,7 +37,9 @@ class Lease:
     """
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        if not directory.exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            journal.sync_directory(directory.parent)
         self._descriptor = _lock(directory)
         try:
             _await_leftovers(directory)

@@ -27,6 +27,7 @@ from resultd_server import limits
 from resultd_server.engine import environment
 from resultd_server.engine.base import EngineStats, Space
 from resultd_server.engine.environment import Txn
+from resultd_server.engine.journal import sync_directory
 from resultd_server.engine.lease import SHARES, Lease, check_format, open_lock
 from resultd_server.engine.transactional import T, TransactionalEngine
 from resultd_server.errors import (
@@ -149,6 +150,7 @@ class LmdbEngine(TransactionalEngine):
             self._directory, self._max_db_bytes + headroom, sync=self._sync
         )
         self._dbs = environment.open_databases(self._env, self._directory)
+        sync_directory(self._directory)  # LMDB syncs what is in its file, not that there is one
 
     async def close(self) -> None:
         writer, self._writer = self._writer, None

@@ -116,6 +116,7 @@ class Peers:
     async def _listen_to(self, other: int) -> None:
         """Takes another process's hints, and connects again whenever that ends."""
         pause_s = AGAIN_S
+        again = False
         while True:
             try:
                 reader, writer = await asyncio.open_unix_connection(str(self.path(other)))
@@ -128,11 +129,14 @@ class Peers:
                 # What it says first means: you are on the list.
                 await self._read_frame(reader)
                 self._heard.add(other)
+                if again:  # what it changed since the connection before ended was said to nobody
+                    self._hub.lose()
+                again = True
                 pause_s = AGAIN_S
                 await self._notify_soon()
                 while True:
                     await self._take(reader)
-            except (OSError, asyncio.IncompleteReadError, ValueError):
+            except (OSError, asyncio.IncompleteReadError, ValueError, struct.error):
                 self._heard.discard(other)
                 # Whatever it changed last may never have been said.
                 self._hub.lose()

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from resultd_server import limits
-from resultd_server.engine import environment, journal, journaled, recovery
+from resultd_server.engine import checkpoint, environment, journal, journaled, recovery
 from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.lmdb import HINTS_FIRST_MAX, LmdbEngine
+from resultd_server.engine.overlay import Layer
 from resultd_server.errors import Overloaded, RecordCorrupt, StoreFailed, StoreFull
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import TASK, Unit
@@ -200,6 +201,26 @@ async def test_what_takes_long_runs_on_the_writers_thread(
             lambda _: threading.current_thread(), size_bytes=size_bytes, reports=reports
         )
         assert (where is threading.current_thread()) == on_loop
+
+
+async def test_only_the_event_loops_thread_looks_which_layers_there_are(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes them: in the middle of another's look what is acknowledged would be gone."""
+    looked: set[threading.Thread] = set()
+    look = checkpoint.Checkpoints.layers
+
+    def layers(checkpoints: checkpoint.Checkpoints) -> tuple[Layer, ...]:
+        looked.add(threading.current_thread())
+        return look(checkpoints)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "layers", layers)
+    async with opened(clock, tmp_path) as store:
+        long = [make_report(f"t{n}") for n in range(journaled.ON_LOOP_OPERATIONS + 1)]
+        await store.put(long)
+        await store.report("t0", state="FAILURE")
+        assert await store.state("t0") == "SUCCESS"
+    assert looked == {threading.current_thread()}
 
 
 async def test_what_was_not_short_after_all_is_followed_by_a_pause(

@@ -146,6 +146,15 @@ async def test_a_stranger_on_the_socket_does_no_harm(mesh: list[Process]) -> Non
     assert await reader.read() is not None
 
 
+async def test_what_nobody_listened_to_is_a_loss(mesh: list[Process]) -> None:
+    """What a process changes between the end of a connection and the next: read again."""
+    mesh[0].peers._listeners[1].close()
+    await mesh[1].hears()
+    mesh[0].hub.announce([("n", TASK, "a")])  # 1 is on no list now
+    assert 1 not in mesh[0].peers._listeners
+    assert sorted(await mesh[1].hears()) == [(TASK, "a"), (TASK, "b")]
+
+
 async def test_a_frame_beyond_the_bound_is_a_loss(tmp_path: Path) -> None:
     """A length that no commit has is not allocated: the connection ends, as a loss."""
 
