@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from resultd.testing import Server
+
+if TYPE_CHECKING:  # where Celery is not installed this file is read all the same
+    from tests.support.celery_chord import Chord, NewId
 
 MakeApp = Callable[..., Any]
 
@@ -32,6 +35,14 @@ def make_app(server: Server) -> Iterator[MakeApp]:
 def app(make_app: MakeApp) -> Any:
     """An app with Celery's own settings."""
     return make_app()
+
+
+@pytest.fixture
+def chord(app: Any, new_id: NewId) -> Chord:
+    """One that was applied."""
+    from tests.support.celery_chord import Chord
+
+    return Chord(app, new_id)
 
 
 @pytest.fixture

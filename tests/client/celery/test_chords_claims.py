@@ -14,8 +14,9 @@ from resultd.celery._finishing import Claim
 from resultd.errors import UnavailableError, make
 from resultd.v1 import group_service_pb2
 from tests.client.celery.conftest import MakeApp
-from tests.client.celery.test_chords_parts import Chord, NewId
 from tests.support.celery_backend import published
+from tests.support.celery_chord import Chord, NewId
+from tests.support.results import until
 
 
 class Asked:
@@ -38,15 +39,24 @@ class Asked:
 
 
 @pytest.fixture
-def chord(app: Any, new_id: NewId) -> Chord:
-    """One that was applied."""
-    return Chord(app, new_id)
-
-
-@pytest.fixture
 def asked(app: Any, monkeypatch: pytest.MonkeyPatch) -> Asked:
     """What the app's backend calls, beside reports."""
     return Asked(app, monkeypatch)
+
+
+def without_room(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have claims taken whose answers could not say so, as of a batch with large ones."""
+    send = app.backend.send
+
+    def answered(store: Any) -> Any:
+        answer = send(store)
+        if answer.HasField("claim"):
+            answer.ClearField("claim")
+            answer.ClearField("complete_group_ids")
+            answer.groups_omitted = True
+        return answer
+
+    monkeypatch.setattr(app.backend, "send", answered)
 
 
 @pytest.mark.parametrize("ignored", [False, True])
@@ -102,17 +112,7 @@ def test_an_answer_without_room_is_asked_after(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The claim was taken, and the answer to the batch could not say so."""
-    send = app.backend.send
-
-    def without_room(store: Any) -> Any:
-        answer = send(store)
-        if answer.HasField("claim"):
-            answer.ClearField("claim")
-            answer.ClearField("complete_group_ids")
-            answer.groups_omitted = True
-        return answer
-
-    monkeypatch.setattr(app.backend, "send", without_room)
+    without_room(app, monkeypatch)
     chord.size(1)
     asked.methods.clear()
     chord.done(new_id(), 0, 0)
@@ -174,18 +174,10 @@ def test_a_claim_that_had_no_room_is_given_back(
     app: Any, chord: Chord, asked: Asked, new_id: NewId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a part that Celery does not return: it may have been granted."""
-    send = app.backend.send
-
-    def without_room(store: Any) -> Any:
-        answer = send(store)
-        answer.ClearField("claim")
-        answer.groups_omitted = True
-        return answer
-
     chord.size(1)
     asked.methods.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(app.backend, "send", without_room)
+        without_room(app, patch)
         patch.setattr(app.backend, "on_chord_part_return", lambda *_: None)
         chord.done(new_id(), 0, 0)
     assert asked.methods == ["ClaimGroup RELEASE"]
@@ -234,7 +226,9 @@ def test_a_part_that_cannot_be_counted_leaves_nothing_behind(
     assert app.backend._chords._returning.claims == {}
 
 
-def test_threads_whose_reports_share_a_call_read_the_parts(app: Any, new_id: NewId) -> None:
+def test_threads_whose_reports_share_a_call_read_the_parts(
+    app: Any, new_id: NewId, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A batch grants claims and brings no parts: many chords end at once, each as it should."""
     chords = [Chord(app, new_id) for _ in range(24)]
     ids = {chord.id: [new_id() for _ in range(3)] for chord in chords}
@@ -243,13 +237,23 @@ def test_threads_whose_reports_share_a_call_read_the_parts(app: Any, new_id: New
         for index in (0, 1):
             chord.done(ids[chord.id][index], index, index)
     start = threading.Barrier(len(chords))
+    reporter = app.backend.client._open()._reporter
+    call, methods = reporter._call, []
+
+    def after_others_wait(effect: Any) -> Any:
+        methods.append(effect.method)
+        if len(methods) == 1:
+            until(lambda: len(methods) > 1 or len(reporter._waiting) > 1)
+        return call(effect)
 
     def end(chord: Chord) -> None:
         start.wait(10)
         chord.done(ids[chord.id][2], 2, 2)
 
+    monkeypatch.setattr(reporter, "_call", after_others_wait)
     with ThreadPoolExecutor(len(chords)) as threads:
         list(threads.map(end, chords))
+    assert "BatchStoreResults" in methods
     assert sorted(published(app)) == sorted(("body", chord.body_id, [0, 1, 2]) for chord in chords)
 
 
