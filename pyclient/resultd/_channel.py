@@ -86,8 +86,7 @@ class Endpoint:
         self._methods: dict[str, Any] = {}
         self._streams: set[ThreadStream] = set()
         self._background: threading.Thread | None = None
-        self._in_flight = 0
-        self._counting = threading.Lock()
+        self._in_flight: set[object] = set()
         self._reporter = ThreadReporter(self._call)
 
     # What operations ask for
@@ -131,11 +130,12 @@ class Endpoint:
 
     def _call(self, effect: Call) -> Any:
         generation = self._generation
-        with _fork.gate:
-            method = self._method(effect.method)
-            self._count(1)  # before a fork can look
-        metadata = self._credential.metadata
+        token = object()
         try:
+            with _fork.gate:
+                method = self._method(effect.method)
+                self._in_flight.add(token)  # before a fork can look
+            metadata = self._credential.metadata
             if effect.patient:
                 return self._await_call(method, effect, metadata)
             return method(effect.request, timeout=effect.timeout, metadata=metadata)
@@ -153,7 +153,7 @@ class Endpoint:
                 raise _closed_under_us() from error
             raise
         finally:
-            self._count(-1)
+            self._in_flight.discard(token)
 
     def _explain(self, error: grpc.RpcError, metadata: Metadata) -> ResultdError:
         found = _status.from_rpc_error(error)
@@ -201,10 +201,6 @@ class Endpoint:
         _gevent.prepare()
         self._credential.load()
         return connect(self.url)
-
-    def _count(self, change: int) -> None:
-        with self._counting:
-            self._in_flight += change
 
     # The end, and forks
 

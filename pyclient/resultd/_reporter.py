@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -43,6 +44,7 @@ class Ticket:
         "request",
         "size_bytes",
         "timeout",
+        "until",
     )
 
     def __init__(self, effect: Report) -> None:
@@ -54,7 +56,9 @@ class Ticket:
         self.error: BaseException | None = None
         # Of a thread's report: whether it is to make the next call, and what its thread waits
         # on, held until somebody wakes it. (A bare lock: an Event costs several times as much.)
+        # A thread that leads has made its call by `until`, on the monotonic clock.
         self.leads = False
+        self.until = 0.0
         self.asleep: threading.Lock | None = None
         # Whom its thread wakes when it is awake itself.
         self.follower: threading.Lock | None = None
@@ -74,14 +78,27 @@ class Ticket:
 
 def take(waiting: deque[Ticket]) -> list[Ticket]:
     """Take from the front what one call may carry."""
-    taken: list[Ticket] = []
-    room = CALL_BYTES_MAX
-    while waiting and len(taken) < REPORTS_PER_CALL:
-        if taken and waiting[0].size_bytes > room:
-            break
-        room -= waiting[0].size_bytes
-        taken.append(waiting.popleft())
+    taken = first(waiting)
+    drop(waiting, taken)
     return taken
+
+
+def first(waiting: deque[Ticket]) -> list[Ticket]:
+    """Return what one call may carry, which goes on waiting."""
+    found: list[Ticket] = []
+    room = CALL_BYTES_MAX
+    for ticket in waiting:
+        if len(found) == REPORTS_PER_CALL or (found and ticket.size_bytes > room):
+            break
+        room -= ticket.size_bytes
+        found.append(ticket)
+    return found
+
+
+def drop(waiting: deque[Ticket], tickets: list[Ticket]) -> None:
+    """Let them, who wait at the front, wait no longer."""
+    for _ in tickets:
+        waiting.popleft()
 
 
 def call_for(tickets: list[Ticket]) -> Call:
@@ -120,11 +137,19 @@ def fail(tickets: list[Ticket], error: BaseException) -> None:
             ticket.error = error
 
 
-def wake_follower(ticket: Ticket) -> None:
-    """Wake the thread that this ticket's is to wake, if any; once."""
-    follower, ticket.follower = ticket.follower, None
-    if follower is not None:
-        follower.release()
+def rouse(asleep: threading.Lock) -> None:
+    """Wake who waits on a lock, or will; once or more."""
+    try:
+        asleep.release()
+    except RuntimeError:  # it is awake
+        return
+
+
+def rouse_follower(ticket: Ticket) -> None:
+    """Wake the thread that this ticket's is to wake, if any."""
+    if ticket.follower is not None:
+        rouse(ticket.follower)
+        ticket.follower = None
 
 
 class ThreadReporter:
@@ -132,17 +157,20 @@ class ThreadReporter:
 
     The second call of two goes out once half of the threads that report wait for it: sooner,
     and calls would carry few.
+
+    A signal's handler may raise between any two steps here: Ctrl-C, or a soft time limit. So
+    what a thread has begun is known by its ticket, and is put right by `_end`, which may be
+    repeated. What a second exception, in the midst of that, leaves behind lapses with its time.
     """
 
     def __init__(self, call: Callable[[Call], Any]) -> None:
         self._call = call
         self._lock = threading.Lock()
         self._waiting: deque[Ticket] = deque()
-        # Whether somebody is to lead and has not taken what waits yet; how many calls are under
-        # way, and how many reports they carry; how many threads reported at a time lately.
-        self._appointed = False
-        self._calls = 0
-        self._carried = 0
+        # Who is to lead and has not taken what waits yet; what calls under way carry, by who
+        # made them; how many threads reported at a time lately.
+        self._appointed: Ticket | None = None
+        self._led: dict[Ticket, list[Ticket]] = {}
         self._crowd = 0
 
     def store(self, effect: Report) -> result_service_pb2.StoreResultResponse:
@@ -152,57 +180,58 @@ class ThreadReporter:
             ResultdError: it was refused, or the call failed.
         """
         ticket = Ticket(effect)
-        with self._lock:
-            self._waiting.append(ticket)
-            self._crowd = max(self._crowd, self._carried + len(self._waiting))
-            if self._is_time():
-                ticket.leads = self._appointed = True
-                self._waiting.rotate()  # the call that it makes carries it, however many wait
-            else:
-                ticket.asleep = threading.Lock()
-                ticket.asleep.acquire()
         try:
+            self._begin(ticket)
             if ticket.asleep is not None and not ticket.asleep.acquire(timeout=effect.timeout):
                 self._give_up(ticket)
-            wake_follower(ticket)
+            rouse_follower(ticket)
             if ticket.leads and not ticket.settled:
-                self._lead()
-        except BaseException:  # Ctrl-C
-            self._give_up(ticket)
-            wake_follower(ticket)
+                self._lead(ticket)
+        except BaseException:  # Ctrl-C, a soft time limit
+            self._end(ticket)
+            rouse_follower(ticket)
             raise
         return ticket.result()
 
+    def _begin(self, ticket: Ticket) -> None:
+        """Lead, or wait."""
+        with self._lock:
+            self._waiting.append(ticket)
+            self._crowd = max(self._crowd, len(self._waiting) + sum(map(len, self._led.values())))
+            self._let_lapse()
+            if self._is_time():
+                self._waiting.rotate()  # the call that it makes carries it, however many wait
+                self._appoint(ticket)
+            else:
+                asleep = threading.Lock()
+                asleep.acquire()
+                ticket.asleep = asleep
+
     def _is_time(self) -> bool:
-        """Whether the next call is to be made. Called with the lock."""
-        if self._appointed or self._calls == CALLS_MAX:
+        """Whether the next call is to be made. Called with the lock, as all that follows."""
+        if self._appointed is not None or len(self._led) == CALLS_MAX:
             return False
-        enough = max(SECOND_CALL_MIN, -(-self._crowd // CALLS_MAX)) if self._calls else 1
+        enough = max(SECOND_CALL_MIN, -(-self._crowd // CALLS_MAX)) if self._led else 1
         return len(self._waiting) >= enough
 
-    def _lead(self) -> None:
-        """Make one call for what waits, and pass the lead on."""
-        with self._lock:
-            tickets = take(self._waiting)
-            self._appointed = False
-            self._calls += 1
-            self._carried += len(tickets)
-            self._crowd -= self._crowd // FORGET_SHARE
-        try:
-            settle(tickets, self._call(call_for(tickets)))
-        except BaseException as error:
-            fail(tickets, error)
-            if not isinstance(error, ResultdError):
-                raise
-        finally:
-            with self._lock:
-                self._calls -= 1
-                self._carried -= len(tickets)
-                self._wake(tickets)
-                self._pass_on()
+    def _appoint(self, ticket: Ticket) -> None:
+        """Have its thread make the next call."""
+        ticket.until = time.monotonic() + ticket.timeout
+        ticket.leads = True
+        self._appointed = ticket
+
+    def _let_lapse(self) -> None:
+        """Forget who was to have made a call by now and has not; whom it carried give up."""
+        if self._appointed is None and not self._led:
+            return
+        now = time.monotonic()
+        if self._appointed is not None and self._appointed.until < now:
+            self._appointed = None
+        for leader in [leader for leader in self._led if leader.until < now]:
+            self._led.pop(leader, None)
 
     def _wake(self, tickets: list[Ticket]) -> None:
-        """Have threads woken, one by the other. Called with the lock.
+        """Have threads woken, one by the other.
 
         All at once they would want Python's lock at once, and be put to sleep again by it.
         """
@@ -211,30 +240,68 @@ class ThreadReporter:
             if ticket.asleep is not None and not ticket.leads:  # who leads is awake
                 ticket.follower, following = following, ticket.asleep
         if following is not None:
-            following.release()
+            rouse(following)
 
     def _pass_on(self) -> None:
-        """Appoint whoever came first, if it is time. Called with the lock."""
+        """Appoint whoever came first, if it is time."""
+        while self._waiting and self._waiting[0].settled:
+            self._waiting.popleft()  # a leader was interrupted as it took them
         if self._is_time():
-            self._appointed = True
-            following = self._waiting[0]
-            following.leads = True
-            if following.asleep is not None:
-                following.asleep.release()
+            self._appoint(self._waiting[0])
+        if self._appointed is not None and self._appointed.asleep is not None:
+            rouse(self._appointed.asleep)  # again, where who appointed it was interrupted
+
+    # Without the lock, from here.
+
+    def _lead(self, ticket: Ticket) -> None:
+        """Make one call for what waits, and pass the lead on."""
+        with self._lock:
+            late = self._appointed is not ticket  # it has lapsed, and another may have it
+            if not late:
+                tickets = first(self._waiting)
+                ticket.until = time.monotonic() + max(each.timeout for each in tickets)
+                self._led[ticket] = tickets  # before they wait no longer: nobody is lost
+                drop(self._waiting, tickets)
+                self._appointed = None
+                self._crowd -= self._crowd // FORGET_SHARE
+        if late:
+            self._give_up(ticket)
+            return
+        try:
+            settle(tickets, self._call(call_for(tickets)))
+        except ResultdError as error:
+            fail(tickets, error)
+        self._end(ticket)
+
+    def _end(self, ticket: Ticket) -> None:
+        """End what a thread has begun, however far it came, and pass the lead on."""
+        with self._lock:
+            ticket.asleep = None  # its thread is awake, and stays so
+            if not ticket.settled and ticket in self._waiting:
+                self._waiting.remove(ticket)
+            if self._appointed is ticket:
+                self._appointed = None
+            tickets = self._led.get(ticket, [])
+            if not all(each.settled for each in tickets):
+                fail(
+                    tickets, make("UNAVAILABLE", "the call that carried the report was broken off")
+                )
+            self._wake(tickets)
+            self._led.pop(ticket, None)
+            self._pass_on()
 
     def _give_up(self, ticket: Ticket) -> None:
         """Stop waiting for a call to end. Should the lead be ours by now, another has it."""
         with self._lock:
             ticket.asleep = None  # and wakes nobody that it is not to wake already
-            if ticket.settled:
-                return
-            ticket.error = make("DEADLINE_EXCEEDED", "the calls before took too long")
-            if ticket not in self._waiting:
-                return  # under way with others'
-            self._waiting.remove(ticket)
-            if ticket.leads:
-                self._appointed = False
-                self._pass_on()
+            if not ticket.settled:
+                ticket.error = make("DEADLINE_EXCEEDED", "the calls before took too long")
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+            if self._appointed is ticket:
+                self._appointed = None
+            self._let_lapse()
+            self._pass_on()
 
 
 class LoopReporter:

@@ -199,7 +199,7 @@ def test_a_second_call_carries_half_of_those_that_report() -> None:
     gate.each[0].set()
     until(lambda: len(gate.calls) == 3)
     gate.each[1].set()
-    until(lambda: reporter._carried == 10)
+    until(lambda: [len(each) for each in reporter._led.values()] == [10])
     for number in range(19, 28):
         threads.store(str(number))
     until(queued(reporter, 9))
@@ -314,9 +314,9 @@ def test_who_is_woken_too_late_wakes_the_next() -> None:
     assert first.result().version == 1
     assert second.asleep is not None
     assert second.asleep.locked()
-    _reporter.wake_follower(first)
+    _reporter.rouse_follower(first)
     assert not second.asleep.locked()
-    _reporter.wake_follower(first)  # Ctrl-C right after: once is enough
+    _reporter.rouse_follower(first)  # Ctrl-C right after: once is enough
 
 
 def test_who_makes_a_call_is_in_it_however_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:

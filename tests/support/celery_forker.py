@@ -205,7 +205,7 @@ def in_flight(app: Any, count: int) -> list[int]:
     seen: list[int] = []
     app.backend.store_result(new_id(), 1, "SUCCESS")
     # Registered after the client's own hook, so it runs before it: what it sees is in flight.
-    os.register_at_fork(before=lambda: seen.append(endpoint._in_flight))
+    os.register_at_fork(before=lambda: seen.append(len(endpoint._in_flight)))
     parent = os.getpid()
 
     def work() -> None:
@@ -225,7 +225,7 @@ def in_flight(app: Any, count: int) -> list[int]:
     codes = []
     for _ in range(count):
         signal.alarm(SIDE_S)  # for the parent; the child sets its own
-        until(lambda: endpoint._in_flight > 0)
+        until(lambda: bool(endpoint._in_flight))
         codes.append(in_child(lambda: use(app)))
     signal.alarm(0)
     stop.set()

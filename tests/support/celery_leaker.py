@@ -96,7 +96,7 @@ def held(app: Any) -> dict[str, Any]:
             "leaving": len(watcher._leaving),
             "waiters": len(hub._ids) + len(hub._waiters),
             "streams": len(endpoint._streams),
-            "in flight": endpoint._in_flight,
+            "in flight": len(endpoint._in_flight),
         },
         "objects": {kind: kinds[kind] for kind in KINDS},
     }
