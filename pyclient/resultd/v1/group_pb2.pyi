@@ -110,7 +110,9 @@ class GroupMeta(google.protobuf.message.Message):
     else SUCCESS. Unset before.
     """
     claim_scope: builtins.str
-    """Who may be told that the group can be claimed: an application's name."""
+    """Who may be told that the group can be claimed: an application's name, up to 255
+    bytes, no control characters.
+    """
     existence: resultd.v1.state_pb2.Existence.ValueType
     """Whether there is such a group."""
     @property
@@ -131,7 +133,9 @@ class GroupMeta(google.protobuf.message.Message):
 
     @property
     def extra(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, resultd.v1.value_pb2.Payload]:
-        """What a task system keeps and this message lacks. At most 64."""
+        """What a task system keeps and this message lacks. At most 64, keys up to 255
+        bytes.
+        """
 
     @property
     def created_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -241,11 +245,11 @@ class GroupMember(google.protobuf.message.Message):
     POSITION_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
     index: builtins.int
-    """Its place. On adding: unset takes the place its id has already, else the next
-    free one.
+    """Its place: 0 to 2,147,483,647. On adding: unset takes the place its id has
+    already, else the next free one.
     """
     id: builtins.str
-    """The task's or the group's id."""
+    """The task's or the group's id. A group is no member of itself."""
     kind: resultd.v1.task_pb2.MemberKind.ValueType
     """What the id names."""
     position: builtins.int
@@ -279,7 +283,7 @@ class Claim(google.protobuf.message.Message):
     state: global___ClaimState.ValueType
     """Where it stands."""
     holder: builtins.str
-    """Who holds it, for people."""
+    """Who holds it, for people. Up to 1,024 bytes."""
     @property
     def lease_expire_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the right passes on to whoever asks next."""

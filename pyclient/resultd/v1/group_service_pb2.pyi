@@ -90,7 +90,7 @@ global___ClaimOutcome = ClaimOutcome
 
 @typing.final
 class CreateGroupRequest(google.protobuf.message.Message):
-    """Declares a group."""
+    """Declares a group. Continuation, labels and extra are at most 3 MiB together."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -139,9 +139,9 @@ class CreateGroupRequest(google.protobuf.message.Message):
     SEAL_FIELD_NUMBER: builtins.int
     NEW_EPOCH_FIELD_NUMBER: builtins.int
     group_id: builtins.str
-    """Which."""
+    """Which: 1 to 255 bytes of UTF-8, no control characters."""
     claim_scope: builtins.str
-    """Who may be told that it can be claimed."""
+    """Who may be told that it can be claimed. Up to 255 bytes, no control characters."""
     no_expiry: builtins.bool
     """Keep the group until somebody deletes it. Not together with `ttl`."""
     seal: builtins.bool
@@ -160,15 +160,17 @@ class CreateGroupRequest(google.protobuf.message.Message):
 
     @property
     def ttl(self) -> google.protobuf.duration_pb2.Duration:
-        """How long the group lives after its last change. Unset: one day."""
+        """How long the group lives after its last change: 1 second to 10 years. Unset: one
+        day.
+        """
 
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """For people and filters."""
+        """For people and filters: at most 64, 4 KiB together."""
 
     @property
     def extra(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, resultd.v1.value_pb2.Payload]:
-        """What a task system keeps and GroupMeta lacks."""
+        """What a task system keeps and GroupMeta lacks. At most 64, keys up to 255 bytes."""
 
     def __init__(
         self,
@@ -321,8 +323,8 @@ class SealGroupRequest(google.protobuf.message.Message):
     group_id: builtins.str
     """Which."""
     expected_total: builtins.int
-    """How many members it is to have, those of AddToTotal not counted. Unset: as
-    many as are known.
+    """How many members it is to have, those of AddToTotal not counted: up to
+    2,147,483,647. Unset: as many as are known.
     """
     def __init__(
         self,
@@ -568,7 +570,7 @@ class ClaimGroupRequest(google.protobuf.message.Message):
     that a repeated call is recognised.
     """
     holder: builtins.str
-    """Who asks, for people."""
+    """Who asks, for people. Up to 1,024 bytes."""
     with_members: builtins.bool
     """Answer with the group's first members too, where ACQUIRE is granted."""
     @property

@@ -185,10 +185,14 @@ class StoreResultRequest(google.protobuf.message.Message):
     no_expiry: builtins.bool
     """Keep the record until somebody forgets it. Not together with `ttl`."""
     claim_scope: builtins.str
-    """Whose claimable groups the answer should name; empty for nobody's."""
+    """Whose claimable groups the answer should name; empty for nobody's. Up to 255
+    bytes, no control characters.
+    """
     @property
     def meta(self) -> resultd.v1.task_pb2.TaskMeta:
-        """What happened."""
+        """What happened. `task_id` and `state` have to be said; what else a state needs
+        and forbids stands at the fields.
+        """
 
     @property
     def ttl(self) -> google.protobuf.duration_pb2.Duration:
@@ -198,8 +202,8 @@ class StoreResultRequest(google.protobuf.message.Message):
 
     @property
     def claim(self) -> global___ClaimOnComplete:
-        """Take the claim on the group that `meta` names, if this task is a member and
-        the group is complete with this report, or was before.
+        """Take the claim on the group that `meta` names, which it has to, if this task is
+        a member and the group is complete with this report, or was before.
         """
 
     def __init__(
@@ -231,7 +235,7 @@ class ClaimOnComplete(google.protobuf.message.Message):
     token: builtins.str
     """As in ClaimGroupRequest; of each report its own."""
     holder: builtins.str
-    """Who asks, for people."""
+    """Who asks, for people. Up to 1,024 bytes."""
     with_members: builtins.bool
     """Answer with the group's first members too. Not in a batch."""
     @property

@@ -23,7 +23,8 @@ class ResultServiceStub:
     The namespace travels as call metadata `resultd-namespace`: 1 to 64 bytes of
     `a-z 0-9 . _ -`, the first a letter or digit; absent means "default". A server
     that wants to know who calls takes a token as `authorization: Bearer TOKEN`.
-    So with every service.
+    So with every service. A request is at most 16 MiB; a call's metadata is 8 KiB,
+    names and values, and 32 bytes for each pair.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -97,7 +98,8 @@ class ResultServiceAsyncStub:
     The namespace travels as call metadata `resultd-namespace`: 1 to 64 bytes of
     `a-z 0-9 . _ -`, the first a letter or digit; absent means "default". A server
     that wants to know who calls takes a token as `authorization: Bearer TOKEN`.
-    So with every service.
+    So with every service. A request is at most 16 MiB; a call's metadata is 8 KiB,
+    names and values, and 32 bytes for each pair.
     """
 
     StoreResult: grpc.aio.UnaryUnaryMultiCallable[
@@ -170,7 +172,8 @@ class ResultServiceServicer(metaclass=abc.ABCMeta):
     The namespace travels as call metadata `resultd-namespace`: 1 to 64 bytes of
     `a-z 0-9 . _ -`, the first a letter or digit; absent means "default". A server
     that wants to know who calls takes a token as `authorization: Bearer TOKEN`.
-    So with every service.
+    So with every service. A request is at most 16 MiB; a call's metadata is 8 KiB,
+    names and values, and 32 bytes for each pair.
     """
 
     @abc.abstractmethod

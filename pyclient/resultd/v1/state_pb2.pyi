@@ -33,17 +33,21 @@ class _StateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumType
     STATE_PROGRESS: _State.ValueType  # 4
     """Running, with something to show: see `TaskMeta.progress` and `value`."""
     STATE_RETRY: _State.ValueType  # 5
-    """The attempt failed and another will follow; `failure` says why."""
+    """The attempt failed and another will follow; `failure` may say why."""
     STATE_REJECTED: _State.ValueType  # 6
-    """A worker handed the task back unprocessed."""
+    """A worker handed the task back unprocessed; `failure` may say why."""
     STATE_CUSTOM: _State.ValueType  # 7
     """A state of the application's own, named in `TaskMeta.custom_state`."""
     STATE_SUCCESS: _State.ValueType  # 8
-    """Terminal: done, `value` holds the result. Nothing replaces it."""
+    """Terminal: done, `value` holds the result and has to be there. Nothing replaces
+    it.
+    """
     STATE_FAILURE: _State.ValueType  # 9
-    """Terminal: failed, `failure` says why. A later SUCCESS replaces it."""
+    """Terminal: failed, `failure` says why and has to be there. A later SUCCESS
+    replaces it.
+    """
     STATE_REVOKED: _State.ValueType  # 10
-    """Terminal: cancelled."""
+    """Terminal: cancelled; `failure` may say why, a `value` is refused."""
     STATE_IGNORED: _State.ValueType  # 11
     """Terminal: done, and nobody is to ask for the result."""
 
@@ -66,17 +70,21 @@ STATE_STARTED: State.ValueType  # 3
 STATE_PROGRESS: State.ValueType  # 4
 """Running, with something to show: see `TaskMeta.progress` and `value`."""
 STATE_RETRY: State.ValueType  # 5
-"""The attempt failed and another will follow; `failure` says why."""
+"""The attempt failed and another will follow; `failure` may say why."""
 STATE_REJECTED: State.ValueType  # 6
-"""A worker handed the task back unprocessed."""
+"""A worker handed the task back unprocessed; `failure` may say why."""
 STATE_CUSTOM: State.ValueType  # 7
 """A state of the application's own, named in `TaskMeta.custom_state`."""
 STATE_SUCCESS: State.ValueType  # 8
-"""Terminal: done, `value` holds the result. Nothing replaces it."""
+"""Terminal: done, `value` holds the result and has to be there. Nothing replaces
+it.
+"""
 STATE_FAILURE: State.ValueType  # 9
-"""Terminal: failed, `failure` says why. A later SUCCESS replaces it."""
+"""Terminal: failed, `failure` says why and has to be there. A later SUCCESS
+replaces it.
+"""
 STATE_REVOKED: State.ValueType  # 10
-"""Terminal: cancelled."""
+"""Terminal: cancelled; `failure` may say why, a `value` is refused."""
 STATE_IGNORED: State.ValueType  # 11
 """Terminal: done, and nobody is to ask for the result."""
 global___State = State

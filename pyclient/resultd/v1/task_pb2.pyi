@@ -53,6 +53,10 @@ class TaskMeta(google.protobuf.message.Message):
     A report replaces state, value, failure, progress, worker and trace. It fills
     but never clears everything else. Fields marked *output* are the server's; what a
     report says in them is ignored. The whole record is at most 3 MiB.
+
+    A report that breaks a rule below is refused with INVALID_ARGUMENT, and nothing
+    of it is stored. Texts are measured in bytes of UTF-8; ids are 1 to 255 of them,
+    without control characters. Times are from 1970 to the year 9999.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -125,29 +129,33 @@ class TaskMeta(google.protobuf.message.Message):
     task_id: builtins.str
     """Chosen by the producer: 1 to 255 bytes of UTF-8, no control characters."""
     state: resultd.v1.state_pb2.State.ValueType
-    """What happened."""
+    """What happened. Has to be said."""
     custom_state: builtins.str
-    """The state's name when `state` is CUSTOM: 1 to 64 bytes; empty otherwise."""
+    """The state's name when `state` is CUSTOM: 1 to 64 bytes, no control characters,
+    and not the name of a state there is; empty otherwise.
+    """
     terminal: builtins.bool
     """*Output.* Whether nothing normally follows this state."""
     attempt: builtins.int
     """1, 2, … for each time the task is tried; 0 if the worker does not count."""
     worker: builtins.str
-    """Who works on it: "celery@host-3"."""
+    """Who works on it: "celery@host-3". Up to 1,024 bytes."""
     name: builtins.str
-    """The task's name: "proj.tasks.add"."""
+    """The task's name: "proj.tasks.add". Up to 1,024 bytes."""
     queue: builtins.str
-    """The queue it came through."""
+    """The queue it came through. Up to 1,024 bytes."""
     retries: builtins.int
     """How often it was retried, as the task system counts."""
     parent_id: builtins.str
-    """The task that called this one."""
+    """The id of the task that called this one."""
     root_id: builtins.str
-    """The first task of the workflow."""
+    """The id of the first task of the workflow."""
     group_id: builtins.str
     """A group this task is a member of; the report joins it."""
     index: builtins.int
-    """The member's place in `group_id`. Without it the next free one is taken."""
+    """The member's place in `group_id`, which it needs: 0 to 2,147,483,647. Without
+    it the next free one is taken.
+    """
     version: builtins.int
     """*Output.* 1, 2, 3 … one for each report accepted."""
     existence: resultd.v1.state_pb2.Existence.ValueType
@@ -163,11 +171,15 @@ class TaskMeta(google.protobuf.message.Message):
     """
     @property
     def value(self) -> resultd.v1.value_pb2.Payload:
-        """The result, or what a state of the application's own carries."""
+        """The result, or what a state of the application's own carries. SUCCESS needs
+        one: JSON null where there is none. Not with FAILURE, RETRY or REVOKED.
+        """
 
     @property
     def failure(self) -> resultd.v1.value_pb2.Failure:
-        """Why it failed: with FAILURE, RETRY, REVOKED or REJECTED."""
+        """Why it failed: with FAILURE, which needs one, RETRY, REVOKED or REJECTED. Not
+        with any other state.
+        """
 
     @property
     def progress(self) -> resultd.v1.value_pb2.Progress:
@@ -191,7 +203,9 @@ class TaskMeta(google.protobuf.message.Message):
 
     @property
     def extra(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, resultd.v1.value_pb2.Payload]:
-        """What a task system keeps and this message lacks. At most 64."""
+        """What a task system keeps and this message lacks. At most 64, keys up to 255
+        bytes.
+        """
 
     @property
     def created_time(self) -> google.protobuf.timestamp_pb2.Timestamp:

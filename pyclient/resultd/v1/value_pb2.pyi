@@ -20,11 +20,15 @@ class Payload(google.protobuf.message.Message):
     CONTENT_ENCODING_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     content_type: builtins.str
-    """Media type, for instance "application/json". Empty means JSON."""
+    """Media type, for instance "application/json". Empty means JSON. Up to 255 bytes,
+    no control characters.
+    """
     content_encoding: builtins.str
-    """What was applied to the bytes last, for instance "gzip"; empty for none."""
+    """What was applied to the bytes last, for instance "gzip"; empty for none. Up to
+    255 bytes, no control characters.
+    """
     data: builtins.bytes
-    """The bytes."""
+    """The bytes. No bytes are not JSON: null is `null`, four of them."""
     def __init__(
         self,
         *,
@@ -51,9 +55,11 @@ class Failure(google.protobuf.message.Message):
     LANGUAGE_FIELD_NUMBER: builtins.int
     RETRYABLE_FIELD_NUMBER: builtins.int
     type: builtins.str
-    """The exception's class, qualified inside its module: "ValueError"."""
+    """The exception's class, qualified inside its module: "ValueError". 1 to 1,024
+    bytes, in each cause too.
+    """
     module: builtins.str
-    """Where the class lives: "builtins", "java.lang", "main"."""
+    """Where the class lives: "builtins", "java.lang", "main". Up to 1,024 bytes."""
     message: builtins.str
     """What it says, for people."""
     traceback: builtins.str
@@ -61,7 +67,7 @@ class Failure(google.protobuf.message.Message):
     Cut to 64 KiB by the server, the cut marked.
     """
     language: builtins.str
-    """The language that raised it: "python", "go", "node"."""
+    """The language that raised it: "python", "go", "node". Up to 1,024 bytes."""
     retryable: builtins.bool
     """Whether trying again may help."""
     @property
@@ -70,7 +76,7 @@ class Failure(google.protobuf.message.Message):
 
     @property
     def cause(self) -> global___Failure:
-        """The failure that led to this one."""
+        """The failure that led to this one. At most 16 in a row, the task's own counted."""
 
     def __init__(
         self,
