@@ -6,16 +6,24 @@ import json
 import shutil
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import grpc
 import pytest
+from grpc_status import rpc_status
 
 import resultd
 from resultd.cli.demo import node
 from resultd.testing import Server
+from resultd.v1 import result_service_pb2 as pb
+from resultd.v1 import result_service_pb2_grpc
+from resultd_server.errors import StoreFull
+from resultd_server.interceptors.errors import status_of
 from tests.tooling.repository import ROOT
 
 SECONDS_MAX = 30.0
@@ -170,3 +178,66 @@ def outlives_the_server(worker: ExampleWorker, server: Server, directory: Path) 
         server.start()
         assert client.AsyncResult(task_id).get(timeout=SECONDS_MAX) == {"words": 2}
     assert worker.end()["state"] == "SUCCESS"
+
+
+class _Moody(result_service_pb2_grpc.ResultServiceServicer):
+    """Ends a call in each of the ways given, and then takes every report."""
+
+    def __init__(self, *ends: grpc.StatusCode | grpc.Status) -> None:
+        self.taken: list[str] = []
+        self._ends = list(ends)
+
+    def StoreResult(  # noqa: N802 (gRPC looks it up by the name of the RPC)
+        self, request: pb.StoreResultRequest, context: grpc.ServicerContext
+    ) -> pb.StoreResultResponse:
+        """Takes a report, or does not."""
+        if self._ends:
+            end = self._ends.pop(0)
+            if isinstance(end, grpc.StatusCode):
+                context.abort(end, "said by gRPC itself")
+            context.abort_with_status(end)
+        self.taken.append(request.meta.task_id)
+        return pb.StoreResultResponse(state=request.meta.state)
+
+    @contextmanager
+    def listening(self) -> Iterator[str]:
+        """Its address, while it answers. Who watches for revocations is told UNIMPLEMENTED."""
+        server = grpc.server(futures.ThreadPoolExecutor(2))
+        result_service_pb2_grpc.add_ResultServiceServicer_to_server(self, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.stop(None)
+
+
+def repeats_what_may_be_taken_later(
+    command: Sequence[str], environment: Mapping[str, str], directory: Path
+) -> None:
+    """What a stopping, flooded or full server did not take is reported again."""
+    (directory / "text").write_text("one two\n")
+    full = rpc_status.to_status(status_of(StoreFull("The store is full.")))
+    moody = _Moody(grpc.StatusCode.CANCELLED, full, grpc.StatusCode.UNAVAILABLE)
+    with (
+        moody.listening() as address,
+        ExampleWorker([*command, address], environment) as worker,
+    ):
+        done = worker.run(task_id="moody", path=str(directory / "text"))
+    assert done["state"] == "SUCCESS"
+    assert set(moody.taken) == {"moody"}
+
+
+def ends_over_what_is_never_taken(
+    command: Sequence[str], environment: Mapping[str, str], directory: Path
+) -> None:
+    """A message that gRPC calls too large is not sent for ever: the worker ends and says so."""
+    (directory / "text").write_text("one two\n")
+    moody = _Moody(grpc.StatusCode.RESOURCE_EXHAUSTED)
+    with (
+        pytest.raises(AssertionError, match="said by gRPC itself"),
+        moody.listening() as address,
+        ExampleWorker([*command, address], environment) as worker,
+    ):
+        worker.run(task_id="large", path=str(directory / "text"))
+    assert moody.taken == []

@@ -70,3 +70,13 @@ def test_a_go_worker_outlives_the_server(
 ) -> None:
     """A report made while the server was dead arrives when it is back."""
     example_workers.outlives_the_server(worker, server, tmp_path)
+
+
+def test_a_go_worker_repeats_what_may_be_taken_later(binary: Path, tmp_path: Path) -> None:
+    """CANCELLED, and RESOURCE_EXHAUSTED with the server's details, are tried again."""
+    example_workers.repeats_what_may_be_taken_later([str(binary)], os.environ, tmp_path)
+
+
+def test_a_go_worker_ends_over_what_is_never_taken(binary: Path, tmp_path: Path) -> None:
+    """RESOURCE_EXHAUSTED without details is gRPC's own, and final."""
+    example_workers.ends_over_what_is_never_taken([str(binary)], os.environ, tmp_path)

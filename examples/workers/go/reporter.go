@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	callMax  = 10 * time.Second
-	pauseMin = 50 * time.Millisecond
-	pauseMax = 2 * time.Second
+	callMax    = 10 * time.Second
+	pauseMin   = 50 * time.Millisecond
+	pauseMax   = 2 * time.Second
+	refusedMin = time.Second // what the server asks for in RetryInfo
 )
 
 // Reporter is what a worker needs of resultd: report what happens to a task, hear
@@ -55,27 +56,51 @@ func NewReporter(ctx context.Context, address, name string) (*Reporter, error) {
 	return r, nil
 }
 
-// Report stores a report. It is durable when Report returns; while no server answers it
-// is tried again.
+// Report stores a report. It is durable when Report returns; until a server has room for
+// it, it is tried again.
 func (r *Reporter) Report(ctx context.Context, meta *pb.TaskMeta) (*pb.StoreResultResponse, error) {
 	meta.Worker = r.name
 	for pause := pauseMin; ; pause = minDuration(2*pause, pauseMax) {
 		call, cancel := context.WithTimeout(ctx, callMax)
 		answer, err := r.results.StoreResult(call, &pb.StoreResultRequest{Meta: meta})
 		cancel()
-		switch status.Code(err) {
-		case codes.OK:
+		if err == nil {
 			if answer.CancelRequested {
 				r.cancel(meta.TaskId)
 			}
 			return answer, nil
-		case codes.Unavailable, codes.DeadlineExceeded:
-			if err := sleep(ctx, pause/2+time.Duration(rand.Int63n(int64(pause/2)))); err != nil {
-				return nil, err
-			}
-		default:
+		}
+		if !retryable(err) {
 			return nil, err
 		}
+		wait := pause/2 + time.Duration(rand.Int63n(int64(pause/2)))
+		if refused(err) {
+			wait += refusedMin
+		}
+		if err := sleep(ctx, wait); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// refused says whether the server ended the call: its refusals carry details, what gRPC
+// itself ends a call with does not.
+func refused(err error) bool { return len(status.Convert(err).Proto().GetDetails()) > 0 }
+
+// retryable says whether the same report may be taken later.
+func retryable(err error) bool {
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return true
+	case codes.Canceled:
+		// How a server that stops, or is flooded, ends calls it has not begun.
+		return true
+	case codes.ResourceExhausted:
+		// Of the server a full store or quota, which passes; of gRPC itself a message that
+		// is too large, and stays so.
+		return refused(err)
+	default:
+		return false
 	}
 }
 
