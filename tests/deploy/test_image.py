@@ -110,3 +110,14 @@ def test_what_it_copies_is_there_and_let_through() -> None:
         assert (ROOT / source).exists()
         assert any(fnmatch.fnmatch(source, pattern) for pattern in let_through)
     assert "*" in ignored
+
+
+@pytest.mark.parametrize("page", ["deploy/README.md", "deploy/Dockerfile", "docs/operating.md"])
+def test_pages_name_the_image_as_the_chart_does(page: str) -> None:
+    """Whoever builds what a page says has what the chart asks for."""
+    (container,) = rendered({"insecure": True})["StatefulSet", "resultd"]["spec"]["template"][
+        "spec"
+    ]["containers"]
+    named = set(re.findall(r"(?:-t|image:|docker-image|^#  ) (resultd\b\S*)",
+                           (ROOT / page).read_text(), re.MULTILINE))  # fmt: skip
+    assert {name.rstrip("`).") for name in named} == {container["image"]}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from resultd_server import limits
-from resultd_server.config import ConfigError, Settings, load
+from resultd_server.config import ConfigError, Settings, load, shown_default
+from tests.tooling.repository import ROOT
 
 GIB = 1024**3
 
@@ -195,3 +197,29 @@ def test_a_process_needs_some_memory(tmp_path: Path, mib: int, taken: bool) -> N
     else:
         with pytest.raises(ConfigError, match="3 processes need 201326592 bytes at least"):
             load(said, {})
+
+
+def page() -> str:
+    """docs/operating.md."""
+    return (ROOT / "docs/operating.md").read_text()
+
+
+def test_the_page_names_every_setting_with_its_default() -> None:
+    """None is missing, none is there no longer, and no default is another."""
+    table = page().partition("| setting | default | |\n")[2].partition("\n\n")[0]
+    found = {}
+    for row in table.splitlines()[1:]:
+        names, default, _ = row.strip("|").split("|")
+        found.update(dict.fromkeys(re.findall(r"`(\w+)`", names), default.strip()))
+    assert found == {name: shown_default(name) or "–" for name in Settings.model_fields}
+
+
+def test_the_pages_file_is_one_and_gives_way_as_it_says(tmp_path: Path) -> None:
+    """A flag before a variable, a variable before the file, the file before the default."""
+    (block,) = re.findall(r"^```toml\n(.*?)^```$", page(), re.DOTALL | re.MULTILINE)
+    file = tmp_path / "resultd.toml"
+    file.write_text(block)
+    found = load({"drain_s": 1.0}, {"RESULTD_DRAIN_S": "2", "RESULTD_LISTEN": "127.0.0.1:1"}, file)
+    assert (found.drain_s, found.listen) == (1.0, "127.0.0.1:1")
+    assert (found.reflection, found.max_db_bytes) == (False, 10 * 1024**3)
+    assert found.stream_age_s == Settings.model_fields["stream_age_s"].default
