@@ -21,7 +21,6 @@ import resultd
 from resultd.cli.demo import node
 from resultd.testing import Server
 from resultd.v1 import result_service_pb2 as pb
-from resultd.v1 import result_service_pb2_grpc
 from resultd_server.errors import StoreFull
 from resultd_server.interceptors.errors import status_of
 from tests.tooling.repository import ROOT
@@ -180,17 +179,16 @@ def outlives_the_server(worker: ExampleWorker, server: Server, directory: Path) 
     assert worker.end()["state"] == "SUCCESS"
 
 
-class _Moody(result_service_pb2_grpc.ResultServiceServicer):
+class _Moody:
     """Ends a call in each of the ways given, and then takes every report."""
 
     def __init__(self, *ends: grpc.StatusCode | grpc.Status) -> None:
         self.taken: list[str] = []
         self._ends = list(ends)
 
-    def StoreResult(  # noqa: N802 (gRPC looks it up by the name of the RPC)
+    def _store(
         self, request: pb.StoreResultRequest, context: grpc.ServicerContext
     ) -> pb.StoreResultResponse:
-        """Takes a report, or does not."""
         if self._ends:
             end = self._ends.pop(0)
             if isinstance(end, grpc.StatusCode):
@@ -203,7 +201,15 @@ class _Moody(result_service_pb2_grpc.ResultServiceServicer):
     def listening(self) -> Iterator[str]:
         """Its address, while it answers. Who watches for revocations is told UNIMPLEMENTED."""
         server = grpc.server(futures.ThreadPoolExecutor(2))
-        result_service_pb2_grpc.add_ResultServiceServicer_to_server(self, server)
+        store = grpc.unary_unary_rpc_method_handler(
+            self._store,
+            request_deserializer=pb.StoreResultRequest.FromString,
+            response_serializer=pb.StoreResultResponse.SerializeToString,
+        )
+        handlers = {"StoreResult": store}
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("resultd.v1.ResultService", handlers),)
+        )
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         try:
