@@ -259,7 +259,7 @@ class AioEndpoint:
             raise found from None
 
     def _explain(self, error: grpc.RpcError, metadata: Metadata) -> ResultdError:
-        found = _status.from_rpc_error(error)
+        found = _status.from_rpc_error(error, self.url.scheme)
         if found.code == "UNAUTHENTICATED":
             found.renewed = self._credential.renew(metadata)
         return found

@@ -156,7 +156,7 @@ class Endpoint:
             self._in_flight.discard(token)
 
     def _explain(self, error: grpc.RpcError, metadata: Metadata) -> ResultdError:
-        found = _status.from_rpc_error(error)
+        found = _status.from_rpc_error(error, self.url.scheme)
         if found.code == "UNAUTHENTICATED":
             found.renewed = self._credential.renew(metadata)
         return found

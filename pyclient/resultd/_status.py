@@ -15,12 +15,21 @@ DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "resultd"
 _INFO_TYPE = "google.rpc.ErrorInfo"
 _RETRY_TYPE = "google.rpc.RetryInfo"
+# All that gRPC says where a server wants TLS and is talked to without.
+_HUNG_UP = "Socket closed"
+_HINT = " (does the server want TLS? Then the address begins with resultds://)"
 
 
-def from_rpc_error(error: grpc.RpcError) -> errors.ResultdError:
-    """Turn what grpc raised into one of our errors, reason and delay included."""
+def from_rpc_error(error: grpc.RpcError, scheme: str) -> errors.ResultdError:
+    """Turn what grpc raised into one of our errors, reason and delay included.
+
+    `scheme`: of the address, for a hint where another one may be meant.
+    """
     call = cast(Any, error)  # every RpcError raised by a call is a call itself
-    return from_status(call.code().name, call.details() or "", call.trailing_metadata() or ())
+    said = call.details() or ""
+    if scheme == "resultd" and said.endswith(_HUNG_UP):
+        said += _HINT
+    return from_status(call.code().name, said, call.trailing_metadata() or ())
 
 
 def from_status(

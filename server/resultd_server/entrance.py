@@ -51,7 +51,7 @@ class Entrance:
         if said.auth_file is not None:
             from resultd_server.access.authority import Authority
 
-            authority = Authority(said.auth_file)
+            authority = Authority(said.auth_file, certificates=said.tls_client_ca is not None)
             contents = authority.read()
             authority.take(contents)
             self._authority = authority, contents

@@ -68,6 +68,20 @@ def test_counts_are_added_up_and_figures_are_the_greatest() -> None:
     assert "`again`: fault 0" in page
 
 
+def test_what_was_found_is_told_from_what_came_after() -> None:
+    """Runs since the last that found something are counted, each of which found nothing."""
+    found = entry(broken=1)._replace(began="2026-01-02T00:00:00Z")
+    clean = [entry()._replace(began=f"2026-01-0{day}T00:00:00Z") for day in (1, 3, 4)]
+    page = report.page([*clean, found], {})
+    assert "Runs since then, none of which found anything: 2." in page
+
+
+def test_remarks_are_of_campaigns_that_found_something() -> None:
+    """A remark says what became of a breach; without one there is nothing to remark."""
+    broken = {run.campaign for run in kept() if run.broken}
+    assert set(report.REMARKS) <= broken
+
+
 def test_the_page_is_what_the_runs_say() -> None:
     """Nobody edits the page: `python -m tests.campaigns.report` would write the same."""
     assert report.PAGE.read_text() == report.current()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
@@ -34,6 +35,32 @@ def test_reason_metadata_and_delay_are_read() -> None:
     assert type(error) is errors.UnavailableError
     assert (error.reason, error.metadata, error.retry_delay) == ("OVERLOADED", {"limit": "7"}, 1.5)
     assert str(error) == "later"
+
+
+class HungUp(grpc.RpcError):
+    """What a call raises whose connection was closed."""
+
+    def code(self) -> grpc.StatusCode:
+        """No server, to all appearances."""
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        """All that gRPC says."""
+        return "failed to connect to all addresses; last error: Socket closed"
+
+    def trailing_metadata(self) -> None:
+        """There is none."""
+        return
+
+
+@pytest.mark.parametrize(
+    ("scheme", "hinted"), [("resultd", True), ("resultds", False), ("resultd+unix", False)]
+)
+def test_a_plain_connection_that_is_closed_may_want_tls(scheme: str, hinted: bool) -> None:
+    """The hint names the scheme, and comes where that may be it."""
+    error = _status.from_rpc_error(HungUp(), scheme)
+    assert ("resultds://" in str(error)) is hinted
+    assert error.code == "UNAVAILABLE"
 
 
 def test_reasons_of_other_domains_are_not_ours() -> None:

@@ -114,6 +114,17 @@ def test_a_client_that_trusts_another_authority_is_not_let_to_talk(
     assert secured.token not in str(caught.value)
 
 
+async def test_who_calls_without_tls_is_told_what_may_be_missing(secured: Secured) -> None:
+    """gRPC says no more than that the socket was closed; both clients add which address to try."""
+    plain = f"resultd://{secured.server.address}?timeout=1"
+    with resultd.Client(plain) as client, pytest.raises(errors.UnavailableError) as caught:
+        client.store_result("t", 1)
+    assert "resultds://" in str(caught.value)
+    async with resultd.aio.Client(plain) as client_aio:
+        with pytest.raises(errors.UnavailableError, match="resultds://"):
+            await client_aio.store_result("t", 1)
+
+
 @pytest.mark.skipif(workers.WORKERS > 1, reason="several workers listen on TCP only")
 def test_a_socket_of_this_host_asks_for_tokens_too(tmp_path: Path) -> None:
     """`resultd+unix://` with a token; without one nothing is told."""

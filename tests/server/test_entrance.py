@@ -342,6 +342,15 @@ def test_files_that_are_not_there_are_said(tmp_path: Path) -> None:
         Entrance(settings).open()
 
 
+def test_certificates_in_the_auth_file_want_a_server_that_asks_for_them(tmp_path: Path) -> None:
+    """Without --tls-client-ca no client shows one: whoever wrote them is told at the start."""
+    file = AuthFile(tmp_path)
+    file.say('[[certificates]]\nname = "w"\nidentity = "cn:w"\nroles = { "*" = "worker" }')
+    settings = load({"engine": "memory", "auth_file": file.path}, {})
+    with pytest.raises(ConfigError, match="--tls-client-ca"):
+        Entrance(settings).open()
+
+
 @pytest.mark.parametrize(
     ("version", "spoken"),
     [

@@ -174,8 +174,10 @@ class Authority:
 
     what = "auth file"
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, certificates: bool = True) -> None:
+        """`certificates`: whether the server asks clients for theirs."""
         self._file = file
+        self._certificates = certificates
         self._known = _Known(Tokens({}), None, {})
         # What took a signature or a parse, by its hash: secrets are not kept.
         self._checked: OrderedDict[bytes, Principal] = OrderedDict()
@@ -189,6 +191,11 @@ class Authority:
     def take(self, contents: Contents) -> None:
         """Goes by these contents from now on. Raises ConfigError, and goes on as before."""
         said = _parse(self._file, contents.text)
+        if said.certificates and not self._certificates:
+            raise ConfigError(
+                f"The auth file {self._file} has [[certificates]], which nobody is asked for: "
+                "name who signs them with --tls-client-ca, or take them out."
+            )
         self._known = _Known(
             Tokens(_unique(self._file, said.tokens, lambda token: token.sha256)),
             self._verifier(said.jwt, contents.key) if said.jwt else None,

@@ -47,6 +47,23 @@ def test_a_token_gives_its_name_roles_and_time(tmp_path: Path) -> None:
     assert found.expires_s == new_year.timestamp()
 
 
+CERTIFICATE = "[[certificates]]\nname = 'w'\nidentity = 'dns:w'\nroles = { a = 'reader' }\n"
+
+
+def test_certificates_that_nobody_is_asked_for_are_refused(tmp_path: Path) -> None:
+    """Whoever wrote them thinks they count; the sentence says which setting is missing."""
+    file = tmp_path / "auth.toml"
+    file.write_text(ENTRY)
+    made = Authority(file, certificates=False)
+    made.take(made.read())
+    file.write_text(ENTRY + CERTIFICATE)
+    with pytest.raises(ConfigError, match="--tls-client-ca"):
+        made.take(made.read())
+    assert made.bearer(TOKEN).name == "a"  # it goes on as before
+    asking = Authority(file)
+    asking.take(asking.read())
+
+
 def test_who_is_not_in_the_file_is_not_let_in(tmp_path: Path) -> None:
     """Another token, none, or one that is gone since; the error never says why."""
     known = authority_of(tmp_path, ENTRY)
