@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -48,9 +50,9 @@ class HungUp(grpc.RpcError):
         """All that gRPC says."""
         return "failed to connect to all addresses; last error: Socket closed"
 
-    def trailing_metadata(self) -> None:
+    def trailing_metadata(self) -> Any:
         """There is none."""
-        return
+        return ()
 
 
 @pytest.mark.parametrize(
