@@ -8,8 +8,10 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from resultd_server.engine.lease import DATA_FORMAT
 from resultd_server.errors import StoreFailed
 from tests.support.stores import Clock, opened
+from tests.tooling.repository import ROOT
 
 
 async def test_a_second_server_is_kept_off(clock: Clock, tmp_path: Path) -> None:
@@ -54,3 +56,9 @@ async def test_a_damaged_note_is_refused(clock: Clock, tmp_path: Path, note: str
     with pytest.raises(StoreFailed, match=r"resultd\.json .*backup"):
         async with opened(clock, tmp_path):
             pass
+
+
+def test_the_pages_name_the_format_of_this_version() -> None:
+    """Whoever upgrades can tell from them whether it changes."""
+    assert f"the data format, {DATA_FORMAT} now" in (ROOT / "docs/operating.md").read_text()
+    assert f"The data format is {DATA_FORMAT}." in (ROOT / "CHANGELOG.md").read_text()
