@@ -34,7 +34,9 @@ async function report(meta) {
     try {
       return await store(meta);
     } catch (error) {
-      const retry = [grpc.status.UNAVAILABLE, grpc.status.DEADLINE_EXCEEDED];
+      // CANCELLED: so a server that stops ends calls it has not begun.
+      const { UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED } = grpc.status;
+      const retry = [UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED];
       if (!retry.includes(error.code)) throw error;
       await sleep(pause * (0.5 + Math.random() / 2));
     }
