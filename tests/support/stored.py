@@ -13,10 +13,10 @@ from resultd_server.ledger.unit import View
 
 
 def broken_in(engine: Engine) -> list[Broken]:
-    """Rows that do not fit one another."""
+    """Rows that do not fit one another, or are left of what is gone."""
     transactional: Any = engine  # every one of them is
     found: list[Broken] = transactional._read(
-        lambda view: list(consistency.check(view.txn, view.now_ms))
+        lambda view: [*consistency.check(view.txn, view.now_ms), *consistency.strays(view.txn)]
     )
     return found
 
@@ -53,3 +53,8 @@ def usage_of(engine: Engine, namespace: str = "default") -> tuple[int, int]:
     rows, prefix = transactional._read(looked_up)
     held: tuple[int, int] = rows.get(prefix, (0, 0))
     return held
+
+
+def times_filed(engine: Engine) -> list[int]:
+    """When something is to be looked at for its expiry, in order."""
+    return [keys.parse_expiry(key)[0] for key, _ in rows_of(engine, Db.EXPIRY)]

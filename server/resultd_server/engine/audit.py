@@ -110,6 +110,12 @@ def _look(opened: Environment, directory: Path, now_ms: int, verdict: Verdict) -
             txn = OverlayTxn(layers, Txn(raw, target.dbs))
             for broken in consistency.check(txn, now_ms):
                 verdict.add(Damage(broken.db, broken.key.hex(), broken.what))
+            strays = sum(1 for _ in consistency.strays(txn))
+            if strays:
+                verdict.notes.append(
+                    f"{strays} entries of the expiry lists are for what is not there, or expires "
+                    "at another time: no damage, they go when they are due."
+                )
         except RecordCorrupt as error:
             verdict.add(Damage("", error.metadata["key"], error.sentence))
         except (struct.error, ValueError) as error:

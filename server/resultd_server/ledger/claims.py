@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from resultd.v1 import group_service_pb2 as pb
 from resultd_server import limits
-from resultd_server.ledger import counters, keys
+from resultd_server.ledger import counters, keys, usage
 from resultd_server.ledger.counters import Counters
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.txn import Db
@@ -41,9 +41,17 @@ def find(view: View, group: Counters) -> Held | None:
 
 
 def _put(unit: Unit, group: Counters, held: Held) -> None:
-    token = held.token.encode()
-    row = _FIELDS.pack(held.lease_ms, len(token), held.again) + token + held.holder.encode()
-    unit.txn.put(Db.CLAIMS, keys.group(group.number), row)
+    """Never refused, or work would wait for room: over a quota the holder is not named.
+
+    So claims exceed it by their tokens, and other things are refused for that.
+    """
+    key, token = keys.group(group.number), held.token.encode()
+    row = _FIELDS.pack(held.lease_ms, len(token), held.again) + token
+    named = row + held.holder.encode()
+    before = unit.txn.get(Db.CLAIMS, key)
+    grown = len(named) + (len(key) if before is None else -len(before))
+    fits = usage.fits(unit, group.namespace, records=0, size_bytes=grown)
+    usage.put(unit, group.namespace.prefix, Db.CLAIMS, key, named if fits else row)
 
 
 def acquire(
@@ -114,7 +122,7 @@ def offer(unit: Unit, group: Counters) -> None:
 
 def withdraw(unit: Unit, group: Counters) -> None:
     """The run is over: nothing to claim."""
-    unit.txn.delete(Db.CLAIMS, keys.group(group.number))
+    usage.delete(unit, group.namespace.prefix, Db.CLAIMS, keys.group(group.number))
     unit.txn.delete(Db.CLAIMABLE, keys.claimable(group.namespace, group.scope, group.number))
 
 

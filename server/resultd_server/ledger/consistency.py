@@ -18,7 +18,14 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from resultd.v1 import group_pb2, state_pb2, task_pb2, worker_service_pb2
-from resultd_server.ledger import keys, memberships, usage
+from resultd_server.ledger import (
+    counters,
+    keys,
+    memberships,
+    revocations,
+    tombstones,
+    usage,
+)
 from resultd_server.ledger.counters import GONE, Counters
 from resultd_server.ledger.keys import U64
 from resultd_server.ledger.transitions import TERMINAL
@@ -119,15 +126,49 @@ def _record(store: _Store, key: bytes, row: bytes) -> str:
     said = (meta.task_id.encode(), meta.version, meta.attempt, meta.state)
     if said != (key[_PREFIX_BYTES:], version, attempt, state):
         return "does not say what its header says"
-    if expire_ms and hash(keys.TASK + key) not in store.due:
-        return "expires and is not filed to"
-    return ""
+    if not expire_ms or hash(keys.TASK + key) in store.due:
+        return ""
+    # Of a record that its groups kept when it was due, these rows go first, and file it again.
+    start = key[:_PREFIX_BYTES] + keys.TASK + key[_PREFIX_BYTES:] + b"\0"
+    rows = store.view.txn.scan(Db.MEMBERSHIPS, start, keys.after_prefix(start))
+    return "expires and is not filed to" if next(rows, None) is None else ""
 
 
 def _due_entries(store: _Store) -> Iterator[Broken]:
     for key, _ in _all(store.view.txn, Db.EXPIRY):
         if key[8:9] not in _DUE_KINDS or key[9:17] not in store.prefixes:
             yield _broken(Db.EXPIRY, key, "names nothing that can expire")
+
+
+def strays(txn: ReadTxn) -> Iterator[Broken]:
+    """Entries that say when something expires, and it is not there, or expires at another time.
+
+    So nothing has two. No damage: they go when they are due. But who makes them, makes more.
+    """
+    for key, _ in _all(txn, Db.EXPIRY):
+        try:
+            (at_ms,), kind, named = U64.unpack_from(key), key[8:9], key[9:]
+            stray = at_ms != _filed_ms(txn, kind, named)
+        except (struct.error, ValueError, DecodeError):
+            continue  # `check` tells of that row
+        if stray:
+            yield _broken(Db.EXPIRY, key, "is filed for what does not expire then")
+
+
+def _filed_ms(txn: ReadTxn, kind: bytes, named: bytes) -> int | None:
+    """Where the entry of something stands; None where there is no such thing."""
+    if kind == keys.GROUP:
+        row = txn.get(Db.GROUPS, named)
+        numbers = None if row is None else txn.get(Db.COUNTERS, row[: U64.size])
+        return None if numbers is None else Counters.unpack(0, numbers).filed_ms
+    if kind == keys.TASK:
+        row = txn.get(Db.TASKS, named)
+        return None if row is None else int(_HEADER.unpack_from(row)[0])
+    if kind == keys.REVOCATION:
+        row = txn.get(Db.REVOCATIONS, named)
+        return None if row is None else revocations.expires_ms(row)
+    row = txn.get(Db.TOMBSTONES, named[:_PREFIX_BYTES] + kind.lower() + named[_PREFIX_BYTES:])
+    return None if row is None else tombstones.expires_ms(row)
 
 
 def _groups(store: _Store) -> Iterator[Broken]:
@@ -281,6 +322,8 @@ def _tombstones(store: _Store) -> Iterator[Broken]:
             yield _broken(Db.TOMBSTONES, key, "is no tombstone")
         elif hash(kind.upper() + prefix + id_) not in store.due:
             yield _broken(Db.TOMBSTONES, key, "expires and is not filed to")
+        elif tombstones.expires_ms(row) <= store.view.now_ms:
+            continue  # not swept yet: what came after it pays it no heed
         elif store.view.txn.get(_KINDS[kind], prefix + id_) is not None:
             yield _broken(Db.TOMBSTONES, key, "stands for what is still there")
 
@@ -326,7 +369,12 @@ def recount(txn: ReadTxn) -> dict[bytes, tuple[int, int]]:
             size_bytes[key[:_PREFIX_BYTES]] += len(key) + len(row)
     runs = dict(_all(txn, Db.GARBAGE))
     for key, row in _all(txn, Db.COUNTERS):
-        runs[key] = Counters.unpack(0, row).namespace.prefix
+        group = Counters.unpack(0, row)
+        runs[key] = group.namespace.prefix
+        size_bytes[runs[key]] += counters.size_bytes(group.group_id)
+    for db in (Db.TOTALS, Db.CLAIMS):
+        for key, row in _all(txn, db):
+            size_bytes[runs.get(key, b"")] += len(key) + len(row)
     for key, row in _all(txn, Db.MEMBERS):
         size_bytes[runs.get(key[: U64.size], b"")] += memberships.rows_bytes(
             memberships.unpack(row).id

@@ -16,6 +16,7 @@ from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import GROUP, Unit, View
 
 _FIELDS = struct.Struct(">BBIIIIIIIIIIIIQQQQQ8sH")
+_FILED = struct.Struct(">Q")
 _SEALED, _COMPLETE, _CLAIMED_DONE = 1, 2, 4
 
 GONE = 255
@@ -59,6 +60,7 @@ class Counters:
     ignored: int = 0
     gone: int = 0
     scope: str = ""
+    filed_ms: int = 0  # where its entry in EXPIRY stands; 0: nowhere, or not known
 
     def pack(self) -> bytes:
         flags = (
@@ -93,6 +95,8 @@ class Counters:
             + self.namespace.name.encode()
             + b"\0"
             + self.scope.encode()
+            + b"\0"
+            + _FILED.pack(self.filed_ms)
         )
 
     @classmethod
@@ -101,7 +105,8 @@ class Counters:
          failed, revoked, ignored, gone, created_ms, updated_ms, expire_ms, ttl_ms, completed_ms,
          prefix, id_length) = _FIELDS.unpack_from(raw)  # fmt: skip
         names_at = _FIELDS.size + id_length
-        name, _, scope = raw[names_at:].partition(b"\0")
+        name, _, rest = raw[names_at:].partition(b"\0")
+        scope, _, filed = rest.partition(b"\0")  # rows written before there was one have none
         return cls(
             number=number,
             namespace=Namespace(name.decode(), prefix),
@@ -128,6 +133,7 @@ class Counters:
             ignored=ignored,
             gone=gone,
             scope=scope.decode(),
+            filed_ms=_FILED.unpack(filed)[0] if filed else 0,
         )
 
     @property
@@ -172,6 +178,11 @@ class Counters:
             complete=self.complete,
             epoch=self.epoch,
         )
+
+
+def size_bytes(group_id: str) -> int:
+    """What a run's numbers take, but for its scope and its namespace's name."""
+    return len(group_key(0)) + _FIELDS.size + len(group_id.encode()) + 2 + _FILED.size
 
 
 def load(view: View, number: int) -> Counters | None:

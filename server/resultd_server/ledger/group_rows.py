@@ -43,7 +43,11 @@ def growth_bytes(view: View, namespace: Namespace, group_id: str, said_bytes: in
     """By how much a namespace grows when a group is declared (again), its members apart."""
     key = keys.record(namespace, group_id)
     before = view.txn.get(Db.GROUPS, key)
-    grown = U64.size + said_bytes + (len(key) if before is None else -len(before))
+    grown = U64.size + said_bytes
+    if before is None:
+        grown += len(key) + counters.size_bytes(group_id)
+    else:
+        grown -= len(before)
     if tombstones.find(view, namespace, keys.GROUP, group_id) is not None:
         grown -= tombstones.size_bytes(namespace, keys.GROUP, group_id)
     return grown
@@ -84,6 +88,7 @@ def start(
         ttl_ms=ttl_ms,
     )
     unit.counters[group.number] = group
+    usage.add(unit, namespace.prefix, 0, counters.size_bytes(group_id))
     group.touch(unit)
     put_payloads(unit, group, group_pb2.GroupMeta())
     file_expiry(unit, group)
@@ -91,10 +96,28 @@ def start(
 
 
 def file_expiry(unit: Unit, group: Counters) -> None:
-    """Lets the sweeper look at the group when its time to live is over."""
-    if group.expire_ms:
-        due = keys.expiry(group.expire_ms, keys.GROUP, group.namespace, group.group_id)
-        unit.txn.put(Db.EXPIRY, due, b"")
+    """Lets the sweeper look at the group when its time to live is over, or before.
+
+    An entry for an earlier time stays, and the sweeper files the group again when that has come:
+    so counting a member moves none.
+    """
+    if group.filed_ms and unit.now_ms < group.filed_ms <= group.expire_ms:
+        return
+    _unfile(unit, group)
+    group.filed_ms = group.expire_ms
+    if group.filed_ms:
+        unit.txn.put(Db.EXPIRY, _due(group), b"")
+    unit.counters[group.number] = group
+    unit.dirty.add(group.number)
+
+
+def _unfile(unit: Unit, group: Counters) -> None:
+    if group.filed_ms:
+        unit.txn.delete(Db.EXPIRY, _due(group))
+
+
+def _due(group: Counters) -> bytes:
+    return keys.expiry(group.filed_ms, keys.GROUP, group.namespace, group.group_id)
 
 
 def remove(unit: Unit, namespace: Namespace, group_id: str, existence: int) -> Counters | None:
@@ -115,7 +138,9 @@ def remove(unit: Unit, namespace: Namespace, group_id: str, existence: int) -> C
 def drop_run(unit: Unit, group: Counters) -> None:
     """Ends a run: no numbers, no claim, its rows left for the sweeper."""
     claims.withdraw(unit, group)
+    _unfile(unit, group)
     counters.discard(unit, group.number)
+    usage.add(unit, group.namespace.prefix, 0, -counters.size_bytes(group.group_id))
     unit.txn.put(Db.GARBAGE, keys.group(group.number), group.namespace.prefix)
     unit.hint(group.namespace, GROUP, group.group_id)
 

@@ -288,11 +288,12 @@ def add_to_total(
 ) -> group_pb2.GroupMeta:
     """Raises the number expected, once per `request_id`.
 
-    Raises GroupNotFound, GroupSealed where the group is complete, LimitExceeded.
+    Raises GroupNotFound, GroupSealed where the group is complete, LimitExceeded, Quota.
     """
     group = require(unit, namespace, group_id)
     key = keys.group(group.number)
-    seen = (unit.txn.get(Db.TOTALS, key) or b"").split(b"\0")
+    before = unit.txn.get(Db.TOTALS, key)
+    seen = (before or b"").split(b"\0")
     if request_id.encode() in seen:
         return group_rows.to_message(unit, group)
     if group.complete:
@@ -302,8 +303,10 @@ def add_to_total(
         )
     if group.declared + group.added + delta > limits.TOTAL_MAX:
         raise LimitExceeded("total", group.added + delta, limits.TOTAL_MAX, "start a new group")
-    kept = [*seen, request_id.encode()][-limits.TOTAL_REQUESTS_REMEMBERED :]
-    unit.txn.put(Db.TOTALS, key, b"\0".join(kept))
+    row = b"\0".join([*seen, request_id.encode()][-limits.TOTAL_REQUESTS_REMEMBERED :])
+    grown = len(row) + (len(key) if before is None else -len(before))
+    usage.check(unit, namespace, size_bytes=grown)
+    usage.put(unit, namespace.prefix, Db.TOTALS, key, row)
     group.added += delta
     if group.sealed:
         group.expected += delta
@@ -362,7 +365,7 @@ def collect_garbage(unit: Unit, budget: int) -> int:
         taken = _collect_run(unit, number, Namespace("", prefix), room)
         removed += taken
         if taken < room:
-            unit.txn.delete(Db.TOTALS, key)
+            usage.delete(unit, prefix, Db.TOTALS, key)
             unit.txn.delete(Db.GARBAGE, key)
             removed += 1
     return removed

@@ -177,14 +177,9 @@ def of(view: View, namespace: Namespace, kind: bytes, id_: str) -> list[Place]:
     return places
 
 
-def kept_until(view: View, namespace: Namespace, kind: bytes, id_: str) -> int | None:
-    """Until when the groups of a member keep its record; None if none does.
-
-    A group that never expires keeps it until it is deleted: looked at again in a day.
-    """
-    forever_ms = view.now_ms + limits.TTL_DEFAULT_MS
-    ends = [place.group.expire_ms or forever_ms for place in of(view, namespace, kind, id_)]
-    return max(ends, default=None)
+def kept(view: View, namespace: Namespace, kind: bytes, id_: str) -> bool:
+    """Whether a group that lives has it as a member, and so keeps its record."""
+    return bool(of(view, namespace, kind, id_))
 
 
 def look(

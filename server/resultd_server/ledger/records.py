@@ -195,7 +195,7 @@ def _due(view: View, namespace: Namespace, task_id: str, stored: _Stored) -> boo
     """Whether a record's life is over: its own, and that of its groups."""
     if not stored.expire_ms or stored.expire_ms > view.now_ms:
         return False
-    return memberships.kept_until(view, namespace, keys.TASK, task_id) is None
+    return not memberships.kept(view, namespace, keys.TASK, task_id)
 
 
 def read(view: View, namespace: Namespace, task_id: str) -> Record:
@@ -519,10 +519,22 @@ def _write(
     header = _HEADER.pack(expire_ms, meta.version, meta.attempt, meta.state)
     row = header + meta.SerializeToString()
     key = _put(unit, namespace, meta.task_id, row, before.row_bytes, more_bytes)
-    # An entry filed for an earlier time stays: the sweeper files it again when it is
-    # due. So a task that reports often moves no expiry rows.
-    if expire_ms and (not before.expire_ms or expire_ms < before.expire_ms):
+    if expire_ms != before.expire_ms:
+        # Moved each time: left where it was, whoever shortens lives would leave one each time.
+        _unfile(unit, key, before.expire_ms)
+        _file(unit, key, expire_ms)
+
+
+def _file(unit: Unit, key: bytes, expire_ms: int) -> None:
+    """Lets the sweeper look at a record when its own life is over, if ever."""
+    if expire_ms:
         unit.txn.put(Db.EXPIRY, keys.due(expire_ms, keys.TASK) + key, b"")
+
+
+def _unfile(unit: Unit, key: bytes, expire_ms: int) -> None:
+    """Takes the entry away: it stands where the record's header says, or nowhere."""
+    if expire_ms:
+        unit.txn.delete(Db.EXPIRY, keys.due(expire_ms, keys.TASK) + key)
 
 
 def forget(unit: Unit, namespace: Namespace, task_id: str) -> bool:
@@ -540,6 +552,7 @@ def bury(unit: Unit, namespace: Namespace, task_id: str, existence: int) -> None
         return
     key = keys.record(namespace, task_id)
     unit.txn.delete(Db.TASKS, key)
+    _unfile(unit, key, stored.expire_ms)
     usage.add(unit, namespace.prefix, -1, -len(key) - stored.row_bytes)
     tombstones.put(
         unit,
@@ -556,28 +569,24 @@ def bury(unit: Unit, namespace: Namespace, task_id: str, existence: int) -> None
 
 
 def file_expiry(unit: Unit, namespace: Namespace, task_id: str) -> None:
-    """Lets the sweeper look at a record when its own time to live is over."""
+    """Lets the sweeper look again at a record that a group kept, and keeps no longer."""
     stored = _find(unit, namespace, task_id)
-    if stored is not None and stored.expire_ms:
-        unit.txn.put(Db.EXPIRY, keys.expiry(stored.expire_ms, keys.TASK, namespace, task_id), b"")
+    if stored is not None:
+        _file(unit, keys.record(namespace, task_id), stored.expire_ms)
 
 
 def expire(unit: Unit, namespace: Namespace, task_id: str) -> bool:
-    """An expiry entry is due: buries the record, or files it for when it is.
+    """An expiry entry is due: buries the record, unless it lives on.
 
-    Whether the record is gone now.
+    Whether the record is gone now. One that a group keeps has no entry from then on: it is filed
+    again when the group's rows go.
     """
     stored = _find(unit, namespace, task_id)
     if stored is None:
         return False
-    if not stored.expire_ms:
+    if not _due(unit, namespace, task_id, stored):
+        if stored.expire_ms > unit.now_ms:  # the entry was not its own
+            _file(unit, keys.record(namespace, task_id), stored.expire_ms)
         return False
-    if stored.expire_ms > unit.now_ms:
-        again_ms: int | None = stored.expire_ms
-    else:
-        again_ms = memberships.kept_until(unit, namespace, keys.TASK, task_id)
-    if again_ms is None:
-        bury(unit, namespace, task_id, EXPIRED)
-        return True
-    unit.txn.put(Db.EXPIRY, keys.expiry(again_ms, keys.TASK, namespace, task_id), b"")
-    return False
+    bury(unit, namespace, task_id, EXPIRED)
+    return True

@@ -39,7 +39,10 @@ def put(unit: Unit, namespace: Namespace, revocation: pb.Revocation) -> None:
     key = keys.record(namespace, revocation.task_id)
     unit.fill(Db.REVOCATIONS, namespace.prefix)
     row = revocation.SerializeToString()
-    usage.put(unit, namespace.prefix, Db.REVOCATIONS, key, row)
+    before = usage.put(unit, namespace.prefix, Db.REVOCATIONS, key, row)
+    if before is not None:
+        due = keys.expiry(expires_ms(before), keys.REVOCATION, namespace, revocation.task_id)
+        unit.txn.delete(Db.EXPIRY, due)
     due = keys.expiry(expire_ms, keys.REVOCATION, namespace, revocation.task_id)
     unit.txn.put(Db.EXPIRY, due, b"")
     unit.hint(namespace, REVOCATION, revocation.task_id)
@@ -50,6 +53,12 @@ def expire(unit: Unit, namespace: Namespace, task_id: str) -> bool:
     raw = find(unit, namespace, task_id)
     if raw is None:
         return False
-    if to_ms(pb.Revocation.FromString(raw).create_time) + limits.REVOCATION_MS > unit.now_ms:
+    if expires_ms(raw) > unit.now_ms:
         return False
-    return usage.delete(unit, namespace.prefix, Db.REVOCATIONS, keys.record(namespace, task_id))
+    key = keys.record(namespace, task_id)
+    return usage.delete(unit, namespace.prefix, Db.REVOCATIONS, key) is not None
+
+
+def expires_ms(raw: bytes) -> int:
+    """When a wish goes: where its entry stands."""
+    return to_ms(pb.Revocation.FromString(raw).create_time) + limits.REVOCATION_MS

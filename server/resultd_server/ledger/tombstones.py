@@ -54,13 +54,26 @@ def put(
     stone = Tombstone(expire_ms, version, attempt, state, existence, digest)
     unit.fill(Db.TOMBSTONES, namespace.prefix)
     key = keys.tombstone(namespace, kind, id_)
-    usage.put(unit, namespace.prefix, Db.TOMBSTONES, key, _FIELDS.pack(*stone))
+    before = usage.put(unit, namespace.prefix, Db.TOMBSTONES, key, _FIELDS.pack(*stone))
+    _unfile(unit, namespace, kind, id_, before)
     unit.txn.put(Db.EXPIRY, keys.expiry(expire_ms, kind.upper(), namespace, id_), b"")
 
 
 def remove(unit: Unit, namespace: Namespace, kind: bytes, id_: str) -> None:
     """The id is alive again."""
-    usage.delete(unit, namespace.prefix, Db.TOMBSTONES, keys.tombstone(namespace, kind, id_))
+    key = keys.tombstone(namespace, kind, id_)
+    _unfile(unit, namespace, kind, id_, usage.delete(unit, namespace.prefix, Db.TOMBSTONES, key))
+
+
+def _unfile(unit: Unit, namespace: Namespace, kind: bytes, id_: str, raw: bytes | None) -> None:
+    """Takes away the entry of a tombstone that is gone, or replaced."""
+    if raw is not None:
+        unit.txn.delete(Db.EXPIRY, keys.expiry(expires_ms(raw), kind.upper(), namespace, id_))
+
+
+def expires_ms(raw: bytes) -> int:
+    """When a tombstone goes: where its entry stands."""
+    return int(keys.U64.unpack_from(raw)[0])
 
 
 def size_bytes(namespace: Namespace, kind: bytes, id_: str) -> int:

@@ -6,10 +6,14 @@
 Counted by who puts and deletes rows, in the transaction that does, and kept in one row a
 namespace (in META; no row: nothing) that is written once a commit, however many operations
 shared it. Bytes are keys and values of records, groups, members, revocations and
-tombstones. A member is counted with its entry in the completion log from the start, so
-that what becomes terminal later needs no more room. Not counted is what goes with them and
-has a bound each: entries that say when something expires, a group's numbers, its claim.
-`consistency` counts again.
+tombstones, of groups' numbers, claims, and requests to raise a total. A member is counted
+with its entry in the completion log from the start, so that what becomes terminal later
+needs no more room.
+
+Not counted is what goes with a row that is, and is no larger than a small multiple of it:
+when it expires (at most one entry a row, 17 bytes and the id; it goes with the row), the
+namespace's name in a group's numbers, and a claim scope there and where it is looked up.
+`consistency` counts again, and looks for entries without their row.
 """
 
 from __future__ import annotations
@@ -129,20 +133,21 @@ def _exceeded(
             yield quota, held, more, limit
 
 
-def put(unit: Unit, prefix: bytes, db: Db, key: bytes, value: bytes) -> None:
-    """Puts a row that is no record, and counts by how much it grew."""
+def put(unit: Unit, prefix: bytes, db: Db, key: bytes, value: bytes) -> bytes | None:
+    """Puts a row that is no record, and counts by how much it grew; what was there."""
     before = unit.txn.get(db, key)
     unit.txn.put(db, key, value)
     add(unit, prefix, 0, len(value) + len(key) if before is None else len(value) - len(before))
+    return before
 
 
-def delete(unit: Unit, prefix: bytes, db: Db, key: bytes) -> bool:
-    """Deletes such a row; whether it was there."""
+def delete(unit: Unit, prefix: bytes, db: Db, key: bytes) -> bytes | None:
+    """Deletes such a row; what was there."""
     before = unit.txn.get(db, key)
-    if before is None:
-        return False
-    add(unit, prefix, 0, -len(key) - len(before))
-    return unit.txn.delete(db, key)
+    if before is not None:
+        add(unit, prefix, 0, -len(key) - len(before))
+        unit.txn.delete(db, key)
+    return before
 
 
 def flush(unit: Unit) -> None:

@@ -11,7 +11,12 @@ import pytest
 
 from resultd_server.engine import audit, environment, journal
 from resultd_server.engine.journaled import JournaledEngine
+from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.errors import StoreFailed
+from resultd_server.ledger import keys
+from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.txn import Db
+from resultd_server.ledger.unit import Unit
 from tests.campaigns import flips
 from tests.support.stores import Clock, Store, make_engine, task
 
@@ -62,6 +67,25 @@ def test_a_row_that_fits_no_other_is_named(left: Path, clock: Clock) -> None:
     (found,) = audit.verify(left, clock()).damages
     assert (found.where, found.what) == ("tasks", "expires and is not filed to")
     assert bytes.fromhex(found.key).endswith(b"t1")
+
+
+async def test_entries_for_what_is_gone_are_noted(tmp_path: Path, clock: Clock) -> None:
+    """What earlier versions left in the lists of what expires is told, and no damage."""
+    engine = make_engine("lmdb", clock, tmp_path)
+    assert isinstance(engine, LmdbEngine)
+    await engine.start()
+    await Store(engine, clock).report("t")
+    space = Namespace("default", keys.U64.pack(1))
+
+    def plant(unit: Unit) -> None:
+        for id_ in ("t", "gone"):
+            unit.txn.put(Db.EXPIRY, keys.expiry(clock(), keys.TASK, space, id_), b"")
+
+    await engine._write(plant)
+    await engine.close()
+    found = audit.verify(tmp_path, clock())
+    assert (found.count, len(found.notes)) == (0, 1)
+    assert found.notes[0].startswith("2 entries of the expiry lists are for what is not there")
 
 
 def test_a_flipped_value_is_named_by_its_key(left: Path, clock: Clock) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from resultd.v1 import group_pb2
 from resultd.v1 import group_service_pb2 as pb
 from resultd_server import limits
 from resultd_server.ledger.claiming import ClaimRequest
+from resultd_server.ledger.usage import Allowance
+from tests.support.stored import usage_of
 from tests.support.stores import HOUR_MS, Store, task
 
 
@@ -145,3 +149,23 @@ async def test_a_group_that_goes_is_not_claimable(store: Store) -> None:
     assert (await store.report("t", scope="s")).claimable_group_ids == []
     await store.sweep()
     assert (await store.report("t", scope="s")).claimable_group_ids == []
+
+
+async def test_a_claim_takes_room_and_is_never_refused(store: Store) -> None:
+    """It is counted; where a quota is exceeded its holder is not named, and nobody is refused."""
+    await complete(store)
+    held = usage_of(store.engine)
+    engine: Any = store.engine
+    engine.allowance = Allowance(bytes_max=held[1])
+    assert await store.claim("g", "me") == "GRANTED"
+    assert (await store.group("g")).claim.holder == ""
+    one = usage_of(store.engine)
+    engine.allowance = Allowance()
+    assert await store.claim("g", "me") == "GRANTED"
+    assert (await store.group("g")).claim.holder == "holder of me"
+    assert held < one < usage_of(store.engine)
+    await store.claim("g", "me", "RELEASE")
+    await store.delete_group("g")
+    store.clock.advance(HOUR_MS)
+    await store.sweep()
+    assert usage_of(store.engine) == (0, 0)

@@ -44,6 +44,21 @@ async def test_after_everything_all_rows_fit(store: Store) -> None:
     assert broken_in(store.engine) == []
 
 
+async def test_a_tombstone_past_its_hour_is_no_damage(store: Store) -> None:
+    """Not swept yet when what it stood for came back: both are there, and filed."""
+    for _ in range(2):
+        await store.report("t")
+        await store.create("g")
+        await store.forget("t")
+        await store.delete_group("g")
+        store.clock.advance(HOUR_MS)
+    await store.report("t")
+    await store.create("g")
+    assert broken_in(store.engine) == []
+    await store.sweep()
+    assert broken_in(store.engine) == []
+
+
 TOLD_OF = (
     *(Db.NAMESPACES, Db.EXPIRY, Db.GROUPS, Db.COUNTERS),
     *(Db.MEMBERS, Db.MEMBERSHIPS, Db.LOG, Db.CLAIMABLE),
@@ -97,3 +112,19 @@ async def test_numbers_given_twice_are_found(clock: Clock) -> None:
     tamper(engine, Db.NAMESPACES, b"two", keys.U64.pack(1))
     named = [broken.key for broken in broken_in(engine) if broken.db == "namespaces"]
     assert named == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("kind", [b"t", b"g", b"r", b"T", b"G"])
+async def test_an_entry_for_nothing_is_found(kind: bytes, clock: Clock) -> None:
+    """Filed for what is not there, or is and expires at another time: named with its key."""
+    engine = MemoryEngine(clock)
+    await fill(Store(engine, clock))
+    filed = [key for key, _ in rows_of(engine, Db.EXPIRY) if key[8:9] == kind]
+    for key in filed:
+        later = keys.U64.pack(keys.parse_expiry(key)[0] + 1) + key[8:]
+        for stray in (later, key + b"x"):
+            tamper(engine, Db.EXPIRY, stray, b"")
+            ((db, found, _),) = broken_in(engine)
+            assert (db, found) == ("expiry", stray)
+            tamper(engine, Db.EXPIRY, stray, None)
+    assert filed

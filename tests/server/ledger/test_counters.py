@@ -44,11 +44,19 @@ NAMES = st.text(max_size=20).filter(lambda text: "\0" not in text)
         ignored=U32,
         gone=U32,
         scope=NAMES,
+        filed_ms=U64,
     )
 )
 def test_numbers_come_back(group: Counters) -> None:
     """Whatever a group's numbers are, they are read as they were written."""
     assert Counters.unpack(group.number, group.pack()) == group
+
+
+def test_numbers_without_an_entrys_place_are_read() -> None:
+    """Rows written before they said where their entry stands say that it is not known."""
+    group = Counters(1, Namespace("n", bytes(8)), "g", 1, 0, 0, 0, 0, scope="s", filed_ms=7)
+    found = Counters.unpack(1, group.pack()[:-9])
+    assert (found.scope, found.filed_ms) == ("s", 0)
 
 
 def test_a_unit_writes_a_group_once() -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from resultd_server import limits
+from resultd_server.engine.memory import MemoryEngine
+from resultd_server.ledger import keys
+from resultd_server.ledger.txn import Db
+from tests.support.stored import broken_in, rows_of, tamper, times_filed
 from tests.support.stores import (
     DAY_MS,
     HOUR_MS,
     NEVER,
     SECOND_MS,
+    Clock,
     Store,
     disposition,
     make_report,
@@ -164,3 +169,35 @@ async def test_a_sweep_of_what_groups_left_is_bounded(store: Store) -> None:
     steps = [(await store.engine.sweep(7)).steps for _ in range(8)]
     assert max(steps) <= 8
     assert (sum(steps), steps[-1]) == (40, 0)
+
+
+async def test_what_earlier_versions_filed_does_no_harm(clock: Clock) -> None:
+    """Entries left of what is gone, and ahead of what lives on: they go, and nothing else does."""
+    engine = MemoryEngine(clock)
+    store = Store(engine, clock)
+    await store.report("ahead", ttl_ms=3 * HOUR_MS)
+    await store.create("g", ttl_ms=3 * HOUR_MS)
+    for key, _ in rows_of(engine, Db.EXPIRY):  # as reports and members once left them
+        tamper(engine, Db.EXPIRY, key, None)
+        tamper(engine, Db.EXPIRY, keys.U64.pack(clock() + HOUR_MS) + key[8:], b"")
+        tamper(engine, Db.EXPIRY, keys.U64.pack(clock() + HOUR_MS) + key[8:] + b"-gone", b"")
+    ((number, row),) = rows_of(engine, Db.COUNTERS)
+    tamper(engine, Db.COUNTERS, number, row[:-9])  # where its entry stands
+    store.clock.advance(HOUR_MS)
+    assert (await store.sweep()).expired == 0
+    assert broken_in(engine) == []
+    assert times_filed(engine) == [clock() + 2 * HOUR_MS] * 2
+    store.clock.advance(2 * HOUR_MS)
+    assert (await store.sweep()).expired == 2
+
+
+async def test_a_record_that_its_group_keeps_has_no_entry(store: Store) -> None:
+    """Once it was due it is filed no more, however long the group lives; then it goes with it."""
+    await store.create("g", task("t"), ttl_ms=NEVER)
+    await store.report("t", ttl_ms=HOUR_MS)
+    store.clock.advance(HOUR_MS)
+    await store.sweep()
+    assert times_filed(store.engine) == []
+    assert broken_in(store.engine) == []
+    await store.delete_group("g")
+    assert (await store.sweep()).expired == 1

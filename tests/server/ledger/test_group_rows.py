@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from resultd_server import limits
 from resultd_server.ledger import group_rows
 from resultd_server.ledger.unit import Unit
 from tests.server.ledger.test_txn import empty_txn
-from tests.support.stores import HOUR_MS, Store, task
+from tests.support.stored import times_filed
+from tests.support.stores import DAY_MS, HOUR_MS, NEVER, SECOND_MS, Store, task
 
 
 async def test_a_group_shows_what_its_creator_said(store: Store) -> None:
@@ -44,3 +46,35 @@ def test_a_run_without_numbers_is_a_bug() -> None:
     """Asking for the numbers of a run that is not there raises KeyError."""
     with pytest.raises(KeyError):
         group_rows.raw_counters(Unit(empty_txn(), 0), 7)
+
+
+async def test_a_group_is_filed_once(store: Store) -> None:
+    """However often it is declared, and for how long; not moved while it only lives longer."""
+    first_ms = store.clock.now_ms + HOUR_MS
+    for ttl_ms in (HOUR_MS, HOUR_MS, DAY_MS):
+        await store.create("g", ttl_ms=ttl_ms)
+        store.clock.advance(1)
+        await store.report(f"t{ttl_ms}", group="g", ttl_ms=NEVER)
+        assert times_filed(store.engine) == [first_ms]
+    await store.create("g", ttl_ms=SECOND_MS)
+    assert times_filed(store.engine) == [store.clock.now_ms + SECOND_MS]
+    await store.create("g", ttl_ms=NEVER)
+    assert times_filed(store.engine) == []
+    await store.create("g", ttl_ms=HOUR_MS)
+    await store.create("g", ttl_ms=DAY_MS, new_epoch=True)
+    assert times_filed(store.engine) == [store.clock.now_ms + DAY_MS]
+    await store.delete_group("g")
+    assert times_filed(store.engine) == [store.clock.now_ms + limits.TOMBSTONE_MS]
+
+
+async def test_a_group_that_lives_on_is_filed_again(store: Store) -> None:
+    """When its entry is due and it is not: then once, for when it is."""
+    await store.create("g", ttl_ms=HOUR_MS)
+    store.clock.advance(HOUR_MS - 1)
+    await store.add("g", task("t"))
+    store.clock.advance(1)
+    assert (await store.sweep()).expired == 0
+    assert times_filed(store.engine) == [store.clock.now_ms + HOUR_MS - 1]
+    store.clock.advance(HOUR_MS - 1)
+    assert (await store.sweep()).expired == 1
+    assert times_filed(store.engine) == [store.clock.now_ms + limits.TOMBSTONE_MS]

@@ -28,8 +28,10 @@ from hypothesis.stateful import (
 
 from resultd.v1 import state_pb2
 from resultd_server.errors import DomainError, GroupConflict, GroupNesting, GroupSealed
+from resultd_server.ledger import keys
+from resultd_server.ledger.txn import Db
 from tests.support.model import GONE, HOUR_MS, TERMINAL, Model
-from tests.support.stored import broken_in, usage_of
+from tests.support.stored import broken_in, rows_of, usage_of
 from tests.support.stores import (
     ENGINES,
     Clock,
@@ -79,12 +81,19 @@ class Machine(RuleBasedStateMachine):
         self.store = Store(engine, self.clock)
 
     def teardown(self) -> None:
-        """Closes everything; its rows fit one another."""
+        """Forgets and closes everything; its rows fit one another, and then there are none."""
         broken = broken_in(self.store.engine)
+        self.run(self.store.forget("t1", "t2", "t3", "t4"))
+        for group_id in ("g1", "g2", "g3"):
+            self.run(self.store.delete_group(group_id))
+        self.clock.advance(25 * HOUR_MS)
+        self.run(self.store.sweep())
+        left = [db for db in Db if rows_of(self.store.engine, db)]
         self.run(self.store.engine.close())
         self.loop.close()
         shutil.rmtree(self.directory)
         assert broken == []
+        assert set(left) <= {Db.META, Db.NAMESPACES}
 
     def run(self, work: Any) -> Any:
         """Runs a coroutine to its end."""
@@ -273,6 +282,14 @@ class Machine(RuleBasedStateMachine):
         """What the namespace is said to hold is what a recount finds; elsewhere in the end."""
         if self.engine_name == "memory":
             assert usage_of(self.store.engine)[0] >= len(self.model.tasks)
+
+    @invariant()
+    def what_expires_is_filed_once(self) -> None:
+        """And nothing is filed that does not; elsewhere in the end."""
+        if self.engine_name == "memory":
+            filed = [keys.parse_expiry(key)[1:] for key, _ in rows_of(self.store.engine, Db.EXPIRY)]
+            assert len(set(filed)) == len(filed)
+            assert broken_in(self.store.engine) == []
 
     @invariant()
     def groups_are_the_models(self) -> None:

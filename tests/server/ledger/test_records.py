@@ -11,7 +11,16 @@ from resultd_server import limits
 from resultd_server.errors import ValueTooLarge
 from resultd_server.ledger import records
 from resultd_server.ledger.records import merge
-from tests.support.stores import HOUR_MS, NEVER, SECOND_MS, Store, disposition, make_report
+from tests.support.stored import times_filed
+from tests.support.stores import (
+    DAY_MS,
+    HOUR_MS,
+    NEVER,
+    SECOND_MS,
+    Store,
+    disposition,
+    make_report,
+)
 
 ATTRIBUTES = {
     "name": "proj.add",
@@ -185,3 +194,22 @@ async def test_reports_of_one_task_at_every_size_of_batch(store: Store) -> None:
     states = ("RECEIVED", "STARTED", "PROGRESS", "RETRY", "STARTED", "SUCCESS")
     await store.put([make_report("t", state) for state in states])
     assert (await store.meta("t")).version == len(states)
+
+
+async def test_a_record_is_filed_once(store: Store) -> None:
+    """However often its life is changed: longer, shorter, given, taken; it stands where it ends."""
+    for ttl_ms in (DAY_MS, 2 * DAY_MS, HOUR_MS, NEVER, HOUR_MS, HOUR_MS - 1):
+        store.clock.advance(1)
+        await store.report("t", "STARTED", ttl_ms=ttl_ms)
+        due = [store.clock.now_ms + ttl_ms] if ttl_ms else []
+        assert times_filed(store.engine) == due
+
+
+async def test_what_is_forgotten_again_and_again_is_filed_once(store: Store) -> None:
+    """A record's entry goes with it, and its tombstone's when it comes back."""
+    for number in range(5):
+        store.clock.advance(1)
+        await store.report("t", value=b"%d" % number, ttl_ms=DAY_MS)
+        assert times_filed(store.engine) == [store.clock.now_ms + DAY_MS]
+        await store.forget("t")
+        assert times_filed(store.engine) == [store.clock.now_ms + limits.TOMBSTONE_MS]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from resultd.v1 import worker_service_pb2
 from resultd_server import limits
-from tests.support.stores import HOUR_MS, Store
+from tests.support.stored import times_filed
+from tests.support.stores import HOUR_MS, NEVER, Store
 
 
 async def test_a_wish_is_kept_a_day(store: Store) -> None:
@@ -24,3 +25,12 @@ async def test_a_wish_is_kept_a_day(store: Store) -> None:
     await store.revoke("t")
     store.clock.advance(limits.REVOCATION_MS)
     assert (await store.sweep()).steps == 1
+
+
+async def test_a_wish_is_filed_once(store: Store) -> None:
+    """However often it is said."""
+    await store.report("t", "STARTED", ttl_ms=NEVER)
+    for _ in range(5):
+        store.clock.advance(1)
+        await store.revoke("t")
+    assert times_filed(store.engine) == [store.clock.now_ms + limits.REVOCATION_MS]

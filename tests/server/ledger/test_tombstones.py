@@ -6,6 +6,7 @@ from resultd_server import limits
 from resultd_server.ledger import keys, tombstones
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.tombstones import Tombstone
+from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Unit, View
 from tests.server.ledger.test_txn import empty_txn
 
@@ -32,3 +33,14 @@ def test_tasks_and_groups_have_tombstones_apart() -> None:
     assert tombstones.find(unit, SPACE, keys.GROUP, "x") is not None
     tombstones.remove(unit, SPACE, keys.GROUP, "x")
     assert tombstones.find(unit, SPACE, keys.GROUP, "x") is None
+
+
+def test_a_tombstone_is_filed_once() -> None:
+    """One that replaces another takes its entry's place; one that is removed leaves none."""
+    txn = empty_txn()
+    for now_ms in (0, 1, 1, 2):
+        tombstones.put(Unit(txn, now_ms), SPACE, keys.TASK, "t", existence=3, version=1)
+    ((key, _),) = txn.scan(Db.EXPIRY, b"", keys.ALL)
+    assert key == keys.expiry(2 + limits.TOMBSTONE_MS, keys.TASK.upper(), SPACE, "t")
+    tombstones.remove(Unit(txn, 3), SPACE, keys.TASK, "t")
+    assert list(txn.scan(Db.EXPIRY, b"", keys.ALL)) == []

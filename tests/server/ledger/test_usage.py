@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from resultd.v1 import state_pb2
 from resultd_server.engine import audit
 from resultd_server.engine.memory import MemoryEngine
-from resultd_server.errors import DomainError, GroupConflict, Quota
+from resultd_server.errors import DomainError, GroupConflict, GroupNotFound, Quota
 from resultd_server.ledger import keys, records, usage
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Unit
 from resultd_server.ledger.usage import Allowance, Held
-from tests.support.stored import broken_in, tamper, usage_of
+from tests.support.stored import broken_in, rows_of, tamper, usage_of
 from tests.support.stores import (
     DAY_MS,
     HOUR_MS,
@@ -108,6 +108,8 @@ async def test_groups_members_and_wishes_take_room(store: Store) -> None:
         lambda at: at.report("r", group="h"),
         lambda at: at.report("r", group="i", index=4),
         lambda at: at.report("r", group="h", index=4),
+        lambda at: at.add_to_total("g", 1, "r" * 255),
+        lambda at: at.add_to_total("g", 1, "r"),
         lambda at: at.create("g", task("c", 0), task("c", 0), new_epoch=True),
     ]
     measured = Store(store.engine, store.clock, "measured")
@@ -178,6 +180,43 @@ async def test_room_comes_back(store: Store) -> None:
     assert usage_of(store.engine)[1] < held_bytes - 30 * len("m0") * 3
     await later(store, 3 * DAY_MS)
     await later(store, HOUR_MS)
+    assert usage_of(store.engine) == (0, 0)
+
+
+async def test_what_is_not_counted_is_no_more_than_what_is(store: Store) -> None:
+    """Whatever is said again and again: rows take less than twice what is counted."""
+    name = "x" * 255
+    for number in range(30):
+        store.clock.advance(1)
+        await store.report("t", value=b"%d" % number, ttl_ms=365 * DAY_MS)
+        await store.forget("t")
+        await store.report(name, "STARTED", ttl_ms=365 * DAY_MS - number * 2)
+        await store.report(name, "STARTED", ttl_ms=0)
+        await store.revoke(name)
+        await store.create("g", ttl_ms=365 * DAY_MS)
+        await store.add_to_total("g", 1, f"{number:0255}")
+        await store.create("h", seal=True, ttl_ms=365 * DAY_MS - number * 2)
+        await store.claim("h", f"{number:0255}")
+    held = sum(
+        len(key) + len(value)
+        for db in Db
+        if db not in (Db.META, Db.NAMESPACES)
+        for key, value in rows_of(store.engine, db)
+    )
+    assert held < 2 * usage_of(store.engine)[1]
+    assert broken_in(store.engine) == []
+    await store.forget("t", name)
+    await store.delete_group("g")
+    await store.delete_group("h")
+    await later(store, 2 * DAY_MS)
+    await nothing_is_left(store)
+
+
+async def nothing_is_left(store: Store) -> None:
+    """But what numbers were given."""
+    await store.sweep()
+    left = [db for db in Db if rows_of(store.engine, db)]
+    assert set(left) <= {Db.META, Db.NAMESPACES}
     assert usage_of(store.engine) == (0, 0)
 
 
@@ -283,6 +322,7 @@ STEPS = st.one_of(
         *(st.integers(0, 300), PLACES),
     ),
     st.tuples(st.just("create"), st.sampled_from(["g", "h"]), MEMBERS, st.booleans()),
+    st.tuples(st.just("total"), st.sampled_from(["g", "h"]), st.sampled_from(["r", "r" * 255])),
     st.tuples(st.just("forget"), IDS),
     st.tuples(st.just("delete"), st.sampled_from(["g", "h"])),
     st.tuples(st.just("later"), st.sampled_from([HOUR_MS // 2, HOUR_MS])),
@@ -303,6 +343,8 @@ def work(store: Store, step: Any) -> Coroutine[Any, Any, Any]:
     if name == "create":
         members = [task(*member) for member in said[1]]
         return store.create(said[0], *members, new_epoch=said[2], ttl_ms=HOUR_MS)
+    if name == "total":
+        return store.add_to_total(said[0], 1, said[1])
     if name == "forget":
         return store.forget(*said)
     return store.delete_group(*said) if name == "delete" else later(store, *said)
@@ -313,7 +355,7 @@ async def tried(engine: MemoryEngine, step: Any) -> tuple[int, int]:
     clock = Clock(engine.clock())
     copied = MemoryEngine(clock)
     copied._maps = {db: rows.copy() for db, rows in engine._maps.items()}
-    with contextlib.suppress(GroupConflict):
+    with contextlib.suppress(GroupConflict, GroupNotFound):
         await work(Store(copied, clock), step)
     return usage_of(copied)
 
@@ -331,13 +373,13 @@ def test_what_fits_is_taken_and_what_does_not_is_refused(steps: list[Any]) -> No
         engine = MemoryEngine(clock, allowance=Allowance(*LIMITS))
         for step in steps:
             before, wanted = usage_of(engine), await tried(engine, step)
-            too_much = step[0] in ("report", "create") and any(
+            too_much = step[0] in ("report", "create", "total") and any(
                 now > max(was, limit)
                 for now, was, limit in zip(wanted, before, LIMITS, strict=True)
             )
             try:
                 await work(Store(engine, clock), step)
-            except GroupConflict:
+            except (GroupConflict, GroupNotFound):
                 assert not too_much
             except Quota:
                 assert too_much, step
