@@ -94,8 +94,11 @@ WRITER_LOOK_S = 1.0  # how often that is looked at, for health
 
 MEMORY_LEAST_BYTES = 64 * MIB  # that a process may hold: 35 where it does nothing
 READ_ROWS_MAX = 1_000  # rows of one read transaction: it pins pages while it lives
+READ_BYTES_MAX = 8 * MIB  # of them, and the row beyond: some 6 ms of the event loop
 CALLS_MAX = 4_000  # unary ones under way: half a second's work; more would only wait longer
 CALLS_BYTES_MAX = 64 * MIB  # of their requests, beside one that is alone; see `CallBound.full`
+LARGE_ANSWERS_MAX = 4  # on their way to a connection, of 3 MiB or so; others wait with small calls
+LARGE_ANSWERS_WAIT_S = 5.0  # for who takes none: then one more lies there
 WRITES_QUEUED_MAX = 100_000
 WRITES_QUEUED_BYTES_MAX = 256 * MIB
 COMMIT_OPERATIONS_MAX = 4_096

@@ -16,7 +16,7 @@ the store. Times are milliseconds since 1970, from the clock the engine was made
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from resultd.v1 import group_pb2, group_service_pb2, result_service_pb2, worker_service_pb2
@@ -88,6 +88,8 @@ class Engine(abc.ABC):
         self.clock = clock
         self.hub = Hub()
         self.on_failure: Callable[[BaseException], None] | None = None
+        #: Asked before what is large in an answer is read; None: it is read at once.
+        self.make_room: Callable[[], Awaitable[None]] | None = None
         self._commit_seconds = Histogram(COMMIT_SECONDS)
         self._commit_operations = Histogram(COMMIT_OPERATIONS)
 
@@ -154,8 +156,10 @@ class Engine(abc.ABC):
         """Says how many members there will be. Raises DomainError."""
 
     @abc.abstractmethod
-    async def group_get(self, namespace: str, group_id: str) -> group_pb2.GroupMeta:
-        """The group, or what is known about its absence."""
+    async def group_get(
+        self, namespace: str, group_id: str, *, brief: bool = False
+    ) -> group_pb2.GroupMeta:
+        """The group, or what is known about its absence. `brief`: no continuation and extra."""
 
     @abc.abstractmethod
     async def group_delete(self, namespace: str, group_id: str) -> bool:

@@ -7,10 +7,11 @@ same for all.
 from __future__ import annotations
 
 import abc
+import asyncio
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from resultd.v1 import (
     group_pb2,
@@ -20,12 +21,13 @@ from resultd.v1 import (
 )
 from resultd_server import limits
 from resultd_server.engine.base import Engine, StoreOutcome, Swept
-from resultd_server.errors import DomainError, RecordCorrupt
+from resultd_server.errors import DomainError, GroupNotFound, RecordCorrupt
 from resultd_server.ledger import (
     batch,
     cancel,
     claiming,
     expiry,
+    group_payloads,
     groups,
     listing,
     namespaces,
@@ -34,7 +36,9 @@ from resultd_server.ledger import (
     revocations,
     usage,
 )
-from resultd_server.ledger.claiming import ClaimRequest
+from resultd_server.ledger.claiming import Claimed, ClaimRequest, Owing
+from resultd_server.ledger.group_payloads import Owed
+from resultd_server.ledger.group_rows import Shown
 from resultd_server.ledger.groups import Declaration, NewMember
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.listing import Page
@@ -47,6 +51,9 @@ T = TypeVar("T")
 
 _SWEPT_BYTES = 100
 """What a step of a sweep writes, roughly."""
+
+_AT_ONCE_BYTES = 64 * limits.KIB
+"""What is owed and larger is read when there is room for it, for one caller after the other."""
 
 NOWHERE = Namespace("", b"\0" * 8)
 """Read where a namespace has never been written: no key begins so."""
@@ -61,6 +68,7 @@ class TransactionalEngine(Engine):
         self._namespaces: dict[str, Namespace] = {}
         self._revocations = 0
         self._census = usage.Census()
+        self._turn = asyncio.Lock()
 
     @abc.abstractmethod
     async def _write(
@@ -101,7 +109,7 @@ class TransactionalEngine(Engine):
         return known or NOWHERE._replace(name=name)
 
     async def put(self, namespace: str, reports: Sequence[Report]) -> list[StoreOutcome]:
-        def operation(unit: Unit) -> tuple[Namespace, list[StoreOutcome]]:
+        def operation(unit: Unit) -> tuple[Namespace, list[batch.Outcome]]:
             where = self._made(unit, namespace)
             return where, batch.store_all(unit, where, reports)
 
@@ -111,7 +119,7 @@ class TransactionalEngine(Engine):
                 operation, size_bytes=size_bytes, reports=len(reports)
             )
             self._namespaces[namespace] = where  # it is committed
-            return outcomes
+            return await self._told(outcomes)
         except RecordCorrupt as error:
             # Nothing was changed. Each by itself, so that the others do not suffer.
             if len(reports) == 1:
@@ -126,6 +134,41 @@ class TransactionalEngine(Engine):
             outcomes += await self.put(namespace, [report])
             room.take(report, outcomes[-1])
         return outcomes
+
+    async def _told(self, outcomes: list[batch.Outcome]) -> list[StoreOutcome]:
+        """Outcomes with what they owe."""
+        if Owing not in map(type, outcomes):  # as nearly always
+            return cast("list[StoreOutcome]", outcomes)
+        owing = [each for each in outcomes if isinstance(each, Owing)]
+        await self._wait_for_room(sum(each.owed.size_bytes for each in owing))
+        return [
+            claiming.with_large(each.wire, await self._large(each.owed))
+            if isinstance(each, Owing)
+            else each
+            for each in outcomes
+        ]
+
+    async def _whole(self, shown: Shown) -> group_pb2.GroupMeta:
+        """The group with what it owes. Raises GroupNotFound if it is gone by now."""
+        if shown.owed is not None:
+            await self._wait_for_room(shown.owed.size_bytes)
+            large = await self._large(shown.owed)
+            if large is None:
+                raise GroupNotFound(shown.owed.group_id)
+            shown.meta.MergeFromString(large)
+        return shown.meta
+
+    async def _wait_for_room(self, size_bytes: int) -> None:
+        """Once for an answer. Of a thousand small calls few are to hold what they are answered."""
+        if size_bytes > _AT_ONCE_BYTES and self.make_room is not None:
+            await self.make_room()
+
+    async def _large(self, owed: Owed) -> bytes | None:
+        """What an answer owes, read when its commit is over; None if the group's run is."""
+        if owed.size_bytes > _AT_ONCE_BYTES:
+            async with self._turn:  # others have the event loop before
+                await asyncio.sleep(0)
+        return self._read(lambda view: group_payloads.large(view, owed))
 
     async def get(
         self, namespace: str, task_ids: Sequence[str], *, budget_bytes: int | None = None
@@ -168,37 +211,52 @@ class TransactionalEngine(Engine):
         return self._read(operation)
 
     async def group_create(self, namespace: str, declared: Declaration) -> group_pb2.GroupMeta:
-        return await self._write(
+        shown = await self._write(
             lambda unit: groups.create(unit, self._made(unit, namespace), declared),
             size_bytes=declared.said.ByteSize() + _size_of(each.id for each in declared.members),
         )
+        if shown.owed is not None:
+            shown.meta.MergeFrom(declared.said)
+        return shown.meta
 
     async def group_add(
         self, namespace: str, group_id: str, members: Sequence[NewMember]
     ) -> tuple[group_pb2.GroupMeta, list[int]]:
-        return await self._write(
+        shown, indexes = await self._write(
             lambda unit: groups.add_members(unit, self._there(unit, namespace), group_id, members),
             size_bytes=_size_of(member.id for member in members),
         )
+        return await self._whole(shown), indexes
 
     async def group_add_to_total(
         self, namespace: str, group_id: str, delta: int, request_id: str
     ) -> group_pb2.GroupMeta:
-        return await self._write(
+        shown = await self._write(
             lambda unit: groups.add_to_total(
                 unit, self._there(unit, namespace), group_id, delta, request_id
             )
         )
+        return await self._whole(shown)
 
     async def group_seal(
         self, namespace: str, group_id: str, total: int | None
     ) -> group_pb2.GroupMeta:
-        return await self._write(
+        shown = await self._write(
             lambda unit: groups.seal(unit, self._there(unit, namespace), group_id, total)
         )
+        return await self._whole(shown)
 
-    async def group_get(self, namespace: str, group_id: str) -> group_pb2.GroupMeta:
-        return self._read(lambda view: groups.read(view, self._known(view, namespace), group_id))
+    async def group_get(
+        self, namespace: str, group_id: str, *, brief: bool = False
+    ) -> group_pb2.GroupMeta:
+        def operation(view: View) -> Shown:
+            return groups.read(view, self._known(view, namespace), group_id, brief=brief)
+
+        while True:
+            try:
+                return await self._whole(self._read(operation))
+            except GroupNotFound:
+                continue  # it went between the two: what is there now?
 
     async def group_delete(self, namespace: str, group_id: str) -> bool:
         return await self._write(
@@ -208,12 +266,15 @@ class TransactionalEngine(Engine):
     async def group_claim(
         self, namespace: str, request: ClaimRequest
     ) -> group_service_pb2.ClaimGroupResponse:
-        def operation(unit: Unit) -> group_service_pb2.ClaimGroupResponse:
+        def operation(unit: Unit) -> Claimed:
             group = groups.require(unit, self._there(unit, namespace), request.group_id)
             return claiming.apply(unit, group, request)
 
         # Who has acted must be able to say so while the store is full, or it is done twice.
-        return await self._write(operation, grows=request.action not in claiming.ENDS)
+        claimed = await self._write(operation, grows=request.action not in claiming.ENDS)
+        if claimed.owed is not None:
+            await self._whole(Shown(claimed.answer.group, claimed.owed))
+        return claimed.answer
 
     async def group_members(
         self, namespace: str, group_id: str, page_size: int, page_token: str

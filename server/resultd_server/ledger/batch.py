@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from resultd_server import limits
 from resultd_server.errors import DomainError, RecordCorrupt
 from resultd_server.ledger import keys, memberships, records
+from resultd_server.ledger.claiming import Owing
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.records import Report
 from resultd_server.ledger.transitions import CUSTOM
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Unit
 
-Outcome = bytes | DomainError
-"""A serialized StoreResultResponse, or why the report was refused."""
+Outcome = bytes | Owing | DomainError
+"""A serialized StoreResultResponse, or what there is of it, or why the report was refused."""
 
 _LOOK_BYTES = 1 * limits.MIB
 """So much of what is there is read to see that it is there."""
@@ -65,8 +66,12 @@ class ClaimRoom:
 
     def take(self, report: Report, outcome: Outcome) -> None:
         """Counts what the answer to a report takes."""
-        if report.claim is not None and isinstance(outcome, bytes):
-            self._left_bytes -= len(outcome)
+        if report.claim is None or isinstance(outcome, DomainError):
+            return
+        if isinstance(outcome, Owing):
+            self._left_bytes -= outcome.owed.size_bytes
+            outcome = outcome.wire
+        self._left_bytes -= len(outcome)
 
 
 def _store(unit: Unit, namespace: Namespace, report: Report) -> Outcome:

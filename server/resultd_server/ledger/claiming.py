@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from resultd.v1 import group_service_pb2 as pb
+from resultd.v1 import result_service_pb2
 from resultd_server.ledger import claims, group_rows
 from resultd_server.ledger.counters import Counters
+from resultd_server.ledger.group_payloads import Owed
+from resultd_server.ledger.memberships import Place
 from resultd_server.ledger.unit import Unit
+from resultd_server.ledger.wire import message_field
+
+_CLAIM = result_service_pb2.StoreResultResponse.DESCRIPTOR.fields_by_name["claim"].number
+_GROUP = pb.ClaimGroupResponse.DESCRIPTOR.fields_by_name["group"].number
 
 ENDS = (pb.CLAIM_ACTION_DONE, pb.CLAIM_ACTION_RELEASE)
 """Actions of who has the claim already; the others take it."""
@@ -23,7 +31,14 @@ class ClaimRequest(NamedTuple):
     lease_ms: int
 
 
-def apply(unit: Unit, group: Counters, request: ClaimRequest) -> pb.ClaimGroupResponse:
+class Claimed(NamedTuple):
+    """What is answered, but for what its group is owed."""
+
+    answer: pb.ClaimGroupResponse
+    owed: Owed | None = None
+
+
+def apply(unit: Unit, group: Counters, request: ClaimRequest) -> Claimed:
     """Takes, finishes or gives back the claim on a group."""
     first = False
     if request.action == pb.CLAIM_ACTION_DONE:
@@ -33,9 +48,41 @@ def apply(unit: Unit, group: Counters, request: ClaimRequest) -> pb.ClaimGroupRe
     else:
         outcome = claims.acquire(unit, group, request.token, request.holder, request.lease_ms)
         first = claims.is_first(unit, group, request.token)
-    granted = outcome == pb.CLAIM_OUTCOME_GRANTED
-    return pb.ClaimGroupResponse(
-        outcome=outcome,
-        group=group_rows.to_message(unit, group, brief=not granted),
-        first=first,
-    )
+    if outcome == pb.CLAIM_OUTCOME_GRANTED:
+        meta, owed = group_rows.show(unit, group)
+        return Claimed(pb.ClaimGroupResponse(outcome=outcome, group=meta, first=first), owed)
+    meta = group_rows.brief(unit, group)
+    return Claimed(pb.ClaimGroupResponse(outcome=outcome, group=meta, first=first))
+
+
+class Owing(NamedTuple):
+    """A serialized StoreResultResponse whose claim grants a group, but for what it is owed."""
+
+    wire: bytes
+    owed: Owed
+
+
+def of_report(
+    unit: Unit, groups: Iterable[Place], wanted: ClaimRequest
+) -> tuple[bytes, Owed | None]:
+    """What came of a report's claim, as it stands in the answer, but for what is owed.
+
+    Nothing unless the task is in that group, and it complete.
+    """
+    for place in groups:
+        if place.group.group_id == wanted.group_id and place.group.complete:
+            said, owed = apply(unit, place.group, wanted)
+            return message_field(_CLAIM, said.SerializeToString()), owed
+    return b"", None
+
+
+def with_large(answer: bytes, large: bytes | None) -> bytes:
+    """An answer with what it owed, which is a GroupMeta of its own; None: the group is gone.
+
+    Of a message that comes twice protobuf takes the fields of both.
+    """
+    if large is not None:
+        return answer + message_field(_CLAIM, message_field(_GROUP, large))
+    said = result_service_pb2.StoreResultResponse.FromString(answer)
+    said.ClearField("claim")  # as if it had gone before: nobody can act on it
+    return said.SerializeToString()

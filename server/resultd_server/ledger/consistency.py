@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from resultd.v1 import group_pb2, state_pb2, task_pb2, worker_service_pb2
+from resultd.v1 import state_pb2, task_pb2, worker_service_pb2
 from resultd_server.ledger import (
     counters,
+    group_payloads,
     keys,
     memberships,
     revocations,
@@ -174,12 +175,14 @@ def _filed_ms(txn: ReadTxn, kind: bytes, named: bytes) -> int | None:
 def _groups(store: _Store) -> Iterator[Broken]:
     for key, row in _all(store.view.txn, Db.GROUPS):
         try:
-            (number,) = U64.unpack_from(row)
-            group_pb2.GroupMeta.FromString(row[U64.size :])
+            (number,) = U64.unpack(key[9:]) if key[8:9] == b"\0" else U64.unpack_from(row)
+            what = group_payloads.misfit(store.view, key, row)
         except (struct.error, DecodeError):
             yield _broken(Db.GROUPS, key, "is no group")
             continue
-        if number not in store.runs:
+        if what:
+            yield _broken(Db.GROUPS, key, what)
+        elif number not in store.runs:
             yield _broken(Db.GROUPS, key, f"has run {number}, which has no counters")
 
 

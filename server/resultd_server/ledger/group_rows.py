@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from resultd.v1 import group_pb2, state_pb2
 from resultd_server import limits
-from resultd_server.ledger import claims, counters, keys, namespaces, tombstones, usage
+from resultd_server.ledger import (
+    claims,
+    counters,
+    group_payloads,
+    keys,
+    namespaces,
+    tombstones,
+    usage,
+)
 from resultd_server.ledger.counters import Counters
+from resultd_server.ledger.group_payloads import Owed
 from resultd_server.ledger.keys import U64, Namespace
 from resultd_server.ledger.times import set_ms
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import GROUP, Unit, View
 
 _NEXT = b"next_group"
+
+
+class Shown(NamedTuple):
+    """A group as it goes over the wire, but for what is owed."""
+
+    meta: group_pb2.GroupMeta
+    owed: Owed | None = None
 
 
 def find(view: View, namespace: Namespace, group_id: str) -> Counters | None:
@@ -26,28 +44,13 @@ def number_of(view: View, namespace: Namespace, group_id: str) -> int | None:
     return None if raw is None else int(U64.unpack_from(raw)[0])
 
 
-def payloads(view: View, group: Counters) -> group_pb2.GroupMeta:
-    """What the group's creator said: continuation, claim scope, labels, extra."""
-    raw = view.txn.get(Db.GROUPS, keys.record(group.namespace, group.group_id))
-    return group_pb2.GroupMeta.FromString(b"" if raw is None else raw[U64.size :])
-
-
-def put_payloads(unit: Unit, group: Counters, said: group_pb2.GroupMeta) -> None:
-    """Keeps what the group's creator said, under the run's number."""
-    row = U64.pack(group.number) + said.SerializeToString()
-    key = keys.record(group.namespace, group.group_id)
-    usage.put(unit, group.namespace.prefix, Db.GROUPS, key, row)
-
-
-def growth_bytes(view: View, namespace: Namespace, group_id: str, said_bytes: int = 0) -> int:
+def growth_bytes(
+    view: View, namespace: Namespace, group_id: str, said: group_pb2.GroupMeta | None = None
+) -> int:
     """By how much a namespace grows when a group is declared (again), its members apart."""
-    key = keys.record(namespace, group_id)
-    before = view.txn.get(Db.GROUPS, key)
-    grown = U64.size + said_bytes
-    if before is None:
-        grown += len(key) + counters.size_bytes(group_id)
-    else:
-        grown -= len(before)
+    grown = group_payloads.growth_bytes(view, namespace, group_id, said)
+    if number_of(view, namespace, group_id) is None:
+        grown += counters.size_bytes(group_id)
     if tombstones.find(view, namespace, keys.GROUP, group_id) is not None:
         grown -= tombstones.size_bytes(namespace, keys.GROUP, group_id)
     return grown
@@ -90,7 +93,7 @@ def start(
     unit.counters[group.number] = group
     usage.add(unit, namespace.prefix, 0, counters.size_bytes(group_id))
     group.touch(unit)
-    put_payloads(unit, group, group_pb2.GroupMeta())
+    group_payloads.put(unit, group, group_pb2.GroupMeta())
     file_expiry(unit, group)
     return group
 
@@ -129,14 +132,14 @@ def remove(unit: Unit, namespace: Namespace, group_id: str, existence: int) -> C
     if number is None:
         return None
     group = raw_counters(unit, number)
-    usage.delete(unit, namespace.prefix, Db.GROUPS, keys.record(namespace, group_id))
     tombstones.put(unit, namespace, keys.GROUP, group_id, existence=existence, version=group.epoch)
     drop_run(unit, group)
     return group
 
 
 def drop_run(unit: Unit, group: Counters) -> None:
-    """Ends a run: no numbers, no claim, its rows left for the sweeper."""
+    """Ends a run: no name, no numbers, no claim, its members' rows left for the sweeper."""
+    group_payloads.delete(unit, group)
     claims.withdraw(unit, group)
     _unfile(unit, group)
     counters.discard(unit, group.number)
@@ -156,12 +159,21 @@ def raw_counters(unit: Unit, number: int) -> Counters:
     return Counters.unpack(number, raw)
 
 
-def to_message(view: View, group: Counters, *, brief: bool = False) -> group_pb2.GroupMeta:
-    """The group as it goes over the wire. `brief`: without continuation and extra."""
-    meta = payloads(view, group)
-    if brief:
-        meta.ClearField("continuation")
-        meta.ClearField("extra")
+def show(view: View, group: Counters) -> Shown:
+    """The group as it goes over the wire."""
+    meta, owed = group_payloads.read(group, group_payloads.row(view, group))
+    _add_numbers(view, group, meta)
+    return Shown(meta, owed)
+
+
+def brief(view: View, group: Counters, row: bytes | None = None) -> group_pb2.GroupMeta:
+    """The same without continuation and extra. `row`: the group's, where it was read already."""
+    meta = group_payloads.small(group_payloads.row(view, group) if row is None else row)
+    _add_numbers(view, group, meta)
+    return meta
+
+
+def _add_numbers(view: View, group: Counters, meta: group_pb2.GroupMeta) -> None:
     meta.group_id = group.group_id
     meta.existence = state_pb2.EXISTENCE_KNOWN
     meta.counts.CopyFrom(group.to_message())
@@ -173,7 +185,6 @@ def to_message(view: View, group: Counters, *, brief: bool = False) -> group_pb2
         meta.outcome = group.outcome
         set_ms(meta.completed_time, group.completed_ms)
     _add_claim(view, group, meta)
-    return meta
 
 
 def _add_claim(view: View, group: Counters, meta: group_pb2.GroupMeta) -> None:

@@ -20,8 +20,17 @@ from resultd_server.errors import (
     LimitExceeded,
     ValueTooLarge,
 )
-from resultd_server.ledger import group_rows, keys, memberships, nesting, records, usage
+from resultd_server.ledger import (
+    group_payloads,
+    group_rows,
+    keys,
+    memberships,
+    nesting,
+    records,
+    usage,
+)
 from resultd_server.ledger.counters import GONE, Counters
+from resultd_server.ledger.group_rows import Shown
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.memberships import Member, Place
 from resultd_server.ledger.transitions import TERMINAL
@@ -57,7 +66,7 @@ def require(view: View, namespace: Namespace, group_id: str) -> Counters:
     return group
 
 
-def create(unit: Unit, namespace: Namespace, declared: Declaration) -> group_pb2.GroupMeta:
+def create(unit: Unit, namespace: Namespace, declared: Declaration) -> Shown:
     """Declares a group; the same declaration again changes nothing.
 
     Raises GroupConflict, GroupSealed, GroupNesting, LimitExceeded, Quota, ValueTooLarge.
@@ -74,15 +83,13 @@ def create(unit: Unit, namespace: Namespace, declared: Declaration) -> group_pb2
     else:
         members = _known_places(unit, group, declared.members)
         grown = _check_again(unit, group, declared, members)
-    grown += group_rows.growth_bytes(unit, namespace, declared.group_id, said.ByteSize())
+    grown += group_rows.growth_bytes(unit, namespace, declared.group_id, said)
     usage.check(unit, namespace, size_bytes=grown)
     if group is None:
         group = group_rows.start(unit, namespace, declared.group_id, ttl_ms=declared.ttl_ms)
     elif declared.new_epoch:
         epoch = group.epoch + 1
         group_rows.drop_run(unit, group)
-        key = keys.record(namespace, declared.group_id)
-        usage.delete(unit, namespace.prefix, Db.GROUPS, key)
         group = group_rows.start(
             unit, namespace, declared.group_id, ttl_ms=declared.ttl_ms, epoch=epoch
         )
@@ -91,11 +98,11 @@ def create(unit: Unit, namespace: Namespace, declared: Declaration) -> group_pb2
         group.touch(unit)
         group_rows.file_expiry(unit, group)
     group.scope = said.claim_scope
-    group_rows.put_payloads(unit, group, said)
+    group_payloads.put(unit, group, said)
     _add(unit, group, members)
     if declared.seal and not group.sealed:
         _seal(unit, group, _as_many_as_known(group))
-    return group_rows.to_message(unit, group)
+    return group_rows.show(unit, group)
 
 
 def _unborn(namespace: Namespace, group_id: str) -> Counters:
@@ -116,9 +123,9 @@ def _check_again(
     What its new members take, in bytes.
     """
     if group.complete or group.sealed:
-        before = group_rows.payloads(unit, group)
-        if before.continuation != declared.said.continuation or (
-            before.claim_scope != declared.said.claim_scope
+        said = declared.said
+        if group.scope != said.claim_scope or (
+            not group_payloads.same_continuation(unit, group, said)
         ):
             raise GroupConflict(
                 f"Group {declared.group_id!r} was sealed with another continuation or claim "
@@ -152,7 +159,7 @@ def _known_places(view: View, group: Counters, members: Sequence[NewMember]) -> 
 
 def add_members(
     unit: Unit, namespace: Namespace, group_id: str, members: Sequence[NewMember]
-) -> tuple[group_pb2.GroupMeta, list[int]]:
+) -> tuple[Shown, list[int]]:
     """Adds members and counts those that are terminal already.
 
     Raises GroupNotFound, GroupConflict, GroupSealed, GroupNesting, LimitExceeded, Quota.
@@ -161,7 +168,7 @@ def add_members(
     members = _known_places(unit, group, members)
     usage.check(unit, namespace, size_bytes=_check_members(unit, group, members))
     indexes = _add(unit, group, members)
-    return group_rows.to_message(unit, group), indexes
+    return group_rows.show(unit, group), indexes
 
 
 def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) -> int:
@@ -246,7 +253,7 @@ def _counts_as(view: View, namespace: Namespace, kind: bytes, id_: str) -> int |
     return state if state in TERMINAL else None
 
 
-def seal(unit: Unit, namespace: Namespace, group_id: str, total: int | None) -> group_pb2.GroupMeta:
+def seal(unit: Unit, namespace: Namespace, group_id: str, total: int | None) -> Shown:
     """Says how many members there will be. Raises GroupNotFound, GroupTotalMismatch."""
     group = require(unit, namespace, group_id)
     if group.sealed:
@@ -257,9 +264,9 @@ def seal(unit: Unit, namespace: Namespace, group_id: str, total: int | None) -> 
                 group_id=group_id,
                 expected_total=group.declared,
             )
-        return group_rows.to_message(unit, group)
+        return group_rows.show(unit, group)
     _seal(unit, group, _as_many_as_known(group) if total is None else total)
-    return group_rows.to_message(unit, group)
+    return group_rows.show(unit, group)
 
 
 def _as_many_as_known(group: Counters) -> int:
@@ -285,7 +292,7 @@ def _seal(unit: Unit, group: Counters, declared: int) -> None:
 
 def add_to_total(
     unit: Unit, namespace: Namespace, group_id: str, delta: int, request_id: str
-) -> group_pb2.GroupMeta:
+) -> Shown:
     """Raises the number expected, once per `request_id`.
 
     Raises GroupNotFound, GroupSealed where the group is complete, LimitExceeded, Quota.
@@ -295,7 +302,7 @@ def add_to_total(
     before = unit.txn.get(Db.TOTALS, key)
     seen = (before or b"").split(b"\0")
     if request_id.encode() in seen:
-        return group_rows.to_message(unit, group)
+        return group_rows.show(unit, group)
     if group.complete:
         raise GroupSealed(
             f"Group {group_id!r} is complete: start a new group, or a new epoch.",
@@ -311,17 +318,15 @@ def add_to_total(
     if group.sealed:
         group.expected += delta
     group.touch(unit)
-    return group_rows.to_message(unit, group)
+    return group_rows.show(unit, group)
 
 
-def read(
-    view: View, namespace: Namespace, group_id: str, *, brief: bool = False
-) -> group_pb2.GroupMeta:
+def read(view: View, namespace: Namespace, group_id: str, *, brief: bool = False) -> Shown:
     """The group, or what is known about its absence."""
     group = group_rows.find(view, namespace, group_id)
     if group is None:
-        return group_rows.absent(view, namespace, group_id)
-    return group_rows.to_message(view, group, brief=brief)
+        return Shown(group_rows.absent(view, namespace, group_id))
+    return Shown(group_rows.brief(view, group)) if brief else group_rows.show(view, group)
 
 
 def delete(unit: Unit, namespace: Namespace, group_id: str) -> bool:

@@ -40,6 +40,15 @@ def record(namespace: Namespace, id_: str) -> bytes:
     return namespace.prefix + id_.encode()
 
 
+FIRST_ID = b"\1"
+"""In GROUPS no id comes before it: what is there is not named by ids."""
+
+
+def group_large(namespace: Namespace, group_no: int) -> bytes:
+    """GROUPS: continuation and extra of a run, where they are large."""
+    return namespace.prefix + b"\0" + U64.pack(group_no)
+
+
 def usage(prefix: bytes) -> bytes:
     """META: what the namespace with this prefix holds."""
     return b"usage:" + prefix

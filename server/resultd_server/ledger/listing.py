@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-from itertools import islice
 from typing import NamedTuple
 
 from resultd.v1 import group_pb2, group_service_pb2, result_service_pb2, task_pb2
 from resultd_server import limits
 from resultd_server.errors import FieldInvalid
-from resultd_server.ledger import claims, counters, group_rows, keys, memberships, records
+from resultd_server.ledger import (
+    claims,
+    counters,
+    group_payloads,
+    group_rows,
+    keys,
+    memberships,
+    records,
+)
 from resultd_server.ledger.keys import U64, Namespace
 from resultd_server.ledger.times import to_ms
 from resultd_server.ledger.txn import Db
@@ -22,6 +29,36 @@ class Page(NamedTuple):
 
     rows: list[bytes]
     next_token: str
+
+
+class _Filling:
+    """A page that is being filled: it ends with so many rows read, or bytes, or to be answered."""
+
+    def __init__(self, size: int) -> None:
+        self.rows: list[bytes] = []
+        self._left = size
+        self._left_rows = limits.READ_ROWS_MAX
+        self._left_bytes = limits.READ_BYTES_MAX
+        self._room_bytes = limits.RESPONSE_BYTES_MAX // 2
+
+    @property
+    def full(self) -> bool:
+        """Whether the next row is to be the first of the next page. A page has looked at one."""
+        return not (self._left and self._left_rows) or self._left_bytes < 0
+
+    def look(self, raw: bytes) -> None:
+        """A row was read, whether it is wanted or not."""
+        self._left_rows -= 1
+        self._left_bytes -= len(raw)
+
+    def add(self, row: bytes) -> bool:
+        """Adds what is wanted; whether there was room."""
+        self._room_bytes -= len(row)
+        if self.rows and self._room_bytes < 0:
+            return False
+        self.rows.append(row)
+        self._left -= 1
+        return True
 
 
 def encode_token(cursor: bytes) -> str:
@@ -51,22 +88,16 @@ def list_results(
         return _list_group_results(view, namespace, wanted)
     start = namespace.prefix + decode_token(wanted.page_token)
     stop = keys.after_prefix(namespace.prefix)
-    rows: list[bytes] = []
-    cursor, size_bytes = b"", 0
-    for key, _ in islice(view.txn.scan(Db.TASKS, start, stop), limits.READ_ROWS_MAX):
+    page = _Filling(wanted.page_size)
+    for key, raw in view.txn.scan(Db.TASKS, start, stop):
         id_ = key[len(namespace.prefix) :]
-        # Before a record that has no room: the page ends, the next begins with it.
-        found = records.read(view, namespace, id_.decode())
-        if found.existence == records.KNOWN and _matches(found, wanted):
-            size_bytes += len(found.wire)
-            if rows and size_bytes > limits.RESPONSE_BYTES_MAX // 2:
-                return Page(rows, encode_token(id_))
-            rows.append(found.wire)
-        cursor = id_ + b"\0"
-        if len(rows) == wanted.page_size:
-            break
-    more = next(view.txn.scan(Db.TASKS, namespace.prefix + cursor, stop), None) if cursor else None
-    return Page(rows, encode_token(cursor) if more is not None else "")
+        if page.full:
+            return Page(page.rows, encode_token(id_))
+        page.look(raw)
+        found = records.read_row(view, namespace, id_.decode(), raw)
+        if found is not None and _matches(found, wanted) and not page.add(found.wire):
+            return Page(page.rows, encode_token(id_))
+    return Page(page.rows, "")
 
 
 def _list_group_results(
@@ -76,22 +107,18 @@ def _list_group_results(
     if group is None:
         return Page([], "")
     first = _index_of_token(wanted.page_token)
-    rows: list[bytes] = []
-    size_bytes, seen = 0, 0
+    page = _Filling(wanted.page_size)
     for index, member in memberships.scan(view, group.number, first):
-        if seen == limits.READ_ROWS_MAX or len(rows) == wanted.page_size:
-            return Page(rows, _index_token(index))
-        seen += 1
-        if member.kind != keys.TASK:
-            continue
-        found = records.read(view, namespace, member.id)
-        if found.existence != records.KNOWN or not _matches(found, wanted):
-            continue
-        size_bytes += len(found.wire)
-        if rows and size_bytes > limits.RESPONSE_BYTES_MAX // 2:
-            return Page(rows, _index_token(index))
-        rows.append(found.wire)
-    return Page(rows, "")
+        if page.full:
+            return Page(page.rows, _index_token(index))
+        raw = None
+        if member.kind == keys.TASK:
+            raw = view.txn.get(Db.TASKS, keys.record(namespace, member.id))
+        page.look(raw or b"")
+        found = None if raw is None else records.read_row(view, namespace, member.id, raw)
+        if found is not None and _matches(found, wanted) and not page.add(found.wire):
+            return Page(page.rows, _index_token(index))
+    return Page(page.rows, "")
 
 
 def _matches(found: records.Record, wanted: result_service_pb2.ListResultsRequest) -> bool:
@@ -124,24 +151,20 @@ def list_groups(
     """A page of groups by id; of those that a scope may claim, by age."""
     if wanted.claimable and wanted.claim_scope:
         return _list_claimable(view, namespace, wanted)
-    start = namespace.prefix + decode_token(wanted.page_token)
+    start = namespace.prefix + max(keys.FIRST_ID, decode_token(wanted.page_token))
     stop = keys.after_prefix(namespace.prefix)
-    rows: list[bytes] = []
-    cursor, size_bytes = b"", 0
-    for key, raw in islice(view.txn.scan(Db.GROUPS, start, stop), limits.READ_ROWS_MAX):
+    page = _Filling(wanted.page_size)
+    for key, raw in view.txn.scan(Db.GROUPS, start, stop):
         id_ = key[len(namespace.prefix) :]
+        if page.full:
+            return Page(page.rows, encode_token(id_))
+        page.look(raw)
         group = counters.load(view, U64.unpack_from(raw)[0])
-        if group is not None and _group_matches(view, group, wanted):
-            row = group_rows.to_message(view, group, brief=True).SerializeToString()
-            size_bytes += len(row)
-            if rows and size_bytes > limits.RESPONSE_BYTES_MAX // 2:
-                return Page(rows, encode_token(id_))
-            rows.append(row)
-        cursor = id_ + b"\0"
-        if len(rows) == wanted.page_size:
-            break
-    more = next(view.txn.scan(Db.GROUPS, namespace.prefix + cursor, stop), None) if cursor else None
-    return Page(rows, encode_token(cursor) if more is not None else "")
+        if group is None or not _group_matches(view, group, wanted):
+            continue
+        if not page.add(group_rows.brief(view, group, raw).SerializeToString()):
+            return Page(page.rows, encode_token(id_))
+    return Page(page.rows, "")
 
 
 def _list_claimable(
@@ -152,19 +175,19 @@ def _list_claimable(
     prefix = keys.claimable_scope(namespace, wanted.claim_scope)
     start = prefix + _number_of_token(view, namespace, wanted.page_token)
     stop = keys.after_prefix(prefix)
-    rows: list[bytes] = []
-    size_bytes = 0
-    for seen, (key, _) in enumerate(view.txn.scan(Db.CLAIMABLE, start, stop)):
-        if seen == limits.READ_ROWS_MAX or len(rows) == wanted.page_size:
-            return Page(rows, _claimable_token(view, key))
+    page = _Filling(wanted.page_size)
+    for key, _ in view.txn.scan(Db.CLAIMABLE, start, stop):
+        if page.full:
+            return Page(page.rows, _claimable_token(view, key))
         group = counters.load(view, U64.unpack(key[-U64.size :])[0])
-        if group is not None and _group_matches(view, group, wanted):
-            row = group_rows.to_message(view, group, brief=True).SerializeToString()
-            size_bytes += len(row)
-            if rows and size_bytes > limits.RESPONSE_BYTES_MAX // 2:
-                return Page(rows, _claimable_token(view, key))
-            rows.append(row)
-    return Page(rows, "")
+        if group is None or not _group_matches(view, group, wanted):
+            page.look(b"")
+            continue
+        raw = group_payloads.row(view, group)
+        page.look(raw)
+        if not page.add(group_rows.brief(view, group, raw).SerializeToString()):
+            return Page(page.rows, _claimable_token(view, key))
+    return Page(page.rows, "")
 
 
 def _claimable_token(view: View, key: bytes) -> str:

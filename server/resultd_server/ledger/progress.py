@@ -11,7 +11,15 @@ from resultd.v1 import group_pb2
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
 from resultd_server.errors import FieldInvalid
-from resultd_server.ledger import counters, group_rows, keys, memberships, records, wire
+from resultd_server.ledger import (
+    counters,
+    group_payloads,
+    group_rows,
+    keys,
+    memberships,
+    records,
+    wire,
+)
 from resultd_server.ledger.counters import Counters
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.memberships import Columns
@@ -116,11 +124,17 @@ def _events(view: View, group: Counters, found: Columns) -> tuple[bytes, int]:
         pieces = wire.task_events(tasks, places)
     else:
         pieces = []
+        room_bytes = limits.FRAME_BYTES
         for kind, id_, place, task in zip(kinds, ids, places, stored, strict=True):
+            if room_bytes < 0:
+                break  # the rest would be cut off again
             if task is None or kind != keys.TASK:
-                pieces += _other_event(view, group, kind, id_, *wire.read_place(place)), b"", b""
+                event, read_bytes = _other_event(view, group, kind, id_, *wire.read_place(place))
+                pieces += event, b"", b""
+                room_bytes -= max(read_bytes, len(event))
             else:
                 pieces += wire.task_events([task], [place])
+                room_bytes -= len(task)
     events = b"".join(pieces)
     size_bytes = len(events)
     while size_bytes > limits.FRAME_BYTES and len(pieces) > wire.EVENT_PIECES:
@@ -177,18 +191,19 @@ def _member_rows(
 
 def _other_event(
     view: View, group: Counters, kind: bytes, id_: bytes, index: int, position: int
-) -> bytes:
-    """The event of a task that is gone, or of a group."""
+) -> tuple[bytes, int]:
+    """The event of a task that is gone, or of a group; how much was read for it."""
     if kind == keys.TASK:
-        return wire.task_event(_gone(view, group.namespace, id_.decode()), index, position)
+        return wire.task_event(_gone(view, group.namespace, id_.decode()), index, position), 0
     member = memberships.find(view, group.number, index)
-    meta = _brief(view, group.namespace, id_.decode())
-    return wire.group_event(
+    meta, read_bytes = _brief(view, group.namespace, id_.decode())
+    event = wire.group_event(
         meta.SerializeToString(),
         index=index,
         position=position,
         gone=member is not None and member.counted_as == counters.GONE,
     )
+    return event, read_bytes
 
 
 def _gone(view: View, namespace: Namespace, task_id: str) -> bytes:
@@ -199,9 +214,10 @@ def _gone(view: View, namespace: Namespace, task_id: str) -> bytes:
     return found.wire
 
 
-def _brief(view: View, namespace: Namespace, group_id: str) -> group_pb2.GroupMeta:
+def _brief(view: View, namespace: Namespace, group_id: str) -> tuple[group_pb2.GroupMeta, int]:
     """A member group as an event shows it: without its payloads."""
     group = group_rows.find(view, namespace, group_id)
     if group is None:
-        return group_rows.absent(view, namespace, group_id)
-    return group_rows.to_message(view, group, brief=True)
+        return group_rows.absent(view, namespace, group_id), 0
+    row = group_payloads.row(view, group)
+    return group_rows.brief(view, group, row), len(row)

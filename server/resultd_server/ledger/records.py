@@ -27,9 +27,8 @@ from resultd_server.ledger import (
     tombstones,
     usage,
 )
-from resultd_server.ledger.claiming import ClaimRequest
+from resultd_server.ledger.claiming import ClaimRequest, Owing
 from resultd_server.ledger.keys import Namespace
-from resultd_server.ledger.memberships import Place
 from resultd_server.ledger.times import set_ms, to_ms
 from resultd_server.ledger.transitions import (
     APPLIED,
@@ -43,7 +42,7 @@ from resultd_server.ledger.transitions import (
 )
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import TASK, Unit, View
-from resultd_server.ledger.wire import message_field, number_field, repeated
+from resultd_server.ledger.wire import number_field, repeated
 
 _HEADER = struct.Struct(">QQIB")  # expire_ms (0: never), version, attempt, state
 _ROW_BYTES_MAX = _HEADER.size + limits.RECORD_BYTES_MAX
@@ -188,7 +187,11 @@ class _Stored(NamedTuple):
 
 def _find(view: View, namespace: Namespace, task_id: str) -> _Stored | None:
     raw = view.txn.get(Db.TASKS, keys.record(namespace, task_id))
-    return None if raw is None else _Stored._make((*_HEADER.unpack_from(raw), raw[_HEADER.size :]))
+    return None if raw is None else _stored(raw)
+
+
+def _stored(raw: bytes) -> _Stored:
+    return _Stored._make((*_HEADER.unpack_from(raw), raw[_HEADER.size :]))
 
 
 def _due(view: View, namespace: Namespace, task_id: str, stored: _Stored) -> bool:
@@ -207,6 +210,14 @@ def read(view: View, namespace: Namespace, task_id: str) -> Record:
         return absent(task_id, EXPIRED)
     stone = tombstones.find(view, namespace, keys.TASK, task_id)
     return absent(task_id, UNKNOWN if stone is None else stone.existence)
+
+
+def read_row(view: View, namespace: Namespace, task_id: str, row: bytes) -> Record | None:
+    """The record in a row that was read already; None if its life is over."""
+    stored = _stored(row)
+    if _due(view, namespace, task_id, stored):
+        return None
+    return Record(KNOWN, stored.version, stored.state, stored.wire)
 
 
 def wires(view: View, record_keys: Sequence[bytes], room_bytes: int) -> Sequence[bytes | None]:
@@ -251,10 +262,11 @@ class _Now(NamedTuple):
     exists: bool = True
 
 
-def store(unit: Unit, namespace: Namespace, report: Report) -> bytes:
+def store(unit: Unit, namespace: Namespace, report: Report) -> bytes | Owing:
     """Applies a report by the transition rule, and counts it in its groups.
 
-    The serialized StoreResultResponse. Raises ValueTooLarge, Quota, before anything is changed.
+    The serialized StoreResultResponse, or what there is of it yet. Raises ValueTooLarge, Quota,
+    before anything is changed.
     """
     task_id, group_id = report.task_id, report.group_id
     stored = _find(unit, namespace, task_id)
@@ -272,6 +284,7 @@ def store(unit: Unit, namespace: Namespace, report: Report) -> bytes:
     )
     answer = _answer(now.disposition, now.version, now.state, now.custom_state)
     slot = None if joining is None else memberships.join(unit, joining, create=now.exists)
+    owed = None
     if now.state in TERMINAL:
         groups = memberships.of(unit, namespace, keys.TASK, task_id)
         if groups:
@@ -280,7 +293,8 @@ def store(unit: Unit, namespace: Namespace, report: Report) -> bytes:
             complete = memberships.awaiting_action(groups)
             answer += repeated(_COMPLETE_GROUP_IDS, map(str.encode, complete))
             if report.claim is not None:
-                answer += _claimed(unit, groups, report.claim)
+                said, owed = claiming.of_report(unit, groups, report.claim)
+                answer += said
     if slot is not None:
         membership = memberships.answer(slot, now.state in TERMINAL and now.exists)
         answer += number_field(_MEMBERSHIP, membership)
@@ -289,16 +303,7 @@ def store(unit: Unit, namespace: Namespace, report: Report) -> bytes:
         answer += repeated(_CLAIMABLE_GROUP_IDS, map(str.encode, claimable))
     if revocations.requested(unit, namespace, task_id):
         answer += number_field(_CANCEL_REQUESTED, 1)
-    return answer
-
-
-def _claimed(unit: Unit, groups: list[Place], wanted: ClaimRequest) -> bytes:
-    """What came of a report's claim; nothing unless the task is in that group, and it complete."""
-    for place in groups:
-        if place.group.group_id == wanted.group_id and place.group.complete:
-            said = claiming.apply(unit, place.group, wanted)
-            return message_field(_CLAIM, said.SerializeToString())
-    return b""
+    return answer if owed is None else Owing(answer, owed)
 
 
 _ANSWER = pb.StoreResultResponse.DESCRIPTOR.fields_by_name
@@ -306,7 +311,6 @@ _MEMBERSHIP = _ANSWER["membership"].number
 _COMPLETE_GROUP_IDS = _ANSWER["complete_group_ids"].number
 _CLAIMABLE_GROUP_IDS = _ANSWER["claimable_group_ids"].number
 _CANCEL_REQUESTED = _ANSWER["cancel_requested"].number
-_CLAIM = _ANSWER["claim"].number
 
 
 @lru_cache(maxsize=1_024)  # most reports are answered alike: first version, SUCCESS

@@ -154,7 +154,7 @@ class ResultService:
         await self._streams.run(call, source, timeout_s)
 
     async def _require_group(self, namespace: str, group_id: str) -> None:
-        found = await self._engine.group_get(namespace, group_id)
+        found = await self._engine.group_get(namespace, group_id, brief=True)
         if found.existence != state_pb2.EXISTENCE_KNOWN:
             raise GroupNotFound(group_id)
 

@@ -28,6 +28,7 @@ async def fill(store: Store) -> None:
     await store.revoke("t7", "t9")
     await store.report("t4")
     await store.forget("t4")
+    await store.create("g5", continuation=b"then" * 2_000)
     await store.create("g4", task("t5"))
     await store.delete_group("g4")
 

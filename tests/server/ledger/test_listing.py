@@ -10,7 +10,7 @@ from resultd.v1 import group_pb2, group_service_pb2, state_pb2
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
 from resultd_server.errors import FieldInvalid
-from resultd_server.ledger import listing
+from resultd_server.ledger import listing, records
 from resultd_server.ledger.groups import Declaration
 from resultd_server.ledger.times import set_ms
 from tests.support.stores import HOUR_MS, Store, group, ids, make_report, task
@@ -84,6 +84,42 @@ async def test_steps_are_bounded_in_rows(store: Store, monkeypatch: pytest.Monke
     for number in range(6):
         await store.create(f"g{number}", scope="s" if number == 5 else "")
     assert await groups(store, claim_scope="s") == ["g5"]
+
+
+async def test_steps_are_bounded_in_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of what is read and not wanted; a record of a page is read once."""
+    monkeypatch.setattr(limits, "READ_BYTES_MAX", 10_000)
+    names = [f"t{number:02}" for number in range(12)]
+    await store.put([make_report(name, value=bytes(4_000), group="g") for name in names])
+    await store.report("t13", "FAILURE")
+    read: list[int] = []
+    whole = records.read_row
+
+    def counted(*row: Any) -> Any:
+        read.append(len(row[-1]))
+        return whole(*row)
+
+    monkeypatch.setattr(records, "read_row", counted)
+    anywhere: dict[str, Any] = {}
+    for wanted in (anywhere, {"group_id": "g"}):
+        failed = {**wanted, "states": [state_pb2.STATE_FAILURE]}
+        page = await store.engine.scan("default", pb.ListResultsRequest(page_size=10, **failed))
+        assert (page.rows, bool(page.next_token)) == ([], True)
+        assert 10_000 < sum(read) < 15_000
+        read.clear()
+        assert await results(store, page_size=10, **failed) == ["t13"] * (not wanted)
+        assert len(read) == len(names) + (not wanted)
+        assert await results(store, page_size=10, **wanted) == names + ["t13"] * (not wanted)
+        read.clear()
+    said = group_pb2.GroupMeta(labels={"name": "x" * 3_000})
+    for number in range(10):
+        declared = Declaration(f"g{number}", [], said, 0, seal=True, new_epoch=False)
+        await store.engine.group_create("default", declared)
+    request = group_service_pb2.ListGroupsRequest(page_size=10, incomplete=True)
+    page = await store.engine.group_list("default", request)
+    assert bool(page.next_token)
+    assert await groups(store, incomplete=True) == ["g"]
+    assert len(await groups(store)) == 11
 
 
 async def test_groups_are_filtered(store: Store) -> None:

@@ -76,6 +76,7 @@ class Machine(RuleBasedStateMachine):
         self.model.now_ms = self.clock.now_ms
         self.seen_versions: dict[str, int] = {}
         self.logs: dict[tuple[str, int], list[tuple[int, bool]]] = {}
+        self.said: dict[tuple[str, int], bytes] = {}
         engine = make_engine(self.engine_name, self.clock, self.directory)
         self.run(engine.start())
         self.store = Store(engine, self.clock)
@@ -167,14 +168,28 @@ class Machine(RuleBasedStateMachine):
         said = self.model.revoke(id_)
         assert state_pb2.State.Name(state).removeprefix("STATE_") == (said or "UNSPECIFIED")
 
-    @rule(group_id=GROUPS, members=MEMBERS, ttl_ms=LIVES_MS, new_epoch=st.booleans())
-    def create(self, group_id: str, members: list[Any], ttl_ms: int, new_epoch: bool) -> None:
+    @rule(
+        group_id=GROUPS,
+        members=MEMBERS,
+        ttl_ms=LIVES_MS,
+        new_epoch=st.booleans(),
+        then=st.sampled_from([b"", b"then", b"then" * 2_000]),
+    )
+    def create(
+        self, group_id: str, members: list[Any], ttl_ms: int, new_epoch: bool, then: bytes
+    ) -> None:
         """A group is declared, or refused whole."""
-        work = self.store.create(
-            group_id, *map(new_member, members), ttl_ms=ttl_ms, new_epoch=new_epoch
-        )
         trial = self.copy()
         there = trial.groups.get(group_id)
+        if there is not None and not new_epoch and (there.complete or there.declared is not None):
+            then = self.said.get((group_id, there.epoch), b"")
+        work = self.store.create(
+            group_id,
+            *map(new_member, members),
+            ttl_ms=ttl_ms,
+            new_epoch=new_epoch,
+            continuation=then,
+        )
         if there is None:
             trial.start(group_id, ttl_ms)
         elif new_epoch:
@@ -186,6 +201,7 @@ class Machine(RuleBasedStateMachine):
         assert self.refused(work, GroupConflict, GroupSealed, GroupNesting) == (not accepted)
         if accepted:
             self.model = trial
+            self.said[group_id, trial.groups[group_id].epoch] = then
             self.sweep()
 
     def copy(self) -> Model:
@@ -299,6 +315,7 @@ class Machine(RuleBasedStateMachine):
             if said is None:
                 # Once its tombstone is gone too, epochs begin again.
                 self.logs = {run: log for run, log in self.logs.items() if run[0] != group_id}
+                self.said = {run: then for run, then in self.said.items() if run[0] != group_id}
                 stone = self.model.group_stones.get(group_id)
                 existence = "UNKNOWN" if stone is None else stone.existence
                 assert self.run(self.store.existence(group_id)) == existence
@@ -319,6 +336,8 @@ class Machine(RuleBasedStateMachine):
             }
             counts = {name: int(number) for name, number in numbers.items() if number}
             assert self.run(self.store.counts(group_id)) == counts
+            then = self.run(self.store.group(group_id)).continuation.data
+            assert then == self.said.get((group_id, said.epoch), b"")
             members = self.run(self.store.members(group_id))
             assert {each.index: each.id for each in members} == {
                 index: id_ for index, (_, id_) in said.members.items()

@@ -104,13 +104,17 @@ async def test_groups_members_and_wishes_take_room(store: Store) -> None:
     steps: list[Callable[[Store], Coroutine[Any, Any, Any]]] = [
         lambda at: at.create("g", task("a"), group("b", 3), continuation=b"then"),
         lambda at: at.create("g", task("a"), continuation=b"then and more"),
+        lambda at: at.create("g", task("a"), continuation=b"then" * 2_000),
+        lambda at: at.create("g", task("a"), continuation=b"then" * 2_001),
         lambda at: at.add("g", task("\u00f6"), task("a")),
         lambda at: at.report("r", group="h"),
         lambda at: at.report("r", group="i", index=4),
         lambda at: at.report("r", group="h", index=4),
         lambda at: at.add_to_total("g", 1, "r" * 255),
         lambda at: at.add_to_total("g", 1, "r"),
-        lambda at: at.create("g", task("c", 0), task("c", 0), new_epoch=True),
+        lambda at: at.create(
+            "g", task("c", 0), task("c", 0), new_epoch=True, continuation=b"then" * 3_000
+        ),
     ]
     measured = Store(store.engine, store.clock, "measured")
     for number, step in enumerate(steps):
