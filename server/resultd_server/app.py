@@ -25,6 +25,7 @@ from resultd_server.entrance import Entrance
 from resultd_server.errors import DomainError
 from resultd_server.interceptors import Interceptor
 from resultd_server.interceptors.access_log import log_calls
+from resultd_server.interceptors.answers import AnswerBound
 from resultd_server.interceptors.auth import Identify
 from resultd_server.interceptors.errors import answer_errors
 from resultd_server.interceptors.limits import Admission, CallBound, bound_bytes, bound_streams
@@ -277,10 +278,11 @@ class App:
             of_all.append(self.calls.intercept)
         of_all.append(self.admission.intercept)
         door = self._entrance.door
-        bound = CallBound()
+        bound, answers = CallBound(), AnswerBound()
+        self.engine.make_room = answers.make_room
         around = registry.Interceptors(
             of_all,
-            of_unary=(bound.intercept,),
+            of_unary=(bound.intercept, answers.intercept),
             of_streams=(bound_streams(self.streams, self._streams_max), door.hold),
             unary_full=lambda: self.pressure.short or bound.full(),
             streams_full=lambda: self.pressure.short,

@@ -16,11 +16,12 @@ from typing import Any
 import grpc
 import pytest
 
+from resultd.v1 import group_service_pb2 as group_pb
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import heap
 from tests.support import http2
 from tests.support.in_process import until
-from tests.support.memory import ALLOCATOR, MIB, anonymous_bytes
+from tests.support.memory import ALLOCATOR, MIB, Peak, anonymous_bytes
 from tests.support.refusals import taken_apart
 from tests.support.reports import success
 from tests.support.server_process import ServerProcess
@@ -251,3 +252,27 @@ async def test_without_a_bound_it_is_held(tmp_path: Path) -> None:
             for each in calls:
                 each.cancel()
             await asyncio.wait(calls)
+
+
+async def test_what_small_calls_are_answered_is_bounded(tmp_path: Path) -> None:
+    """Three hundred calls of a few bytes, each answered with a group's 2 MiB, many in a commit:
+    no more is held than a few of them, and all are answered.
+    """
+    with ServerProcess(tmp_path, environ=ALLOCATOR) as server:
+        async with _apart(server.address) as channel:
+            stubs, peak = Stubs(channel), Peak(server)
+            group = group_pb.CreateGroupRequest(group_id="g")
+            group.continuation.data = b"x" * (2 * MIB)
+            await stubs.groups.CreateGroup(group)
+            before = anonymous_bytes(server.process.pid)
+
+            async def ask(number: int) -> int:
+                request = group_pb.AddToTotalRequest(group_id="g", delta=1, request_id=str(number))
+                return (await stubs.groups.AddToTotal(request)).ByteSize()
+
+            calls = [asyncio.ensure_future(ask(number)) for number in range(300)]
+            while not all(each.done() for each in calls):
+                peak.look()
+                await asyncio.sleep(0.005)
+            assert min(await asyncio.gather(*calls)) > 2 * MIB
+            assert peak.server_bytes - before < 100 * MIB

@@ -13,6 +13,7 @@ import pytest
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # gRPC's own insides, untyped
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from resultd.v1 import group_service_pb2 as group_pb
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import acceptance, app, limits, pressure
 from resultd_server.acceptance import QUESTIONS, Acceptance, Method
@@ -443,6 +444,21 @@ async def test_a_stream_that_is_cancelled_leaves_nothing_either(served: Served) 
             await watch.write(pb.WatchRequest(add_task_ids=["t"], sequence=1))
             await watch.read()
             watch.cancel()
+
+
+async def test_a_call_that_waited_for_room_leaves_nothing(unlooked: Served) -> None:
+    """Many that are answered with much, few at a time: gRPC said of each that it was taken."""
+    served = unlooked
+    group = group_pb.CreateGroupRequest(group_id="g")
+    group.continuation.data = bytes(500_000)
+    await served.groups.CreateGroup(group)
+
+    async def ask(number: int) -> int:
+        asked = group_pb.AddToTotalRequest(group_id="g", delta=1, request_id=str(number))
+        return (await served.groups.AddToTotal(asked)).ByteSize()
+
+    async with nothing_left(served):
+        assert min(await asyncio.gather(*map(ask, range(20)))) > 500_000
 
 
 async def test_a_refused_call_is_gone_with_its_request(unlooked: Served) -> None:

@@ -74,6 +74,13 @@ TESTED = {
         "server/service/test_streams.py::test_a_stalled_stream_is_dropped_and_told_so"
     ),
     # Of answers: what is more comes in the next page, frame or answer.
+    "READ_BYTES_MAX": "server/ledger/test_listing.py::test_steps_are_bounded_in_bytes",
+    "LARGE_ANSWERS_MAX": (
+        "server/interceptors/test_answers.py::test_so_many_are_on_their_way_to_a_connection"
+    ),
+    "LARGE_ANSWERS_WAIT_S": (
+        "server/interceptors/test_answers.py::test_who_waits_too_long_goes_on"
+    ),
     "RESPONSE_BYTES_MAX": "server/ledger/test_listing.py::test_pages_are_bounded_in_bytes",
     "FRAME_TASKS_MAX": "server/core/test_tasks.py::test_frames_are_bounded",
     "FRAME_BYTES": "server/core/test_tasks.py::test_frames_are_bounded_in_bytes",

@@ -9,12 +9,44 @@ from resultd.v1 import group_service_pb2 as pb
 from resultd_server import limits
 from resultd_server.engine.base import Engine
 from resultd_server.ledger import wire
+from resultd_server.ledger.claiming import ClaimRequest
 from resultd_server.ledger.progress import AS_COMPLETED, Cursor, Step
 
 _MEMBERS = pb.ClaimGroupResponse.MEMBERS_FIELD_NUMBER
 _AFTER = pb.ClaimedMembers.AFTER_FIELD_NUMBER
+_AHEAD_MAX = 16
+"""So many calls may hold members that were read before their claim is written."""
 _AFTER_BYTES_MAX = 1024
 """Of `after`, and of what frames it and the members."""
+
+
+class Ahead:
+    """Members are read while the claim is written: a complete group's stay what they are.
+
+    Of so many calls at a time. Those that come together share a commit, and each would hold
+    what it has read until that is over.
+    """
+
+    def __init__(self) -> None:
+        self._under_way = 0
+
+    async def claim(
+        self, engine: Engine, namespace: str, request: ClaimRequest
+    ) -> tuple[pb.ClaimGroupResponse, list[Step]]:
+        """The answer to a claim, and the group's first members."""
+        if self._under_way >= _AHEAD_MAX:
+            answer = await engine.group_claim(namespace, request)
+            if answer.outcome != pb.CLAIM_OUTCOME_GRANTED:
+                return answer, []
+            return answer, await first_pages(engine, namespace, request.group_id)
+        self._under_way += 1
+        try:
+            return await asyncio.gather(
+                engine.group_claim(namespace, request),
+                first_pages(engine, namespace, request.group_id),
+            )
+        finally:
+            self._under_way -= 1
 
 
 async def first_pages(engine: Engine, namespace: str, group_id: str) -> list[Step]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from resultd.v1 import group_pb2, task_pb2
@@ -21,6 +20,7 @@ class GroupService:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._ahead = claimed.Ahead()
 
     async def create_group(
         self, request: pb.CreateGroupRequest, call: Call
@@ -111,11 +111,7 @@ class GroupService:
         claim = validate.claim(group_id, request.action, request, "")
         if not request.with_members or request.action in claiming.ENDS:
             return await self._engine.group_claim(call.namespace, claim)
-        # The members are read while the claim is written: a complete group's stay what they are.
-        answer, pages = await asyncio.gather(
-            self._engine.group_claim(call.namespace, claim),
-            claimed.first_pages(self._engine, call.namespace, group_id),
-        )
+        answer, pages = await self._ahead.claim(self._engine, call.namespace, claim)
         return claimed.with_members(answer, pages)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -10,8 +12,10 @@ from resultd.v1 import group_pb2, result_service_pb2
 from resultd.v1 import group_service_pb2 as pb
 from resultd_server import limits
 from resultd_server.errors import RecordCorrupt
+from resultd_server.ledger.progress import Step
+from resultd_server.service import claimed
 from tests.support import reports
-from tests.support.in_process import Served
+from tests.support.in_process import Served, until
 
 Ask = Callable[[Served, result_service_pb2.StoreResultRequest], Awaitable[pb.ClaimGroupResponse]]
 
@@ -142,3 +146,34 @@ async def test_who_does_not_get_the_claim_gets_no_members(served: Served) -> Non
     ):
         said = pb.ClaimGroupRequest(group_id="g", token=token, action=action, with_members=asks)
         assert not (await served.groups.ClaimGroup(said)).HasField("members")
+
+
+async def test_few_read_members_ahead(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many that claim at once so many hold members before they have the claim; all who are
+    granted it have the members.
+    """
+    await create(served, seal=True, members=[group_pb2.GroupMember(id="t0")])
+    await served.results.StoreResult(reports.success("t0", b"1"))
+    asked, ahead, go = 0, 0, asyncio.Event()
+    claim, pages = served.app.engine.group_claim, claimed.first_pages
+
+    async def held_up(*request: Any) -> pb.ClaimGroupResponse:
+        nonlocal asked
+        asked += 1
+        await go.wait()
+        return await claim(*request)
+
+    async def counted(*group: Any) -> list[Step]:
+        nonlocal ahead
+        ahead += not go.is_set()
+        return await pages(*group)
+
+    monkeypatch.setattr(served.app.engine, "group_claim", held_up)
+    monkeypatch.setattr(claimed, "first_pages", counted)
+    request = pb.ClaimGroupRequest(group_id="g", token="me", with_members=True)
+    calls = [asyncio.ensure_future(served.groups.ClaimGroup(request)) for _ in range(40)]
+    await until(lambda: asked == len(calls))
+    go.set()
+    answers = await asyncio.gather(*calls)
+    assert [len(each.members.events) for each in answers] == [1] * len(calls)
+    assert ahead == claimed._AHEAD_MAX
