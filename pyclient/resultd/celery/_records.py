@@ -265,8 +265,8 @@ class Codec:
 
     def meta(self, message: task_pb2.TaskMeta) -> dict[str, Any]:
         """Read a record into a task's meta as Celery knows it, exceptions rebuilt."""
-        if message.existence != state_pb2.EXISTENCE_KNOWN or PART in message.extra:
-            return {"status": states.PENDING, "result": None}
+        if not is_stored(message):
+            return {"status": states.PENDING, "result": None}  # all that Celery's own has
         return self._known(message)
 
     def part_of(self, message: task_pb2.TaskMeta) -> dict[str, Any]:
@@ -378,6 +378,11 @@ class Codec:
             if state == status:
                 return str(text)
         return None
+
+
+def is_stored(message: task_pb2.TaskMeta) -> bool:
+    """Whether a record is a task's result for Celery: there is one, and no mere chord's part."""
+    return message.existence == state_pb2.EXISTENCE_KNOWN and PART not in message.extra
 
 
 def text_id(task_id: Any) -> str:

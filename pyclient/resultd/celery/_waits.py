@@ -26,7 +26,7 @@ from resultd._deadline import Deadline
 from resultd._pending import READ_AT_LEAST
 from resultd._watcher import Callback, Wait
 from resultd.celery._errors import TimeoutError as WaitTimeout
-from resultd.celery._records import text_id
+from resultd.celery._records import is_stored, text_id
 from resultd.errors import ResultdError
 from resultd.v1 import task_pb2
 
@@ -77,7 +77,7 @@ class Waits:
         ticks = _Ticks(on_interval, interval, self.known)
         for message in self.arrivals(family, timeout, ticks, on_message is not None):
             meta = self._backend.codec.meta(message)
-            if on_message is not None and message.task_id == wanted:
+            if on_message is not None and message.task_id == wanted and is_stored(message):
                 on_message(meta)
             if meta["status"] not in self._backend.READY_STATES:
                 ticks.learn(message.task_id, meta)
@@ -133,7 +133,7 @@ class Waits:
                     yield from members.failed(meta)
                     return
                 continue
-            if on_message is not None:
+            if on_message is not None and is_stored(message):
                 on_message(meta)
             if meta["status"] in self._backend.READY_STATES:
                 yield from members.take(message.task_id, meta)

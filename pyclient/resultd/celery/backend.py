@@ -27,11 +27,11 @@ from resultd.celery import _environment, _options
 from resultd.celery._ahead import ReadAhead
 from resultd.celery._chords import Chords
 from resultd.celery._questions import Questions
-from resultd.celery._records import PART, Codec, text_id, ttl_fields
+from resultd.celery._records import Codec, is_stored, text_id, ttl_fields
 from resultd.celery._waits import Waits
 from resultd.client import Client
 from resultd.errors import ResultdError, ValueTooLargeError
-from resultd.v1 import group_service_pb2, result_service_pb2, state_pb2
+from resultd.v1 import group_service_pb2, result_service_pb2
 
 logger = logging.getLogger("resultd.celery")
 
@@ -252,7 +252,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         """Whether there is a record of this task, in whatever state."""
         client = self.client
         (record,) = client.run(client.operations.read([text_id(task_id)]))
-        return record.existence == state_pb2.EXISTENCE_KNOWN and PART not in record.extra
+        return is_stored(record)
 
     def get_many(
         self,

@@ -15,6 +15,7 @@ from celery import states
 from celery.result import allow_join_result, denied_join_result
 from kombu.exceptions import ContentDisallowed
 
+from resultd.celery._records import PART
 from resultd.client import Client
 from resultd.v1 import state_pb2, value_pb2
 from tests.client.celery.test_records import raw
@@ -86,7 +87,7 @@ class TestGet:
         called: list[Any] = []
 
         def on_message(meta: dict[str, Any]) -> None:
-            messages.append(meta["status"])
+            messages.append((meta["task_id"] == result.id, meta["status"]))
             seen.set()
 
         def work() -> None:
@@ -101,12 +102,21 @@ class TestGet:
             timeout=10, on_message=on_message, callback=lambda *args: called.append(args)
         )
         assert value == 1
-        assert [state for state in messages if state != states.PENDING] == [
-            states.STARTED,
-            "PROGRESS",
-            states.SUCCESS,
-        ]
+        assert messages == [(True, states.STARTED), (True, "PROGRESS"), (True, states.SUCCESS)]
         assert called == [(result.id, 1)]
+
+    def test_tells_nothing_of_what_is_not_stored(
+        self, app: Any, client: Client, new_id: NewId
+    ) -> None:
+        """No `on_message` for an unknown id, nor for what is only a chord's part."""
+        unknown, part = app.AsyncResult(new_id()), app.AsyncResult(new_id())
+        value = value_pb2.Payload(content_type="application/json", data=b'"SUCCESS"')
+        raw(client, task_id=part.id, state=state_pb2.STATE_IGNORED, extra={PART: value})
+        messages: list[Any] = []
+        for waited in (unknown, part, app.ResultSet([unknown, part])):
+            with pytest.raises(app.backend.TimeoutError):
+                waited.get(timeout=0.1, on_message=messages.append)
+        assert messages == []
 
     def test_calls_on_interval(self, app: Any, new_id: NewId) -> None:
         """After `interval` seconds; what it raises ends the wait."""

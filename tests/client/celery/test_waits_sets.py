@@ -134,7 +134,7 @@ class TestIterNative:
         for _ in results.iter_native(
             timeout=5,
             interval=0.05,
-            on_message=lambda meta: messages.append((meta.get("task_id"), meta["status"])),
+            on_message=lambda meta: messages.append((meta["task_id"], meta["status"])),
             on_interval=lambda: intervals.append(time.monotonic()),
         ):
             pass

@@ -12,6 +12,9 @@ raising, and name, worker and queue are known without `result_extended`.
 from __future__ import annotations
 
 import re
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -240,3 +243,36 @@ def test_what_differs_does_differ(pair: tuple[Any, Any], name: str) -> None:
     on_redis, on_resultd = accounts(pair, name, HANGS_S, TIMEOUT_S)  # here it ends
     assert on_resultd != on_redis, f"take it out: {DIFFERENT[name]}"
     assert "for ever" not in on_resultd["state"]
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's, with a new redis-py
+@pytest.mark.parametrize("size", [None, 2])
+def test_on_message_is_told_the_same(pair: tuple[Any, Any], size: int | None) -> None:
+    """Of a wait for one result or a set: every state that is stored, by its task's id."""
+    on_redis, on_resultd = (messages(tasks.add.app, size) for tasks in pair)
+    assert on_resultd == on_redis
+    assert len(on_redis) == 2 * (size or 1)
+
+
+def messages(app: Any, size: int | None) -> list[tuple[int, str]]:
+    """What a wait for results is told while their tasks report: which of them, which state."""
+    results = [app.AsyncResult(str(uuid.uuid4())) for _ in range(size or 1)]
+    ids = [result.id for result in results]
+    told: list[tuple[int, str]] = []
+
+    def work() -> None:
+        time.sleep(0.5)  # Redis tells who has subscribed, and does not say who has
+        for task_id in ids:
+            app.backend.store_result(task_id, {"done": 1}, "PROGRESS")
+            time.sleep(0.1)  # a state that is overwritten at once is not told for certain
+            app.backend.store_result(task_id, 7, "SUCCESS")
+
+    working = threading.Thread(target=work)
+    working.start()
+    waited = results[0] if size is None else app.ResultSet(results)
+    waited.get(
+        timeout=TIMEOUT_S,
+        on_message=lambda meta: told.append((ids.index(meta["task_id"]), meta["status"])),
+    )
+    working.join()
+    return told
