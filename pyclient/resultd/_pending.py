@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 READ_AT_LEAST = 0.25
 
 
+def read_limit(deadline: Deadline) -> float | None:
+    """Seconds that a wait gives a read; None for as long as any call."""
+    left = deadline.left()
+    return None if left is None else max(left, READ_AT_LEAST)
+
+
 class Pending:
     """Results of which some are not ready yet.
 
@@ -91,8 +97,7 @@ class Pending:
         self._was_read = True
         if not self._waiting:
             return
-        left = deadline.left()
-        limit = None if left is None else max(left, READ_AT_LEAST)
+        limit = read_limit(deadline)
         try:
             metas = yield from self._client.operations.read(list(self._waiting), limit)
         except ResultdError as error:

@@ -16,6 +16,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from resultd._deadline import Deadline
+from resultd._pending import read_limit
+from resultd.celery._errors import TimeoutError as WaitTimeout
+from resultd.errors import ResultdError
 from resultd.v1 import result_service_pb2, state_pb2, task_pb2
 
 if TYPE_CHECKING:
@@ -56,8 +60,14 @@ class ReadAhead:
             self._read.messages.clear()
             self._read.step = 0
 
-    def meta(self, task_id: str) -> dict[str, Any] | None:
-        """Give a result's meta if it was read ahead, or is now; None if it is to be read alone."""
+    def meta(self, task_id: str, deadline: Deadline | None = None) -> dict[str, Any] | None:
+        """Give a result's meta if it was read ahead, or is now; None if it is to be read alone.
+
+        `deadline`: that of a wait, which goes on (None) though no server answers now.
+
+        Raises:
+            TimeoutError: there was no answer by then.
+        """
         read, now = self._read, time.monotonic()
         message = read.messages.pop(task_id, None)
         if message is not None:
@@ -66,7 +76,7 @@ class ReadAhead:
                 read.last = self._ids.get(task_id, read.last)
                 return self._backend.codec.meta(message)
         window = self._window(task_id)
-        return None if window == 1 else self._read_with(task_id, window)
+        return None if window == 1 else self._read_with(task_id, window, deadline or Deadline(None))
 
     def _window(self, task_id: str) -> int:
         """How many to read along, by how long this thread has gone over ids in their order."""
@@ -84,7 +94,7 @@ class ReadAhead:
         read.messages.clear()
         return WINDOWS[read.step]
 
-    def _read_with(self, task_id: str, window: int) -> dict[str, Any] | None:
+    def _read_with(self, task_id: str, window: int, deadline: Deadline) -> dict[str, Any] | None:
         read, client = self._read, self._backend.client
         try:
             ids = list(self._ids)
@@ -94,7 +104,15 @@ class ReadAhead:
         request = result_service_pb2.BatchGetResultsRequest(task_ids=ids[at : at + window])
         read.at = time.monotonic()
         # One answer, of at most 3.5 MiB: what does not fit is read when it is asked for.
-        response = client.run(client.operations.call("BatchGetResults", request))
+        limit = read_limit(deadline)
+        try:
+            response = client.run(client.operations.call("BatchGetResults", request, limit=limit))
+        except ResultdError as error:
+            if not error.retryable or limit is None:
+                raise
+            if deadline.left() == 0.0:
+                raise WaitTimeout("The operation timed out.") from error
+            return None
         read.messages = {message.task_id: message for message in response.metas}
         read.size = len(read.messages)
         message = read.messages.pop(task_id, None)

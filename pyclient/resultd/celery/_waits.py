@@ -23,7 +23,8 @@ from celery.result import AsyncResult, ResultSet
 from vine import barrier, promise
 
 from resultd._deadline import Deadline
-from resultd._pending import READ_AT_LEAST
+from resultd._pending import READ_AT_LEAST, read_limit
+from resultd._result import UNKNOWN
 from resultd._watcher import Callback, Wait
 from resultd.celery._errors import TimeoutError as WaitTimeout
 from resultd.celery._records import is_stored, text_id
@@ -49,7 +50,7 @@ class Waits:
         self._backend = backend
         self._thens: dict[int, _Then] = {}
         self._callbacks = _Callbacks()
-        # Of ids this thread waits for anyway: what they were last seen as.
+        # What the parents of what this thread waits for were last seen as.
         self.known = _Known()
 
     # get()
@@ -57,7 +58,7 @@ class Waits:
     def one(
         self,
         result: AsyncResult,
-        timeout: float | None,
+        deadline: Deadline,
         interval: float,
         on_interval: Callable[[], object] | None,
         on_message: Callable[[dict[str, Any]], object] | None,
@@ -75,12 +76,15 @@ class Waits:
         for parent in _parents(result) if _looks_at_parents(on_interval) else ():
             family.setdefault(text_id(parent.id), []).append(parent)
         ticks = _Ticks(on_interval, interval, self.known)
-        for message in self.arrivals(family, timeout, ticks, on_message is not None):
+        for task_id in family.keys() - {wanted}:
+            ticks.learn(task_id, dict(UNKNOWN))  # the stream tells of it once it is more
+        for message in self.arrivals(family, deadline, ticks, on_message is not None):
             meta = self._backend.codec.meta(message)
             if on_message is not None and message.task_id == wanted and is_stored(message):
                 on_message(meta)
             if meta["status"] not in self._backend.READY_STATES:
-                ticks.learn(message.task_id, meta)
+                if message.task_id != wanted:
+                    ticks.learn(message.task_id, meta)
                 continue
             for member in family.pop(message.task_id):
                 member._maybe_set_cache(meta)
@@ -88,12 +92,18 @@ class Waits:
                 ticks.now()
                 continue
             if family and meta["status"] in states.PROPAGATE_STATES:
-                self._look_at_parents(family, ticks)
+                self._look_at_parents(family, deadline, ticks)
             return
 
-    def _look_at_parents(self, family: dict[str, list[AsyncResult]], ticks: _Ticks) -> None:
-        """A result has failed: of a parent, perhaps, which failed first and is to be raised."""
-        for task_id, meta in self.read_once(family):
+    def _look_at_parents(
+        self, family: dict[str, list[AsyncResult]], deadline: Deadline, ticks: _Ticks
+    ) -> None:
+        """A result has failed: of a parent, perhaps, which failed first and is to be raised.
+
+        Where no server answers any more, its own failure says why, too.
+        """
+        for message in self._read(list(family), deadline, goes_on=True):
+            task_id, meta = message.task_id, self._backend.codec.meta(message)
             if meta["status"] in self._backend.READY_STATES:
                 for parent in family[task_id]:
                     parent._maybe_set_cache(meta)
@@ -126,7 +136,7 @@ class Waits:
         parents = {text_id(parent.id) for parent in _parents(result)}.difference(members.ids)
         ticks = _Ticks(on_interval, interval, self.known)
         wanted = [*members.ids, *parents]
-        for message in self.arrivals(wanted, timeout, ticks, on_message is not None):
+        for message in self.arrivals(wanted, Deadline(timeout), ticks, on_message is not None):
             meta = self._backend.codec.meta(message)
             if message.task_id in parents:
                 if meta["status"] in states.PROPAGATE_STATES:
@@ -157,7 +167,7 @@ class Waits:
         """
         ticks = _Ticks(on_interval, interval, self.known)
         transitions = not ready_states <= self._backend.READY_STATES
-        for message in self.arrivals(ids, timeout, ticks, transitions):
+        for message in self.arrivals(ids, Deadline(timeout), ticks, transitions):
             yield message.task_id, self._backend.codec.meta(message)
 
     # What all stand on
@@ -165,30 +175,30 @@ class Waits:
     def arrivals(
         self,
         ids: Iterable[str],
-        timeout: float | None,
-        ticks: _Ticks | None = None,
-        transitions: bool = False,
+        deadline: Deadline,
+        ticks: _Ticks,
+        transitions: bool,
     ) -> Iterator[task_pb2.TaskMeta]:
         """Yield records as they are read and told of, each ready one once, without an end.
 
         Raises:
             TimeoutError: the time ran out.
         """
-        deadline = Deadline(timeout)
-        ticks = ticks or _Ticks(None, 1.0, self.known)
+        begun_with = deadline.left()
         versions: dict[str, int] = {}
         waiting = dict.fromkeys(ids)
         watcher = self._backend.client.watcher()
         unread = True
-        if len(waiting) > 1 or not watcher.streaming or _short(timeout):
+        if len(waiting) > 1 or not watcher.streaming or _short(begun_with):
             unread = False
-            for message in self._read(list(waiting), deadline):
+            # Without a server yet the stream tells, as soon as there is one.
+            for message in self._read(list(waiting), deadline, goes_on=begun_with is not None):
                 if message.version:
                     versions[message.task_id] = message.version
                 if message.terminal:
                     del waiting[message.task_id]
                 yield message
-        doubt = _Doubt(unread and timeout is None)
+        doubt = _Doubt(unread and begun_with is None)
         with contextlib.closing(Wait(watcher, waiting, transitions)) as wait:
             while True:
                 if deadline.left() == 0.0:
@@ -196,7 +206,7 @@ class Waits:
                 wait.join()
                 items = wait.mailbox.receive(doubt.within(ticks.pause(deadline)))  # type: ignore[attr-defined]  # a mailbox for threads
                 if doubt.grown(bool(items) or watcher.synced):
-                    self._read(list(waiting), deadline)  # raises if nobody is there
+                    self._read(list(waiting), deadline, goes_on=False)  # raises if nobody is there
                 for item in items:
                     if isinstance(item, ResultdError):
                         raise item
@@ -206,23 +216,26 @@ class Waits:
                             yield message
                 ticks.due()
 
-    def _read(self, ids: list[str], deadline: Deadline) -> list[task_pb2.TaskMeta]:
-        """Read what there is already, in one call; nothing if the stream has to tell."""
-        client, left = self._backend.client, deadline.left()
-        limit = None if left is None else max(left, READ_AT_LEAST)
+    def _read(
+        self, ids: list[str], deadline: Deadline, *, goes_on: bool
+    ) -> list[task_pb2.TaskMeta]:
+        """Read what there is already, in one call; with `goes_on` nothing if no server answers."""
+        client, limit = self._backend.client, read_limit(deadline)
         try:
             return client.run(client.operations.read(ids, limit))
         except ResultdError as error:
-            if not error.retryable or left is None:
+            if not error.retryable or not goes_on:
                 raise
-            return []  # no server yet: the stream comes as soon as there is one
+            return []
 
-    def read_once(self, ids: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield (id, meta) of all ids, as they are now."""
+    def read_once(
+        self, ids: Iterable[str], limit: float | None = None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (id, meta) of all ids, as they are now; tried for `limit` seconds at most."""
         client = self._backend.client
         wanted = list(dict.fromkeys(ids))
         if wanted:
-            for message in client.run(client.operations.read(wanted)):
+            for message in client.run(client.operations.read(wanted, limit)):
                 yield message.task_id, self._backend.codec.meta(message)
 
     # then()
@@ -379,7 +392,7 @@ class _Ticks:
         self._metas: dict[str, dict[str, Any]] = {}
 
     def learn(self, task_id: str, meta: dict[str, Any]) -> None:
-        """Note what a result that is being watched is now."""
+        """Note what a parent, which is watched and not ready, is now."""
         self._metas[task_id] = meta
 
     def pause(self, deadline: Deadline) -> float | None:
@@ -402,7 +415,7 @@ class _Ticks:
 
 
 class _Known(threading.local):
-    """Metas that this thread need not ask for, because the stream would have told it."""
+    """Metas of parents that `on_interval` looks at, and the stream tells of: not asked for."""
 
     def __init__(self) -> None:
         self._metas: dict[str, dict[str, Any]] = {}
@@ -483,4 +496,5 @@ def _looks_at_parents(on_interval: Callable[[], object] | None) -> bool:
 
 
 def _short(timeout: float | None) -> bool:
+    """Whether the read is given longer than there is for a stream to come."""
     return timeout is not None and timeout < READ_AT_LEAST

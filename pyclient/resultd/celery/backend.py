@@ -23,6 +23,7 @@ from kombu.exceptions import EncodeError
 
 from resultd import _records
 from resultd._deadline import Deadline
+from resultd._pending import read_limit
 from resultd.celery import _environment, _options
 from resultd.celery._ahead import ReadAhead
 from resultd.celery._chords import Chords
@@ -279,7 +280,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         if not ids:
             return
         found = (
-            self._waits.read_once(ids)
+            self._waits.read_once(ids, read_limit(Deadline(timeout)))
             if max_iterations
             else self._waits.metas(ids, timeout, interval, on_interval, READY_STATES)
         )
@@ -337,16 +338,16 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             Exception: the task's own, with `propagate`.
         """
         self._ensure_not_eager()
-        task_id = text_id(result.id)
+        task_id, deadline = text_id(result.id), Deadline(timeout)
         known = self._cache.get(task_id)
         if not known and on_message is None:
-            known = self._ahead.meta(task_id)
+            known = self._ahead.meta(task_id, deadline)
         # One that failed may have done so of a parent: that is looked at while waiting.
         clear = not result.parent or (known or {}).get("status") not in states.PROPAGATE_STATES
         if known and known["status"] in self.READY_STATES and clear:
             result._maybe_set_cache(known)
         else:
-            self._waits.one(result, timeout, interval, on_interval, on_message)
+            self._waits.one(result, deadline, interval, on_interval, on_message)
         return result.maybe_throw(callback=callback, propagate=propagate)
 
     def wait_for(
@@ -363,7 +364,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             TimeoutError: it was not ready in time.
         """
         result = self.app.AsyncResult(task_id)
-        self._waits.one(result, timeout, interval, on_interval, None)
+        self._waits.one(result, Deadline(timeout), interval, on_interval, None)
         meta: dict[str, Any] = result._cache
         return meta
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery import states
 from celery.backends.base import BackendGetMetaError, BackendStoreError
+from vine import promise
 
 from resultd.errors import InvalidArgumentError, UnavailableError
 from resultd.testing import Server
@@ -129,3 +130,73 @@ def test_what_was_stored_and_saved_survives_a_restart(
     waiting.join(20)
     assert values == [0, 1, 2]
     assert app.GroupResult.restore(group.id) == group
+
+
+class TestWaits:
+    def publish(self, app: Any, new_id: NewId) -> list[Any]:
+        """Results of tasks published here, of which the first half is ready and was got."""
+        prefix = new_id()
+        results = [app.AsyncResult(f"{prefix}-{number:03}") for number in range(40)]
+        for number, result in enumerate(results):
+            app.backend.on_task_call(None, result.id)
+            app.backend.mark_as_done(result.id, number)
+        for result in results[:20]:
+            assert result.get(timeout=5) is not None
+        return results[20:]
+
+    def test_that_read_ahead_end_in_time(
+        self, make_app: MakeApp, own: Server, new_id: NewId
+    ) -> None:
+        """However long calls are tried."""
+        app = make_app(own.url)
+        results = self.publish(app, new_id)
+        own.stop()
+        app.backend._ahead._read.messages.clear()  # what was read before counts no more
+        began = time.monotonic()
+        with pytest.raises(app.backend.TimeoutError):
+            results[0].get(timeout=0.5)
+        assert 0.5 <= time.monotonic() - began < 3
+
+    def test_that_read_ahead_go_on_beyond_the_timeout_of_calls(
+        self, make_app: MakeApp, own: Server, new_id: NewId
+    ) -> None:
+        """A server that comes back is in time for whoever waits."""
+        app = make_app(f"{own.url}?timeout=0.2")
+        results = self.publish(app, new_id)
+        own.stop()
+        app.backend._ahead._read.messages.clear()
+        starting = later(0.8, own.start)
+        assert results[0].get(timeout=20) == 20
+        starting.join()
+
+    def test_do_not_ask_for_parents(self, make_app: MakeApp, new_id: NewId) -> None:
+        """What Celery calls every interval looks at them: it sees what the stream has told."""
+        app = make_app(NOBODY)
+        result = app.AsyncResult(new_id(), parent=app.AsyncResult(new_id()))
+        with pytest.raises(app.backend.TimeoutError):
+            app.backend.wait_for_pending(
+                result,
+                timeout=1,
+                interval=0.05,
+                on_interval=promise(result._maybe_reraise_parent_error),
+            )
+
+    def test_of_what_failed_end_with_its_error(
+        self, make_app: MakeApp, own: Server, new_id: NewId, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Though its parents, which may have failed before it, can no longer be asked for."""
+        app = make_app(own.url)
+        result = app.AsyncResult(new_id(), parent=app.AsyncResult(new_id()))
+
+        def away(*args: Any) -> Any:
+            error = UnavailableError("away")
+            error.code = "UNAVAILABLE"
+            raise error
+
+        def fail() -> None:
+            monkeypatch.setattr(app.backend.client.operations, "read", away)
+            app.backend.mark_as_failure(result.id, KeyError("own"))
+
+        later(0.5, fail)
+        with pytest.raises(KeyError, match="own"):
+            result.get(timeout=10, interval=20)
