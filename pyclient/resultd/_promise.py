@@ -16,7 +16,8 @@ class Promise:
     """Fulfilled once, with a value, or thrown an exception; listeners are told once each.
 
     A listener that is added afterwards is told at once. One that raises does not keep the
-    others from being told: its exception goes to its `on_error`, or to the log.
+    others from being told: its exception goes to its `on_error`, or to the log. What is no
+    `Exception` (SystemExit, Ctrl-C) is raised when all have been told.
     """
 
     def __init__(self) -> None:
@@ -53,20 +54,29 @@ class Promise:
                 return
             self.ready, self.value, self.reason = True, value, reason
             listeners, self._listeners = self._listeners, []
+        ends: BaseException | None = None
         for listener in listeners:
-            self._tell(listener)
+            try:
+                self._tell(listener)
+            except BaseException as error:  # noqa: BLE001 (raised below)
+                ends = ends or error
+        if ends is not None:
+            raise ends
 
     def _tell(self, listener: Listener) -> None:
         callback, on_error = listener
-        try:
-            if self.reason is not None:
-                raise self.reason
-            callback(self.value)
-        except Exception as error:  # a listener must not take the others down
-            if on_error is None:
-                logger.exception("a then() callback failed")
-                return
+        error = self.reason
+        if error is None:
             try:
-                on_error(error)
-            except Exception:  # as above
-                logger.exception("the on_error of a then() callback failed")
+                callback(self.value)
+            except Exception as raised:  # noqa: BLE001 (it goes to on_error, or to the log)
+                error = raised
+            else:
+                return
+        if on_error is None:
+            logger.error("a then() callback failed", exc_info=error)
+            return
+        try:
+            on_error(error)
+        except Exception:  # a listener must not take the others down
+            logger.exception("the on_error of a then() callback failed")

@@ -110,7 +110,10 @@ class Callback:
 
     def fail(self, error: ResultdError) -> None:
         """Call the other function: the server refuses."""
-        self._refused(error)
+        try:
+            self._refused(error)
+        except BaseException:  # as above
+            logger.exception("a callback failed")
 
     def close(self) -> None:
         """Wait no longer. Never blocks; safe in a finaliser."""

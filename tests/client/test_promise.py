@@ -19,13 +19,15 @@ def test_listeners_are_told_once() -> None:
     assert (promise.ready, promise.value) == (True, 1)
 
 
-def test_a_thrown_exception_goes_to_on_error(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("reason", [KeyError("k"), SystemExit(1)])
+def test_a_thrown_exception_goes_to_on_error(
+    caplog: pytest.LogCaptureFixture, reason: BaseException
+) -> None:
     """Or to the log where there is none."""
     promise = Promise()
     errors: list[BaseException] = []
     promise.then(lambda _: None)
     promise.then(lambda _: None, errors.append)
-    reason = KeyError("k")
     promise.throw(reason)
     assert errors == [reason]
     assert "then() callback failed" in caplog.text
@@ -46,3 +48,19 @@ def test_an_on_error_that_raises_keeps_nobody_from_being_told(
     promise(1)
     assert heard == [1]
     assert "a bug in a listener" in caplog.text
+
+
+def test_a_listener_that_exits_keeps_nobody_from_being_told() -> None:
+    """The others are told first; then who fulfils the promise gets the first such exception."""
+    promise = Promise()
+    heard: list[object] = []
+
+    def leave(code: object) -> None:
+        raise SystemExit(code)
+
+    promise.then(leave)
+    promise.then(heard.append)
+    promise.then(lambda _: leave("second"))
+    with pytest.raises(SystemExit, match="1"):
+        promise(1)
+    assert heard == [1]

@@ -154,6 +154,17 @@ def test_a_callback_that_wants_to_exit_takes_nobody_along(
     assert second.get(timeout=5) == 2
 
 
+def test_one_that_exits_when_told_of_an_error_takes_nobody_along(watcher: Watcher) -> None:
+    """The others are told of the refusal too."""
+    heard: list[Any] = []
+    callback = Callback(watcher, ["a"], heard.append, sys.exit)
+    wait = Wait(watcher, ["b"], False)
+    error = errors.UnavailableError("closed")
+    watcher.fail_all(error)
+    assert list(wait.mailbox) == [error]  # type: ignore[call-overload]  # a list here
+    callback.close()
+
+
 def test_an_operation_that_breaks_down_says_so_and_can_start_again(
     port: IdlePort, watcher: Watcher
 ) -> None:

@@ -455,8 +455,9 @@ class _Callbacks:
         with self._starting:
             if self._running:
                 return
+            # If no thread is to be had this raises, and the next callback tries again.
+            threading.Thread(target=self._run, name="resultd-then", daemon=True).start()
             self._running = True
-        threading.Thread(target=self._run, name="resultd-then", daemon=True).start()
 
     def _run(self) -> None:
         while True:
@@ -470,7 +471,7 @@ class _Callbacks:
                 continue
             try:
                 callback()
-            except Exception:  # the user's code; the others are to be called all the same
+            except BaseException:  # SystemExit too: the thread is everybody's
                 logger.exception("a then() callback failed")
 
 

@@ -13,6 +13,7 @@ import pytest
 from kombu.exceptions import ContentDisallowed
 from vine import barrier
 
+from resultd.celery import _waits
 from resultd.client import Client
 from resultd.v1 import state_pb2, value_pb2
 from tests.client.celery.test_records import raw
@@ -109,6 +110,37 @@ class TestThen:
             assert isinstance(heard.get(timeout=WAIT), ZeroDivisionError)
             assert heard.get(timeout=WAIT) is third
         assert "then() callback failed" in caplog.text
+
+    def test_that_exits_harms_nobody(
+        self, app: Any, new_id: NewId, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A task that ended with SystemExit, whose result is got in a callback, is enough."""
+        first, second = app.AsyncResult(new_id()), app.AsyncResult(new_id())
+        heard: queue.Queue[Any] = queue.Queue()
+        with caplog.at_level(logging.ERROR, "resultd.celery"):
+            first.then(lambda ready: ready.get())
+            app.backend.mark_as_failure(first.id, SystemExit(1))
+            until(lambda: "then() callback failed" in caplog.text)
+        second.then(heard.put)
+        app.backend.mark_as_done(second.id, 5)
+        assert heard.get(timeout=WAIT) is second
+
+    def test_is_called_though_no_thread_was_to_be_had_before(
+        self, app: Any, new_id: NewId, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The next callback tries again to start one."""
+        callbacks = _waits._Callbacks()
+        heard: queue.Queue[Any] = queue.Queue()
+
+        def none(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none)
+            with pytest.raises(RuntimeError):
+                callbacks.add(lambda: heard.put("first"))
+        callbacks.add(lambda: heard.put("second"))
+        assert [heard.get(timeout=WAIT), heard.get(timeout=WAIT)] == ["first", "second"]
 
     def test_of_a_value_that_cannot_be_read(self, app: Any, client: Client, new_id: NewId) -> None:
         """Is told the error, and is over."""
