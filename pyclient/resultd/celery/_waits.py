@@ -240,43 +240,62 @@ class Waits:
 
     # then()
 
-    def expect(self, result: AsyncResult) -> None:
-        """Have the result's `then()` begin to watch it; nothing is sent before that."""
-        on_ready, weakly = result.on_ready, weakref.ref(result)
+    def expect(self, result: AsyncResult, weak: bool = False) -> None:
+        """Have the result's `then()` begin to watch it; nothing is sent before that.
+
+        A `weak` one is watched as long as somebody else has the result.
+        """
+        # Both weakly: a promise that kept itself would be left to the garbage collector.
+        its_promise, weakly = weakref.ref(result.on_ready), weakref.ref(result)
 
         def then(callback: Any, on_error: Any = None) -> Any:
-            listened = weakly()
+            on_ready, listened = its_promise() or promise(), weakly()
             # A barrier is a set's, which has one from the moment it is made: frozen, restored,
             # read as somebody's children. Nobody waits for it yet.
             idle = on_ready.ready or isinstance(callback, barrier)
             if listened is not None and not idle:
-                self._watch(listened)
+                self._watch(listened, weak)
             return promise.then(on_ready, callback, on_error)
 
-        on_ready.then = then
+        result.on_ready.then = then
 
-    def _watch(self, result: AsyncResult) -> None:
-        if id(result) in self._thens:
+    def _watch(self, result: AsyncResult, weak: bool) -> None:
+        then = self._thens.get(id(result))
+        if then is None:
+            self._begin(result, weak)
             return
+        then.kept = then.kept if weak else result
+        if then.watch is not None:
+            then.watch.join()  # again in a forked child
+
+    def _begin(self, result: AsyncResult, weak: bool) -> None:
+        weakly = weakref.ref(result)
 
         def resolve(message: task_pb2.TaskMeta) -> None:
-            self.dismiss(result)
+            listened = weakly()
+            if listened is None:
+                return
+            self.dismiss(listened)
             try:
                 meta = self._backend.codec.meta(message)
             except Exception as error:  # noqa: BLE001 (whatever a value's decoder raises)
-                result.throw(error)
+                listened.throw(error)
             else:
-                result._maybe_set_cache(meta)
+                listened._maybe_set_cache(meta)
+
+        def give_up(error: ResultdError) -> None:
+            listened = weakly()
+            if listened is not None:
+                self.dismiss(listened)
+                listened.throw(error)
 
         def told(message: task_pb2.TaskMeta) -> None:
             self._callbacks.add(lambda: resolve(message))
 
         def refused(error: ResultdError) -> None:
-            self.dismiss(result)
-            self._callbacks.add(lambda: result.throw(error))
+            self._callbacks.add(lambda: give_up(error))
 
-        then = _Then(result)
-        self._thens[id(result)] = then  # kept alive until it is ready
+        then = self._thens[id(result)] = _Then(weakly, None if weak else result)
         try:
             watch = Callback(self._backend.client.watcher(), [text_id(result.id)], told, refused)
         except BaseException:
@@ -288,8 +307,8 @@ class Waits:
 
     def listened(self, task_id: str) -> list[AsyncResult]:
         """Give the results of a task that somebody listens to."""
-        thens = list(self._thens.values())
-        return [then.result for then in thens if text_id(then.result.id) == task_id]
+        results = [then.result() for then in list(self._thens.values())]
+        return [each for each in results if each is not None and text_id(each.id) == task_id]
 
     def dismiss(self, result: AsyncResult) -> None:
         """Watch a result no longer. Takes no lock: finalisers call this."""
@@ -302,7 +321,9 @@ class Waits:
 class _Then:
     """A result that somebody listens to, and the watch on it."""
 
-    result: AsyncResult
+    result: weakref.ref[AsyncResult]
+    #: Kept alive until it is ready, unless all who listen do so weakly.
+    kept: AsyncResult | None
     watch: Callback | None = None
 
 

@@ -388,8 +388,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
 
     def add_pending_result(self, result: Any, weak: bool = False, **kwargs: Any) -> Any:
         """Get ready for a `then()`; without one nothing is asked of the server."""
-        if not weak:
-            self._waits.expect(result)
+        self._waits.expect(result, weak)
         return result
 
     def add_pending_results(self, results: Iterable[Any], weak: bool = False) -> list[Any]:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import queue
+import select
+import signal
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +115,53 @@ class TestThen:
             assert isinstance(heard.get(timeout=WAIT), ZeroDivisionError)
             assert heard.get(timeout=WAIT) is third
         assert "then() callback failed" in caplog.text
+
+    def test_that_is_weak_fires_by_itself(self, app: Any, new_id: NewId) -> None:
+        """As long as somebody has the result."""
+        result = app.AsyncResult(new_id())
+        heard: queue.Queue[Any] = queue.Queue()
+        result.then(lambda ready: heard.put(ready.id), weak=True)
+        app.backend.mark_as_done(result.id, 5)
+        assert heard.get(timeout=WAIT) == result.id
+        assert idle(app.backend)
+
+    def test_that_is_weak_goes_with_its_result(self, app: Any, new_id: NewId) -> None:
+        """It is not watched any more, unless another listener keeps the result."""
+        dropped, kept = app.AsyncResult(new_id()), app.AsyncResult(new_id())
+        heard: queue.Queue[Any] = queue.Queue()
+        for result in (dropped, kept):
+            result.then(lambda ready: heard.put(ready.id), weak=True)
+        kept.then(lambda _: None)
+        ids, gone = [dropped.id, kept.id], weakref.ref(dropped)
+        del result, dropped, kept
+        assert gone() is None
+        for task_id in ids:
+            app.backend.mark_as_done(task_id, 5)
+        assert heard.get(timeout=WAIT) == ids[1]
+        until(lambda: idle(app.backend))
+        assert heard.empty()
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork on this platform")
+    def test_fires_in_a_forked_child_that_listens_again(self, app: Any, new_id: NewId) -> None:
+        """The child watches the result for itself."""
+        result = app.AsyncResult(new_id())
+        result.then(lambda _: None)
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            result.then(lambda _: os.write(writing, b"told"))
+            time.sleep(WAIT)
+            os._exit(0)
+        os.close(writing)
+        try:
+            app.backend.mark_as_done(result.id, 5)
+            ready, _, _ = select.select([reading], [], [], WAIT)
+            assert ready
+            assert os.read(reading, 10) == b"told"
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(reading)
 
     def test_that_exits_harms_nobody(
         self, app: Any, new_id: NewId, caplog: pytest.LogCaptureFixture
