@@ -6,8 +6,10 @@
 `GroupResult.ready()`, `completed_count()` and a chord's look at its header do the same thing.
 Celery asks for each result by itself; here the ids that this process published are known in
 their order, and whoever asks for one and then for its successor gets the next ones along:
-16, then 128, then 1,000. What was read so is believed for `FRESH` seconds, within which the
-same thread must ask for it and do nothing else; a SUCCESS, which never changes, for `KEPT`.
+16, then 128, then 1,000. The same thread has to ask for what was read so, within `FRESH` seconds
+and before any thread of this process has stored a result; a SUCCESS, which nothing but forgetting
+ends, within `KEPT` and before anything was forgotten here. So who has stored or forgotten a
+result, and tells another thread, has told it the truth; what other processes do shows as late.
 """
 
 from __future__ import annotations
@@ -31,7 +33,17 @@ IDS_MAX = 10_000
 STRIDE_MAX = 8
 WINDOWS = (1, 16, 128, 1_000)
 FRESH = 0.02
-KEPT = 5.0
+KEPT = 1.0
+
+
+class _Changes:
+    """What this process did last to any server: each time another object, compared by `is`."""
+
+    stored: object = object()
+    forgot: object = object()
+
+
+_changes = _Changes()
 
 
 class ReadAhead:
@@ -54,9 +66,18 @@ class ReadAhead:
         """Forget an id whose result object is gone. Takes no lock."""
         self._ids.pop(task_id, None)
 
-    def forget(self) -> None:
-        """Forget what this thread has read: it does something else now."""
-        if self._read.messages:
+    def stored(self) -> None:
+        """Note that a result may have been stored: what was read before may not be so now."""
+        _changes.stored = object()
+        self._clear()
+
+    def forgot(self) -> None:
+        """Note that a result may have been forgotten; as `stored`, and of a SUCCESS too."""
+        _changes.stored = _changes.forgot = object()
+        self._clear()
+
+    def _clear(self) -> None:
+        if self._read.messages:  # this thread does something else now
             self._read.messages.clear()
             self._read.step = 0
 
@@ -70,11 +91,9 @@ class ReadAhead:
         """
         read, now = self._read, time.monotonic()
         message = read.messages.pop(task_id, None)
-        if message is not None:
-            sure = message.state == state_pb2.STATE_SUCCESS
-            if now < read.at + (KEPT if sure else FRESH):
-                read.last = self._ids.get(task_id, read.last)
-                return self._backend.codec.meta(message)
+        if message is not None and read.holds(message, now):
+            read.last = self._ids.get(task_id, read.last)
+            return self._backend.codec.meta(message)
         window = self._window(task_id)
         return None if window == 1 else self._read_with(task_id, window, deadline or Deadline(None))
 
@@ -102,7 +121,7 @@ class ReadAhead:
         except (RuntimeError, ValueError):  # results were deleted at this very moment
             return None
         request = result_service_pb2.BatchGetResultsRequest(task_ids=ids[at : at + window])
-        read.at = time.monotonic()
+        read.begin()
         # One answer, of at most 3.5 MiB: what does not fit is read when it is asked for.
         limit = read_limit(deadline)
         try:
@@ -125,6 +144,17 @@ class _Read(threading.local):
     def __init__(self) -> None:
         self.messages: dict[str, task_pb2.TaskMeta] = {}
         self.size = 0
-        self.at = 0.0
         self.last = -STRIDE_MAX
         self.step = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Note when it is read. Before it is: what is done meanwhile may not be in it."""
+        self.at = time.monotonic()
+        self.stored, self.forgot = _changes.stored, _changes.forgot
+
+    def holds(self, message: task_pb2.TaskMeta, now: float) -> bool:
+        """Whether a record that was read may still be shown."""
+        if message.state == state_pb2.STATE_SUCCESS:
+            return now < self.at + KEPT and self.forgot is _changes.forgot
+        return now < self.at + FRESH and self.stored is _changes.stored

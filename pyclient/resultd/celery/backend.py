@@ -171,7 +171,6 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         Raises:
             kombu.exceptions.EncodeError: the server says that it is too large.
         """
-        self._ahead.forget()
         client, deadline = self.client, Deadline(self.options.store_timeout)
         while True:
             try:
@@ -183,6 +182,8 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             except ResultdError as error:
                 if not error.retryable or self.always_retry or not deadline.left():
                     raise
+            finally:
+                self._ahead.stored()
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         """Whether `result_backend_always_retry` may try a call again after this."""
@@ -308,9 +309,11 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             self.remove_pending_result(result)
 
     def _forget(self, task_id: Any) -> None:
-        self._ahead.forget()
         client = self.client
-        client.run(client.operations.forget([text_id(task_id)]))
+        try:
+            client.run(client.operations.forget([text_id(task_id)]))
+        finally:
+            self._ahead.forgot()
 
     # Waiting
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -91,6 +92,70 @@ def test_forgetting_ends_what_was_read_ahead(app: Any, new_id: Any) -> None:
         assert result.ready()
     results[20].forget()
     assert results[20].state == "PENDING"
+
+
+def in_another_thread(work: Callable[[], object]) -> None:
+    """Do something to the end."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(10)
+
+
+@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "PROGRESS"])
+def test_what_another_thread_has_stored_is_seen(
+    app: Any, new_id: Any, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """From the moment that its store was answered."""
+    monkeypatch.setattr(_ahead, "FRESH", 60.0)
+    results = publish(app, new_id(), 40)
+    for result in results[:20]:
+        assert not result.ready()
+    value = KeyError("k") if state == "FAILURE" else {}
+    in_another_thread(lambda: app.backend.store_result(results[20].id, value, state))
+    assert results[20].state == state
+
+
+def test_what_another_thread_has_forgotten_is_not_seen(
+    app: Any, new_id: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SUCCESS that was read ahead included."""
+    monkeypatch.setattr(_ahead, "KEPT", 60.0)
+    results = publish(app, new_id(), 40)
+    finish(app, results)
+    for result in results[:20]:
+        assert result.ready()
+    in_another_thread(lambda: app.backend.forget(results[20].id))
+    assert results[20].state == "PENDING"
+
+
+def test_what_is_stored_while_it_is_read_ahead_is_seen(
+    app: Any, new_id: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer was under way: the record in it is the one before."""
+    monkeypatch.setattr(_ahead, "FRESH", 60.0)
+    results = publish(app, new_id(), 40)
+    client = app.backend.client
+    real = client.run
+
+    def run(operation: Any) -> Any:
+        answer = real(operation)
+        if hasattr(answer, "metas") and len(answer.metas) == 16:
+            in_another_thread(lambda: app.backend.store_result(results[5].id, 1, "SUCCESS"))
+        return answer
+
+    monkeypatch.setattr(client, "run", run)
+    assert [result.ready() for result in results[:6]] == [False] * 5 + [True]
+
+
+def test_storing_costs_ready_results_nothing(app: Any, new_id: Any, reads: Any) -> None:
+    """They are what they are, whatever other threads store meanwhile."""
+    results = publish(app, new_id(), 1_000)
+    finish(app, results)
+    for place, result in enumerate(results):
+        if place % 10 == 0:
+            in_another_thread(lambda: app.backend.store_result("other", {}, "PROGRESS"))
+        assert result.get(timeout=10) == place
+    assert reads() <= 6
 
 
 def test_ids_out_of_order_are_read_one_by_one(app: Any, new_id: Any, reads: Any) -> None:
