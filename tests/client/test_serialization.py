@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import gzip
 import pickle
+import signal
 import uuid
 import zlib
 from typing import Any
@@ -67,6 +69,56 @@ def test_a_circle_is_refused() -> None:
     circle.append(circle)
     with pytest.raises(SerializationError):
         Registry().encode(circle)
+
+
+class TimeIsUpError(Exception):
+    """What a signal's handler raises, as Celery's for soft time limits."""
+
+
+class Handlers:
+    """Those that a program may have."""
+
+    def __call__(self, *args: Any) -> None:
+        """One that is an object."""
+        raise TimeIsUpError
+
+    def method(self, *args: Any) -> None:
+        """One that is an object's."""
+        raise TimeIsUpError
+
+
+def handler(*args: Any) -> None:
+    """A plain one."""
+    raise TimeIsUpError
+
+
+@pytest.mark.parametrize(
+    "installed", [handler, Handlers(), Handlers().method, functools.partial(handler, 1)]
+)
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 on this platform")
+def test_what_a_signals_handler_raises_is_no_encoders_error(installed: Any) -> None:
+    """A soft time limit that is up while a value is written or read comes through as it is."""
+
+    def interrupted(_: Any) -> bytes:
+        signal.raise_signal(signal.SIGUSR1)
+        return b""
+
+    def broken(_: Any) -> bytes:
+        raise TimeIsUpError
+
+    registry = Registry()
+    registry.register("x/interrupted", interrupted, interrupted, name="interrupted")
+    registry.register("x/broken", broken, broken, name="broken")
+    before = signal.signal(signal.SIGUSR1, installed)
+    try:
+        with pytest.raises(TimeIsUpError):
+            registry.encode(1, "interrupted")
+        with pytest.raises(TimeIsUpError):
+            registry.decode(value_pb2.Payload(content_type="x/interrupted", data=b"1"))
+        with pytest.raises(SerializationError):
+            registry.encode(1, "broken")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 class Bomb:

@@ -17,6 +17,7 @@ from celery.exceptions import ImproperlyConfigured, TaskRevokedError
 
 from resultd.celery import ResultdBackend
 from resultd.client import Client
+from resultd.errors import InvalidArgumentError
 from resultd.testing import Server
 from tests.client.celery.conftest import MakeApp
 from tests.client.celery.test_records import record
@@ -219,6 +220,18 @@ class TestMarking:
             "CUSTOM",
             states.PENDING,
         ]
+
+    @pytest.mark.parametrize("state", ["", "x" * 65, "ü" * 33, "two\nlines"])
+    def test_in_a_state_of_an_unfit_name_is_refused(
+        self, backend: Any, new_id: NewId, state: str
+    ) -> None:
+        """A name has 1 to 64 bytes and no control characters: nothing is cut in silence."""
+        task_id = new_id()
+        with pytest.raises(InvalidArgumentError, match="state"):
+            backend.store_result(task_id, {}, state)
+        assert not backend.task_result_exists(task_id)
+        backend.store_result(task_id, {}, "x" * 64)
+        assert backend.get_state(task_id) == "x" * 64
 
     def test_of_tasks_that_ignore_their_result(self, backend: Any, new_id: NewId) -> None:
         """Nothing is stored."""
