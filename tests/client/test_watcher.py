@@ -156,8 +156,7 @@ def test_a_callback_that_wants_to_exit_takes_nobody_along(
 
 def test_one_that_exits_when_told_of_an_error_takes_nobody_along(watcher: Watcher) -> None:
     """The others are told of the refusal too."""
-    heard: list[Any] = []
-    callback = Callback(watcher, ["a"], heard.append, sys.exit)
+    callback = Callback(watcher, ["a"], lambda _: None, lambda _: sys.exit("bye"))
     wait = Wait(watcher, ["b"], False)
     error = errors.UnavailableError("closed")
     watcher.fail_all(error)

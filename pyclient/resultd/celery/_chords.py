@@ -203,7 +203,7 @@ class Chords:
             return
         part = self._returning.parts.pop((task_id, group_id), None)
         if part is None:
-            store = self._backend.part(task_id, result, state, request)
+            store = self._backend.part_report(task_id, result, state, request)
             claim = self._place(store, request)
             part = self._find_place(store, self._backend.send(store), claim)
         self._returning.claims.pop((task_id, group_id), None)

@@ -42,7 +42,8 @@ TTL_SECONDS_MAX = 10 * 366 * 86_400  # the server's: what is to be kept longer i
 GROUP_LABEL = "celery.group"
 #: An exception as Celery encoded it, where a Failure cannot hold it: a pickle, or no exception.
 RESULT = "celery.result"
-#: Children that are more than an id, with a parent or members, or more than the field takes.
+#: Children that are more than an id, with a parent or members, or more than the field takes;
+#: or `null`: no list. Without this key the children are the field's, none of them is `[]`.
 CHILDREN = "celery.children"
 #: A traceback that was stored with something else than an exception.
 TRACEBACK = "celery.traceback"
@@ -55,7 +56,7 @@ _DEFLATE = "deflate"  # kombu's "application/x-gzip" is zlib's format, HTTP's "d
 _KOMBU_DEFLATE = "application/x-gzip"
 # The class and module of what failed and says no more.
 _UNKNOWN = ("TaskError", "celery.exceptions")
-_NO_CHILDREN = b"null"  # no list at all: what Celery has of a task without a request
+_NO_CHILDREN = b"null"  # None, and not []: what Celery has of a task without a request
 _EXCEPTION_KEYS = frozenset({"exc_type", "exc_message", "exc_module"})
 
 
@@ -134,7 +135,7 @@ class Codec:
         self._fit(message, state)
         return store
 
-    def part(
+    def unstored_part(
         self, task_id: str, result: Any, state: str, request: Any
     ) -> result_service_pb2.StoreResultRequest:
         """Write a chord's part of a task whose result is not to be stored."""

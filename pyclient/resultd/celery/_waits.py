@@ -44,7 +44,7 @@ IDLE = 5.0
 
 
 class Waits:
-    """The waits of one backend."""
+    """The waits of one backend; methods have the names of the backend's that they serve."""
 
     def __init__(self, backend: ResultdBackend) -> None:
         self._backend = backend
@@ -53,9 +53,9 @@ class Waits:
         # What the parents of what this thread waits for were last seen as.
         self.known = _Known()
 
-    # get()
+    # AsyncResult.get(), backend.wait_for()
 
-    def one(
+    def wait_for_pending(
         self,
         result: AsyncResult,
         deadline: Deadline,
@@ -111,9 +111,9 @@ class Waits:
                 ticks.learn(task_id, meta)
         ticks.now()
 
-    # join_native(), iter_native()
+    # ResultSet.get(), join_native(), iter_native()
 
-    def many(
+    def iter_native(
         self,
         result: Any,
         timeout: float | None,
@@ -150,9 +150,9 @@ class Waits:
             if not len(members):
                 return
 
-    # get_many()
+    # backend.get_many()
 
-    def metas(
+    def get_many(
         self,
         ids: Iterable[str],
         timeout: float | None,

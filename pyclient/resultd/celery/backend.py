@@ -283,7 +283,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         found = (
             self._waits.read_once(ids, read_limit(Deadline(timeout)))
             if max_iterations
-            else self._waits.metas(ids, timeout, interval, on_interval, READY_STATES)
+            else self._waits.get_many(ids, timeout, interval, on_interval, READY_STATES)
         )
         for task_id, meta in found:
             if meta["status"] not in READY_STATES:
@@ -350,7 +350,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         if known and known["status"] in self.READY_STATES and clear:
             result._maybe_set_cache(known)
         else:
-            self._waits.one(result, deadline, interval, on_interval, on_message)
+            self._waits.wait_for_pending(result, deadline, interval, on_interval, on_message)
         return result.maybe_throw(callback=callback, propagate=propagate)
 
     def wait_for(
@@ -367,7 +367,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             TimeoutError: it was not ready in time.
         """
         result = self.app.AsyncResult(task_id)
-        self._waits.one(result, Deadline(timeout), interval, on_interval, None)
+        self._waits.wait_for_pending(result, Deadline(timeout), interval, on_interval, None)
         meta: dict[str, Any] = result._cache
         return meta
 
@@ -387,7 +387,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             TimeoutError: not all were ready in time.
         """
         self._ensure_not_eager()
-        return self._waits.many(result, timeout, interval, on_interval, on_message)
+        return self._waits.iter_native(result, timeout, interval, on_interval, on_message)
 
     def add_pending_result(self, result: Any, weak: bool = False, **kwargs: Any) -> Any:
         """Get ready for a `then()`; without one nothing is asked of the server."""
@@ -475,7 +475,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         """Expect one more part."""
         self._retrying(self._chords.add, chord_id, result.id)
 
-    def part(
+    def part_report(
         self, task_id: str, result: Any, state: str, request: Any
     ) -> result_service_pb2.StoreResultRequest:
         """Write a chord's part that was not stored as its task's result in the same call."""
@@ -487,7 +487,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
                 traceback = stored.failure.traceback or None
                 encoded = self.encode_result(result, state)
                 return self.codec.report(task_id, encoded, state, traceback, request)
-        return self.codec.part(task_id, result, state, request)
+        return self.codec.unstored_part(task_id, result, state, request)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count a part; whoever returns the last one publishes the body."""

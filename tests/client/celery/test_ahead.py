@@ -110,7 +110,7 @@ def test_what_another_thread_has_stored_is_seen(
     results = publish(app, new_id(), 40)
     for result in results[:20]:
         assert not result.ready()
-    value = KeyError("k") if state == "FAILURE" else {}
+    value: Any = KeyError("k") if state == "FAILURE" else {}
     in_another_thread(lambda: app.backend.store_result(results[20].id, value, state))
     assert results[20].state == state
 

@@ -283,7 +283,7 @@ def test_who_is_told_that_another_has_it_asks_no_more(
     task_id = new_id()
     chord.size(1)
     claim = Claim(app.backend, chord.id)
-    store = app.backend.part(task_id, 0, states.SUCCESS, chord.request(task_id, 0))
+    store = app.backend.part_report(task_id, 0, states.SUCCESS, chord.request(task_id, 0))
     store.meta.group_id = chord.id
     claim.ask_with(store)
     claim.hear(app.backend.send(store))

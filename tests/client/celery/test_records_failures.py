@@ -257,13 +257,13 @@ class TestTooLarge:
         """Of a task that ignores its result: the chord is told of the failure."""
         codec, task_id = app.backend.codec, new_id()
         for error in (ValueError("x" * 4_000_000), {"no": "x" * 4_000_000}):
-            store = codec.part(task_id, error, states.FAILURE, request_of(task_id))
+            store = codec.unstored_part(task_id, error, states.FAILURE, request_of(task_id))
             store.meta.existence = state_pb2.EXISTENCE_KNOWN
             assert store.meta.ByteSize() < RECORD_BYTES_MAX
             assert not store.meta.HasField("failure")
             assert isinstance(codec.part_of(store.meta)["result"], Exception)
         with pytest.raises(EncodeError):
-            codec.part(task_id, "x" * 4_000_000, states.SUCCESS, request_of(task_id))
+            codec.unstored_part(task_id, "x" * 4_000_000, states.SUCCESS, request_of(task_id))
 
 
 def test_revoked_is_a_revoked_error(app: Any, new_id: NewId) -> None:
