@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -245,19 +246,25 @@ class Waits:
 
         A `weak` one is watched as long as somebody else has the result.
         """
-        # Both weakly: a promise that kept itself would be left to the garbage collector.
-        its_promise, weakly = weakref.ref(result.on_ready), weakref.ref(result)
+        on_ready = result.on_ready
+        # Weakly: a promise that kept itself would be left to the garbage collector.
+        on_ready.then = partial(self._then, weakref.ref(on_ready), weakref.ref(result), weak)
 
-        def then(callback: Any, on_error: Any = None) -> Any:
-            on_ready, listened = its_promise() or promise(), weakly()
-            # A barrier is a set's, which has one from the moment it is made: frozen, restored,
-            # read as somebody's children. Nobody waits for it yet.
-            idle = on_ready.ready or isinstance(callback, barrier)
-            if listened is not None and not idle:
-                self._watch(listened, weak)
-            return promise.then(on_ready, callback, on_error)
-
-        result.on_ready.then = then
+    def _then(
+        self,
+        its_promise: weakref.ref[promise],
+        weakly: weakref.ref[AsyncResult],
+        weak: bool,
+        callback: Any,
+        on_error: Any = None,
+    ) -> Any:
+        on_ready, result = its_promise() or promise(), weakly()
+        # A barrier is a set's, which has one from the moment it is made: frozen, restored,
+        # read as somebody's children. Nobody waits for it yet.
+        idle = on_ready.ready or isinstance(callback, barrier)
+        if result is not None and not idle:
+            self._watch(result, weak)
+        return promise.then(on_ready, callback, on_error)
 
     def _watch(self, result: AsyncResult, weak: bool) -> None:
         then = self._thens.get(id(result))
