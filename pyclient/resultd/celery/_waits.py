@@ -483,11 +483,21 @@ class _Callbacks:
         with self._starting:
             if self._running:
                 return
-            # If no thread is to be had this raises, and the next callback tries again.
-            threading.Thread(target=self._run, name="resultd-then", daemon=True).start()
             self._running = True
+            try:
+                threading.Thread(target=self._run, name="resultd-then", daemon=True).start()
+            except BaseException:  # none is to be had: the next callback tries again
+                self._running = False
+                raise
 
     def _run(self) -> None:
+        try:
+            self._call_all()
+        except BaseException:  # thrown into the thread from outside: the next one is to be begun
+            self._running = False
+            raise
+
+    def _call_all(self) -> None:
         while True:
             try:
                 callback = self._queue.get(timeout=IDLE)

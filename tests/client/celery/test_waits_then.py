@@ -194,6 +194,22 @@ class TestThen:
         callbacks.add(lambda: heard.put("second"))
         assert [heard.get(timeout=WAIT), heard.get(timeout=WAIT)] == ["first", "second"]
 
+    def test_is_called_though_the_thread_was_ended_before(self) -> None:
+        """From outside, between two callbacks; the next callback begins another."""
+
+        class Ended(queue.SimpleQueue[Any]):
+            def get(self, block: bool = True, timeout: float | None = None) -> Any:
+                raise SystemExit
+
+        callbacks = _waits._Callbacks()
+        heard: queue.Queue[Any] = queue.Queue()
+        sound, callbacks._queue, callbacks._running = callbacks._queue, Ended(), True
+        with pytest.raises(SystemExit):
+            callbacks._run()
+        callbacks._queue = sound
+        callbacks.add(lambda: heard.put("next"))
+        assert heard.get(timeout=WAIT) == "next"
+
     def test_of_a_value_that_cannot_be_read(self, app: Any, client: Client, new_id: NewId) -> None:
         """Is told the error, and is over."""
         result = app.AsyncResult(new_id())
