@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import state_pb2, task_pb2
@@ -363,18 +364,35 @@ def _standing(report: Report) -> Standing:
 
 
 def merge(old: task_pb2.TaskMeta, report: task_pb2.TaskMeta) -> task_pb2.TaskMeta:
-    """The record after an accepted report. Changes and returns `old`.
+    """The record after an accepted report. May change `old`.
 
     State, value, failure, progress, worker and trace are replaced; everything else is filled
-    where the report has it, and never cleared.
+    where the report has it, and never cleared. Fields of a newer protocol are replaced together:
+    protobuf would put them after those of the report before, and the record grow with each.
     """
     given = {field.name for field, _ in report.ListFields()}
+    if len(UnknownFieldSet(report)):
+        old = _known(old)
     for name in (*_REPLACED, *(name for name in _FILLED_WHOLE if name in given)):
         old.ClearField(name)  # type: ignore[arg-type]  # names of fields, checked by tests
     if (name := _TIME_OF_STATE.get(report.state, "")) and name not in given:
         old.ClearField(name)  # type: ignore[arg-type]  # a new attempt has times of its own
     old.MergeFrom(report)
     return old
+
+
+def _known(meta: task_pb2.TaskMeta) -> task_pb2.TaskMeta:
+    """The message without fields that this version does not know; what is inside of others stays.
+
+    `DiscardUnknownFields` would clear that too, of args for instance, and it may not come again.
+    """
+    known = task_pb2.TaskMeta()
+    for field, value in meta.ListFields():
+        if hasattr(value, "MergeFrom"):
+            getattr(known, field.name).MergeFrom(value)
+        else:
+            setattr(known, field.name, value)
+    return known
 
 
 class Stamp(NamedTuple):
