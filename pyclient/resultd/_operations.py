@@ -42,6 +42,8 @@ READS_PER_CALL = 1_000
 # Seconds between tries, at most, where there is no server.
 PATIENCE = 1.0
 REPORTS_PER_CALL = 1_000
+# Of all lists and maps of a request together: reports, and their children, labels and extra.
+ELEMENTS_PER_CALL = 65_536
 # The server receives messages of up to 16 MiB; the rest is for what frames them.
 CALL_BYTES_MAX = 12 * 1024 * 1024
 
@@ -289,18 +291,30 @@ def signal_name(signal: object) -> str:
     return name if name.startswith("SIG") else f"SIG{name}"
 
 
+def elements_of(request: result_service_pb2.StoreResultRequest) -> int:
+    """Return how many elements a report has in a call's lists and maps, itself one of them."""
+    meta = request.meta
+    return 1 + len(meta.children) + len(meta.labels) + len(meta.extra)
+
+
 def _batches(reports: Iterable[_Positioned | None]) -> Iterator[list[_Positioned]]:
     batch: list[_Positioned] = []
-    size = 0
+    size = elements = 0
     for report in reports:
         if report is None:
             continue
         more = report[1].ByteSize() + 8  # tag and length
-        if batch and (len(batch) == REPORTS_PER_CALL or size + more > CALL_BYTES_MAX):
+        more_elements = elements_of(report[1])
+        if batch and (
+            len(batch) == REPORTS_PER_CALL
+            or size + more > CALL_BYTES_MAX
+            or elements + more_elements > ELEMENTS_PER_CALL
+        ):
             yield batch
-            batch, size = [], 0
+            batch, size, elements = [], 0, 0
         batch.append(report)
         size += more
+        elements += more_elements
     if batch:
         yield batch
 

@@ -18,7 +18,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from resultd._effects import Call, Report
-from resultd._operations import CALL_BYTES_MAX, REPORTS_PER_CALL
+from resultd._operations import CALL_BYTES_MAX, ELEMENTS_PER_CALL, REPORTS_PER_CALL, elements_of
 from resultd.errors import ResultdError, UnavailableError, make
 from resultd.v1 import result_service_pb2
 
@@ -37,6 +37,7 @@ class Ticket:
     __slots__ = (
         "answer",
         "asleep",
+        "elements",
         "error",
         "follower",
         "leads",
@@ -52,6 +53,7 @@ class Ticket:
         self.timeout = effect.timeout
         self.patient = effect.patient
         self.size_bytes = effect.request.ByteSize() + 8  # tag and length
+        self.elements = elements_of(effect.request)
         self.answer: result_service_pb2.StoreResultResponse | None = None
         self.error: BaseException | None = None
         # Of a thread's report: whether it is to make the next call, and what its thread waits
@@ -86,11 +88,12 @@ def take(waiting: deque[Ticket]) -> list[Ticket]:
 def first(waiting: deque[Ticket]) -> list[Ticket]:
     """Return what one call may carry, which goes on waiting."""
     found: list[Ticket] = []
-    room = CALL_BYTES_MAX
+    room_bytes, room = CALL_BYTES_MAX, ELEMENTS_PER_CALL
     for ticket in waiting:
-        if len(found) == REPORTS_PER_CALL or (found and ticket.size_bytes > room):
+        room_bytes -= ticket.size_bytes
+        room -= ticket.elements
+        if found and (len(found) == REPORTS_PER_CALL or room_bytes < 0 or room < 0):
             break
-        room -= ticket.size_bytes
         found.append(ticket)
     return found
 

@@ -183,6 +183,28 @@ def test_batches_end_at_a_thousand_reports_or_twelve_mebibytes(operations: Opera
     assert sizes == [1000, 4, 4]
 
 
+def test_batches_end_where_lists_would_be_too_long(
+    operations: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports, children, labels and extra count together; one beyond that goes alone."""
+    monkeypatch.setattr(_operations, "ELEMENTS_PER_CALL", 10)
+
+    def stored(request: Any) -> Any:
+        outcome = result_service_pb2.StoreOutcome(result=result_service_pb2.StoreResultResponse())
+        return result_service_pb2.BatchStoreResultsResponse(
+            outcomes=[outcome] * len(request.reports)
+        )
+
+    script = Script(
+        BatchStoreResults=[stored] * 9, StoreResult=[result_service_pb2.StoreResultResponse()] * 2
+    )
+    labels = {"a": "1", "b": "2", "c": "3", "d": "4"}
+    wide = {f"l{number}": "v" for number in range(20)}
+    items = [*(Report(str(n), n, labels=labels) for n in range(5)), Report("wide", labels=wide)]
+    run(operations.store_many(items), script)
+    assert [c.method for c in script.calls] == [*["BatchStoreResults"] * 2, *["StoreResult"] * 2]
+
+
 def test_a_store_that_is_full_is_no_outcome(operations: Operations) -> None:
     """It is tried again, then raised: the next report would not fare better."""
     full = errors.make("RESOURCE_EXHAUSTED", "full", "STORE_FULL", retry_delay=99)

@@ -415,6 +415,20 @@ def test_a_call_is_bounded_in_reports_and_bytes(monkeypatch: pytest.MonkeyPatch)
     assert _operations.REPORTS_PER_CALL == 1_000
 
 
+def test_a_call_is_bounded_in_the_elements_of_its_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports and their children count together; one with more than that goes alone."""
+    monkeypatch.setattr(_reporter, "ELEMENTS_PER_CALL", 10)
+    waiting: deque[Ticket] = deque()
+    for children in (4, 4, 4, 20, 0, 0):
+        effect = report(str(len(waiting)))
+        effect.request.meta.children.extend([task_pb2.Child(id="c")] * children)
+        waiting.append(Ticket(effect))
+    sizes = []
+    while waiting:
+        sizes.append(len(take(waiting)))
+    assert sizes == [2, 1, 1, 2]
+
+
 def test_many_threads_store_through_few_calls(server: Server) -> None:
     """Against a real server: 32 threads, 20 reports each, all stored, each answered."""
     with resultd.Client(server.url) as client:

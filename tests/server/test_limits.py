@@ -6,6 +6,7 @@ import ast
 
 import pytest
 
+from resultd import _operations
 from resultd_server import limits
 from tests.support.request_fields import edges
 from tests.tooling.repository import ROOT
@@ -20,6 +21,9 @@ TESTED = {
     "TRACEBACK_BYTES_MAX": "faults/test_limits.py::test_a_traceback_is_cut_beyond_its_limit",
     "WATCHED_IDS_PER_STREAM": "faults/test_limits.py::test_the_ids_of_a_stream_are_bounded",
     "WATCHED_GROUPS_PER_STREAM": "faults/test_limits.py::test_the_groups_of_a_stream_are_bounded",
+    "ELEMENTS_PER_REQUEST": (
+        "server/service/test_elements.py::test_the_elements_of_a_request_are_bounded"
+    ),
     "GROUPS_PER_MEMBER": "faults/test_limits.py::test_the_groups_of_a_member_are_bounded",
     "GROUP_DEPTH_MAX": "faults/test_limits.py::test_groups_nest_so_deep_and_no_deeper",
     "REQUEST_BYTES_MAX": "faults/test_connection_limits.py::test_a_request_has_a_limit",
@@ -149,6 +153,14 @@ def test_every_record_fits_a_frame_and_every_frame_a_client() -> None:
     assert limits.FRAME_BYTES <= limits.RECORD_BYTES_MAX
     assert limits.RESPONSE_BYTES_MAX < 4 * limits.MIB
     assert limits.RECORD_BYTES_MAX < limits.REQUEST_BYTES_MAX < limits.WRITES_QUEUED_BYTES_MAX
+
+
+def test_what_a_request_may_have_in_one_list_it_may_have_in_all() -> None:
+    """The bound of all lists together leaves room for the largest of each, on one stream too."""
+    watched = 3 * limits.IDS_PER_CALL + limits.WATCHED_GROUPS_PER_MESSAGE
+    described = limits.CHILDREN_MAX + limits.LABELS_MAX + limits.EXTRA_MAX
+    assert max(watched, described) < limits.ELEMENTS_PER_REQUEST
+    assert limits.ELEMENTS_PER_REQUEST == _operations.ELEMENTS_PER_CALL
 
 
 def test_a_page_of_members_fits_an_answer() -> None:

@@ -125,7 +125,7 @@ def _members(members: Sequence[group_pb2.GroupMember], group_id: str) -> list[Ne
 
 def _member(member: group_pb2.GroupMember, group_id: str) -> NewMember:
     validate.id_("members.id", member.id)
-    validate.known_enum("members.kind", member.kind, task_pb2.MemberKind.values())
+    validate.known_enum("members.kind", member.kind, validate.MEMBER_KINDS)
     is_group = member.kind == task_pb2.MEMBER_KIND_GROUP
     if is_group and member.id == group_id:
         raise FieldInvalid("members.id", "is the group itself", "leave it out")

@@ -20,6 +20,7 @@ from resultd_server.acceptance import Method, Rpc
 from resultd_server.errors import MalformedMessage, Overloaded
 from resultd_server.interceptors import Context, Handler, Interceptor, Raw
 from resultd_server.interceptors.auth import Identify
+from resultd_server.service import elements
 
 NO_ROOM = "There was no room for another request: try later."
 LATE = (
@@ -130,6 +131,7 @@ async def _parse_each(message: type[Message], raws: AsyncIterator[bytes]) -> Asy
 
 
 def _parse(message: type[Message], raw: bytes) -> Message:
+    elements.check(message.DESCRIPTOR, raw)
     try:
         return message.FromString(raw)
     except DecodeError as error:
