@@ -24,6 +24,7 @@ TESTED = {
     "ELEMENTS_PER_REQUEST": (
         "server/service/test_elements.py::test_the_elements_of_a_request_are_bounded"
     ),
+    "COMMIT_WORK_US": ("server/engine/test_lmdb.py::test_what_is_much_work_takes_several_commits"),
     "GROUPS_PER_MEMBER": "faults/test_limits.py::test_the_groups_of_a_member_are_bounded",
     "GROUP_DEPTH_MAX": "faults/test_limits.py::test_groups_nest_so_deep_and_no_deeper",
     "REQUEST_BYTES_MAX": "faults/test_connection_limits.py::test_a_request_has_a_limit",

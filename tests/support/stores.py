@@ -257,7 +257,8 @@ class Store:
         """Sweeps until there is nothing to do; the sums."""
         sums = Swept(0, 0, 0)
         while (swept := await self.engine.sweep(budget)).steps:
-            sums = Swept(*map(sum, zip(sums, swept, strict=True)))
+            steps, expired, incomplete = map(sum, zip(sums[:3], swept[:3], strict=True))
+            sums = Swept(steps, expired, incomplete)
         return sums
 
 

@@ -50,4 +50,4 @@ async def run(
         if swept.steps:
             on_swept(swept)
         # Between steps others have their turn, with an engine too that never waits.
-        await asyncio.sleep(EVERY_S if swept.steps < limits.SWEEP_ROWS else 0)
+        await asyncio.sleep(0 if swept.more else EVERY_S)

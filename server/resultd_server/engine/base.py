@@ -42,6 +42,8 @@ class Swept(NamedTuple):
     steps: int
     expired: int
     expired_incomplete: int
+    more: bool = False
+    """Whether it ended before there was nothing to do."""
 
 
 class Space(NamedTuple):
@@ -107,7 +109,11 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def put(self, namespace: str, reports: Sequence[Report]) -> list[StoreOutcome]:
-        """Applies reports in their order, each by itself; durable on return."""
+        """Applies reports in their order, each by itself; durable on return.
+
+        Raises DomainError where not all could be tried: of them the first may have been applied,
+        and are repeats when they come again.
+        """
 
     @abc.abstractmethod
     async def get(
@@ -121,7 +127,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def delete(self, namespace: str, task_ids: Sequence[str]) -> int:
-        """Forgets records; how many there were. Tombstones stay an hour."""
+        """Forgets records, each by itself; how many there were. Tombstones stay an hour."""
 
     @abc.abstractmethod
     async def revoke(
@@ -197,7 +203,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def sweep(self, budget: int) -> Swept:
-        """Deletes what has expired, in about `budget` steps; more to do if that many."""
+        """Deletes what has expired, in about `budget` steps, fewer where they are large."""
 
     def writing_s(self) -> float:
         """How long the writer has been at what it is at; 0 while it rests."""

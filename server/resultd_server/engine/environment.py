@@ -263,6 +263,9 @@ class Txn:
     def delete(self, db: Db, key: bytes) -> bool:
         return bool(self._txn.delete(key, db=self._dbs[db]))
 
+    def remove(self, db: Db, key: bytes) -> None:
+        self._txn.delete(key, db=self._dbs[db])
+
 
 def seal(key: bytes, value: bytes) -> bytes:
     """The value with its checksum."""

@@ -174,9 +174,11 @@ class JournaledEngine(LmdbEngine):
                 await self._write_through(batch.layer)
             self.commits += 1
         done_s = time.monotonic()
+        done = len(batch.commit.done)
         self._commit_seconds.observe(done_s - began_s)
-        self._commit_operations.observe(len(operations))
+        self._commit_operations.observe(done)
         self._answer(batch.commit, done_s)
+        self._pending.extendleft(reversed(operations[done:]))  # the rest was too much for one
 
     async def _is_full_for(self, operations: list[Operation]) -> bool:
         """Whether what grows is to be refused.
@@ -211,7 +213,7 @@ class JournaledEngine(LmdbEngine):
     def _run_batch(
         self, operations: list[Operation], layers: Sequence[Layer], *, is_full: bool
     ) -> _Batch:
-        """Runs operations together; where one breaks that, each by itself."""
+        """Runs operations together, those that are work enough; where one breaks that, singly."""
         try:
             with self._env.begin() as raw:
                 below = Txn(raw, self._dbs)

@@ -251,7 +251,16 @@ class LmdbEngine(TransactionalEngine):
                 self._loop.call_soon_threadsafe(self._deliver, commits, done_s)
 
     def _commit(self, operations: list[Operation]) -> list[Commit]:
-        """Runs operations in one transaction; where one breaks it, each in its own."""
+        """Runs operations in one transaction, or in as many as their work takes."""
+        commits: list[Commit] = []
+        while operations:
+            some = self._commit_some(operations)
+            commits += some
+            operations = operations[sum(len(commit.done) for commit in some) :]
+        return commits
+
+    def _commit_some(self, operations: list[Operation]) -> list[Commit]:
+        """The same of the first of them, at least one; where one breaks it, each in its own."""
         if self._failure is not None:
             return [refused(operations, failed(self._failure))]
         try:
@@ -386,9 +395,14 @@ def refused(operations: list[Operation], error: BaseException) -> Commit:
 
 
 def run_all(unit: Unit, operations: list[Operation], *, is_full: bool) -> list[Done]:
-    """Runs operations one after another in one unit; raises where one of them breaks it."""
+    """Runs operations one after another in one unit; raises where one of them breaks it.
+
+    The first of them only, at least one, where that was work enough.
+    """
     done: list[Done] = []
     for operation in operations:
+        if done and unit.exhausted:
+            break
         if is_full and operation.grows:
             done.append(Done(operation, None, full()))
             continue

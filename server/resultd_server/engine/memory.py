@@ -54,6 +54,9 @@ class MemoryTxn:
             self._undo.append((db, key, before))
         return before is not None
 
+    def remove(self, db: Db, key: bytes) -> None:
+        self.delete(db, key)
+
     def roll_back(self) -> None:
         """Takes every change back, the last one first."""
         for db, key, before in reversed(self._undo):

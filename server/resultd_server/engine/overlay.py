@@ -212,5 +212,8 @@ class WriteSet(OverlayTxn):
     def delete(self, db: Db, key: bytes) -> bool:
         there = self.get(db, key) is not None
         if there:
-            self.own.of(db).values[key] = None
+            self.remove(db, key)
         return there
+
+    def remove(self, db: Db, key: bytes) -> None:
+        self.own.of(db).values[key] = None

@@ -109,9 +109,31 @@ class TransactionalEngine(Engine):
         return known or NOWHERE._replace(name=name)
 
     async def put(self, namespace: str, reports: Sequence[Report]) -> list[StoreOutcome]:
+        outcomes = await self._put_some(namespace, reports, limits.RESPONSE_BYTES_MAX)
+        if len(outcomes) == len(reports):
+            return outcomes
+        room = batch.ClaimRoom(limits.RESPONSE_BYTES_MAX)
+        done: list[StoreOutcome] = []
+        while True:
+            for report, outcome in zip(reports, outcomes, strict=False):
+                room.take(report, outcome)
+            done += outcomes
+            reports = reports[len(outcomes) :]
+            if not reports:
+                return done
+            outcomes = await self._put_some(namespace, reports, room.left_bytes)
+
+    async def _put_some(
+        self, namespace: str, reports: Sequence[Report], room_bytes: int
+    ) -> list[StoreOutcome]:
+        """The same of the first of them, at least one: as many as one transaction takes.
+
+        `room_bytes`: for the claims of their answers.
+        """
+
         def operation(unit: Unit) -> tuple[Namespace, list[batch.Outcome]]:
             where = self._made(unit, namespace)
-            return where, batch.store_all(unit, where, reports)
+            return where, batch.store_all(unit, where, reports, room_bytes)
 
         size_bytes = sum([len(report.wire) for report in reports])
         try:
@@ -124,14 +146,16 @@ class TransactionalEngine(Engine):
             # Nothing was changed. Each by itself, so that the others do not suffer.
             if len(reports) == 1:
                 return [error]
-            return await self._put_singly(namespace, reports)
+            return await self._put_singly(namespace, reports, room_bytes)
 
-    async def _put_singly(self, namespace: str, reports: Sequence[Report]) -> list[StoreOutcome]:
+    async def _put_singly(
+        self, namespace: str, reports: Sequence[Report], room_bytes: int
+    ) -> list[StoreOutcome]:
         outcomes: list[StoreOutcome] = []
-        room = batch.ClaimRoom()
+        room = batch.ClaimRoom(room_bytes)
         for each in reports:
             report = room.report(each)
-            outcomes += await self.put(namespace, [report])
+            outcomes += await self._put_some(namespace, [report], room.left_bytes)
             room.take(report, outcomes[-1])
         return outcomes
 
@@ -187,11 +211,25 @@ class TransactionalEngine(Engine):
         return self._read(operation)
 
     async def delete(self, namespace: str, task_ids: Sequence[str]) -> int:
-        def operation(unit: Unit) -> int:
-            where = self._there(unit, namespace)
-            return sum(records.forget(unit, where, task_id) for task_id in task_ids)
+        left = list(task_ids)
 
-        return await self._write(operation, grows=False, size_bytes=_size_of(task_ids))
+        def operation(unit: Unit) -> tuple[int, int]:
+            where = self._there(unit, namespace)
+            forgotten = done = 0
+            for task_id in left:
+                forgotten += records.forget(unit, where, task_id)
+                done += 1
+                if unit.exhausted:
+                    break
+            return forgotten, done
+
+        forgotten = 0
+        while True:
+            more, done = await self._write(operation, grows=False, size_bytes=_size_of(left))
+            forgotten += more
+            del left[:done]
+            if not left:
+                return forgotten
 
     async def revoke(
         self, namespace: str, wishes: Sequence[worker_service_pb2.Revocation]
@@ -317,7 +355,8 @@ class TransactionalEngine(Engine):
         def operation(unit: Unit) -> Swept:
             before = unit.expired_incomplete
             steps, expired = expiry.sweep(unit, budget)
-            return Swept(steps, expired, unit.expired_incomplete - before)
+            more = steps >= budget or unit.exhausted
+            return Swept(steps, expired, unit.expired_incomplete - before, more)
 
         # Looked at first, so that a store with nothing due commits nothing.
         if not self._read(expiry.anything_due):

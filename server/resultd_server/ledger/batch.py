@@ -27,19 +27,24 @@ _LOOK_BYTES = 1 * limits.MIB
 """So much of what is there is read to see that it is there."""
 
 
-def store_all(unit: Unit, namespace: Namespace, reports: Sequence[Report]) -> list[Outcome]:
+def store_all(
+    unit: Unit, namespace: Namespace, reports: Sequence[Report], room_bytes: int
+) -> list[Outcome]:
     """Applies reports one after another; what came of each. Raises RecordCorrupt.
 
-    After that it may have changed something: the transaction is to be taken back.
+    The first of them only, at least one, where that exhausts the unit. `room_bytes`: for claims,
+    of a `ClaimRoom`. After an error it may have changed something: the transaction is to be
+    taken back.
     """
     if len(reports) == 1:
-        return [_store(unit, namespace, reports[0])]
+        report = reports[0] if room_bytes >= 0 else ClaimRoom(room_bytes).report(reports[0])
+        return [_store(unit, namespace, report)]
     record_keys = [keys.record(namespace, report.task_id) for report in reports]
     plain = _plain(unit, namespace, reports, record_keys)
     plain.append(False)  # where the last run ends
     outcomes: list[Outcome] = []
-    room = ClaimRoom()
-    while (begin := len(outcomes)) < len(reports):
+    room = ClaimRoom(room_bytes)
+    while (begin := len(outcomes)) < len(reports) and not (outcomes and unit.exhausted):
         end = plain.index(False, begin)
         new = reports[begin:end]
         if new:
@@ -55,12 +60,12 @@ def store_all(unit: Unit, namespace: Namespace, reports: Sequence[Report]) -> li
 class ClaimRoom:
     """What is left of a batch's answer for the claims of its reports."""
 
-    def __init__(self) -> None:
-        self._left_bytes = limits.RESPONSE_BYTES_MAX
+    def __init__(self, left_bytes: int) -> None:
+        self.left_bytes = left_bytes
 
     def report(self, report: Report) -> Report:
         """The report; without its claim once there is no room to tell what it took."""
-        if report.claim is None or self._left_bytes >= 0:
+        if report.claim is None or self.left_bytes >= 0:
             return report
         return report._replace(claim=None)
 
@@ -69,9 +74,9 @@ class ClaimRoom:
         if report.claim is None or isinstance(outcome, DomainError):
             return
         if isinstance(outcome, Owing):
-            self._left_bytes -= outcome.owed.size_bytes
+            self.left_bytes -= outcome.owed.size_bytes
             outcome = outcome.wire
-        self._left_bytes -= len(outcome)
+        self.left_bytes -= len(outcome)
 
 
 def _store(unit: Unit, namespace: Namespace, report: Report) -> Outcome:
@@ -100,7 +105,7 @@ def _plain(
         looks.append(_there(unit, Db.REVOCATIONS, record_keys))
     if not unit.empty(Db.MEMBERSHIPS, keys.members_of_kind(namespace, keys.TASK)):
         looks.append(
-            [bool(memberships.of(unit, namespace, keys.TASK, each.task_id)) for each in reports]
+            [memberships.any_row(unit, namespace, keys.TASK, each.task_id) for each in reports]
         )
     return [
         not (concerned or report.group_id or report.claim_scope or report.state == CUSTOM)

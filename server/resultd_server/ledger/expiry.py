@@ -15,20 +15,22 @@ from resultd_server.ledger.unit import Unit, View
 def sweep(unit: Unit, budget: int) -> tuple[int, int]:
     """Handles up to `budget` due entries and deletes up to as many left-over rows.
 
-    (steps taken, records and groups that expired). As many steps as `budget` or more
-    say that there is more to do. Raises RecordCorrupt, `due` in its metadata where an
-    entry led to what cannot be read.
+    (steps taken, records and groups that expired). As many steps as `budget` or more, or a unit
+    that is exhausted, say that there is more to do. Raises RecordCorrupt, `due` in its metadata
+    where an entry led to what cannot be read.
     """
     due = list(islice(unit.txn.scan(Db.EXPIRY, b"", U64.pack(unit.now_ms + 1)), budget))
     by_prefix = namespaces.names(unit.txn) if due else {}
-    expired = 0
-    for key, _ in due:
+    steps = expired = 0
+    for steps, (key, _) in enumerate(due, 1):
         try:
             expired += _handle(unit, key, by_prefix)
         except RecordCorrupt as error:
             error.metadata["due"] = key.hex()
             raise
-    return len(due) + groups.collect_garbage(unit, budget), expired
+        if unit.exhausted:
+            return steps, expired
+    return steps + groups.collect_garbage(unit, budget), expired
 
 
 def _handle(unit: Unit, key: bytes, by_prefix: dict[bytes, Namespace]) -> bool:

@@ -175,7 +175,7 @@ def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) ->
     """Raises where they cannot be members; what those take that are none yet, in bytes."""
     grown = 0
     taken: dict[int, tuple[bytes, str]] = {}
-    places: dict[tuple[bytes, str], int] = {}
+    places: dict[tuple[bytes, str], memberships.Tally] = {}
     for member in members:
         kind, id_, index = member.kind, member.id, member.index
         there = None
@@ -198,13 +198,9 @@ def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) ->
             grown += memberships.rows_bytes(id_)
         who = (kind, id_)
         if who not in places:
-            places[who] = len(memberships.of(unit, group.namespace, kind, id_))
             _check_one(unit, group, kind, id_)
-        places[who] += 1
-        if places[who] > limits.GROUPS_PER_MEMBER:
-            raise LimitExceeded(
-                f"groups of {id_!r}", places[who], limits.GROUPS_PER_MEMBER, "delete some"
-            )
+            places[who] = memberships.Tally(unit, group.namespace, kind, id_)
+        places[who].add_one()
     if not taken and all(member.index is not None for member in members):
         return grown
     last = max([*taken, group.next_index - 1])
@@ -387,6 +383,8 @@ def _collect_run(unit: Unit, number: int, namespace: Namespace, budget: int) -> 
             # The group kept it: from now on its own life counts, and those of its others.
             records.file_expiry(unit, namespace, member.id)
         removed += 1
+        if unit.exhausted:
+            return budget  # as if it were: there is more of the run
     for entry in list(islice(memberships.log(unit, number, 0), budget - removed)):
         unit.txn.delete(Db.LOG, keys.member(number, entry.position))
         removed += 1

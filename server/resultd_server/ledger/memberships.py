@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import NamedTuple
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
+from resultd_server.errors import LimitExceeded
 from resultd_server.ledger import claims, counters, group_rows, keys, usage, wire
 from resultd_server.ledger.counters import GONE, Counters
 from resultd_server.ledger.keys import Namespace
@@ -26,6 +27,9 @@ _ENTRY = struct.Struct(">cB")
 """What a row of the log begins with: the kind, and the bytes of the id that follows. The rest
 is the place as it stands in an event."""
 _PLACE_BYTES_MAX = 12
+_LOOK_US = 3
+_COUNT_US = 15
+"""What one of a member's groups takes: to be looked at, and to have the member counted."""
 _begin_of = itemgetter(slice(_ENTRY.size))
 # Of a member, its entry in the log and the way from its id to its group: keys, and values
 # but for the id, which stands in each.
@@ -164,22 +168,34 @@ def log_entry(view: View, group_no: int, position: int) -> Entry | None:
 
 def of(view: View, namespace: Namespace, kind: bytes, id_: str) -> list[Place]:
     """The groups an id is a member of, those still alive."""
-    if view.empty(Db.MEMBERSHIPS, keys.members_of_kind(namespace, kind)):
-        return []
-    prefix = keys.memberships(namespace, kind, id_)
-    rows = [key for key, _ in view.txn.scan(Db.MEMBERSHIPS, prefix, keys.after_prefix(prefix))]
-    places = []
+    return list(_living(view, list(_rows(view, namespace, kind, id_))))
+
+
+def _rows(view: View, namespace: Namespace, kind: bytes, id_: str) -> Iterator[bytes]:
+    """The keys that lead from an id to its groups, those that are over too."""
+    if not view.empty(Db.MEMBERSHIPS, keys.members_of_kind(namespace, kind)):
+        prefix = keys.memberships(namespace, kind, id_)
+        for key, _ in view.txn.scan(Db.MEMBERSHIPS, prefix, keys.after_prefix(prefix)):
+            yield key
+
+
+def _living(view: View, rows: Iterable[bytes]) -> Iterator[Place]:
     for key in rows:
+        view.spend(_LOOK_US)
         number, index = keys.parse_membership(key)
         group = counters.load(view, number)
         if group is not None:
-            places.append(Place(group, index))
-    return places
+            yield Place(group, index)
+
+
+def any_row(view: View, namespace: Namespace, kind: bytes, id_: str) -> bool:
+    """Whether an id is a member of a group, or was one of a group whose rows are still there."""
+    return next(_rows(view, namespace, kind, id_), None) is not None
 
 
 def kept(view: View, namespace: Namespace, kind: bytes, id_: str) -> bool:
-    """Whether a group that lives has it as a member, and so keeps its record."""
-    return bool(of(view, namespace, kind, id_))
+    """Whether a group that lives has it as a member, and so keeps its record: the first will do."""
+    return next(_living(view, _rows(view, namespace, kind, id_)), None) is not None
 
 
 def look(
@@ -242,7 +258,39 @@ def indexes_of(view: View, group: Counters, kind: bytes, id_: str) -> Iterator[i
 
 def in_too_many(view: View, namespace: Namespace, kind: bytes, id_: str) -> bool:
     """Whether an id is in as many groups as it may be."""
-    return len(of(view, namespace, kind, id_)) >= limits.GROUPS_PER_MEMBER
+    try:
+        Tally(view, namespace, kind, id_).add_one()
+    except LimitExceeded:
+        return True
+    return False
+
+
+class Tally:
+    """In how many groups an id is, while it is added to some.
+
+    What is over and not removed yet counts only until it matters: which of them are is dear to
+    see.
+    """
+
+    def __init__(self, view: View, namespace: Namespace, kind: bytes, id_: str) -> None:
+        self._who = (view, namespace, kind, id_)
+        self._over: int | None = None
+        self._count = sum(1 for _ in _rows(*self._who))
+
+    def add_one(self) -> None:
+        """Counts one more. Raises LimitExceeded."""
+        self._count += 1
+        if self._count > limits.GROUPS_PER_MEMBER and self._over is None:
+            rows = list(_rows(*self._who))
+            self._over = len(rows) - sum(1 for _ in _living(self._who[0], rows))
+            self._count -= self._over
+        if self._count > limits.GROUPS_PER_MEMBER:
+            raise LimitExceeded(
+                f"groups of {self._who[-1]!r}",
+                self._count,
+                limits.GROUPS_PER_MEMBER,
+                "delete some",
+            )
 
 
 def rows_bytes(id_: str) -> int:
@@ -271,6 +319,7 @@ def settle(unit: Unit, places: list[Place], state: int) -> None:
     Where it was, what it counts as is changed.
     """
     for place in places:
+        unit.spend(_COUNT_US)
         member = find(unit, place.group.number, place.index)
         if member is None:
             continue

@@ -47,6 +47,10 @@ from resultd_server.ledger.wire import number_field, repeated
 
 _HEADER = struct.Struct(">QQIB")  # expire_ms (0: never), version, attempt, state
 _ROW_BYTES_MAX = _HEADER.size + limits.RECORD_BYTES_MAX
+_LARGE_BYTES = 4 * limits.KIB
+_BYTES_PER_US = 600
+"""Of a large record: its checksum, a copy or two, and the digest that its tombstone keeps."""
+_BURIAL_US = 20
 
 KNOWN = state_pb2.EXISTENCE_KNOWN
 UNKNOWN = state_pb2.EXISTENCE_UNKNOWN
@@ -188,7 +192,11 @@ class _Stored(NamedTuple):
 
 def _find(view: View, namespace: Namespace, task_id: str) -> _Stored | None:
     raw = view.txn.get(Db.TASKS, keys.record(namespace, task_id))
-    return None if raw is None else _stored(raw)
+    if raw is None:
+        return None
+    if len(raw) > _LARGE_BYTES:
+        view.spend(len(raw) // _BYTES_PER_US)
+    return _stored(raw)
 
 
 def _stored(raw: bytes) -> _Stored:
@@ -272,7 +280,7 @@ def store(unit: Unit, namespace: Namespace, report: Report) -> bytes | Owing:
     task_id, group_id = report.task_id, report.group_id
     stored = _find(unit, namespace, task_id)
     if stored is not None and _due(unit, namespace, task_id, stored):
-        bury(unit, namespace, task_id, EXPIRED)
+        _bury(unit, namespace, task_id, stored, EXPIRED)
         stored = None
     joining, joins_bytes = None, 0
     if group_id:
@@ -540,6 +548,8 @@ def _write(
         set_ms(getattr(meta, name), unit.now_ms)
     header = _HEADER.pack(expire_ms, meta.version, meta.attempt, meta.state)
     row = header + meta.SerializeToString()
+    if len(row) > _LARGE_BYTES:
+        unit.spend(len(row) // _BYTES_PER_US)
     key = _put(unit, namespace, meta.task_id, row, before.row_bytes, more_bytes)
     if expire_ms != before.expire_ms:
         # Moved each time: left where it was, whoever shortens lives would leave one each time.
@@ -561,19 +571,18 @@ def _unfile(unit: Unit, key: bytes, expire_ms: int) -> None:
 
 def forget(unit: Unit, namespace: Namespace, task_id: str) -> bool:
     """Deletes the record and leaves a tombstone; whether there was one."""
-    if _find(unit, namespace, task_id) is None:
+    stored = _find(unit, namespace, task_id)
+    if stored is None:
         return False
-    bury(unit, namespace, task_id, FORGOTTEN)
+    _bury(unit, namespace, task_id, stored, FORGOTTEN)
     return True
 
 
-def bury(unit: Unit, namespace: Namespace, task_id: str, existence: int) -> None:
+def _bury(unit: Unit, namespace: Namespace, task_id: str, stored: _Stored, existence: int) -> None:
     """Replaces a record by its tombstone. Members keep their slots and log entries."""
-    stored = _find(unit, namespace, task_id)
-    if stored is None:
-        return
+    unit.spend(_BURIAL_US)
     key = keys.record(namespace, task_id)
-    unit.txn.delete(Db.TASKS, key)
+    unit.txn.remove(Db.TASKS, key)
     _unfile(unit, key, stored.expire_ms)
     usage.add(unit, namespace.prefix, -1, -len(key) - stored.row_bytes)
     tombstones.put(
@@ -610,5 +619,5 @@ def expire(unit: Unit, namespace: Namespace, task_id: str) -> bool:
         if stored.expire_ms > unit.now_ms:  # the entry was not its own
             _file(unit, keys.record(namespace, task_id), stored.expire_ms)
         return False
-    bury(unit, namespace, task_id, EXPIRED)
+    _bury(unit, namespace, task_id, stored, EXPIRED)
     return True

@@ -69,6 +69,9 @@ class WriteTxn(ReadTxn, Protocol):
     def delete(self, db: Db, key: bytes) -> bool:
         """Removes the key; whether it was there."""
 
+    def remove(self, db: Db, key: bytes) -> None:
+        """Removes a key that is there: its row, which may be large, is not read for that."""
+
 
 def within(
     room_bytes: int, values: Iterable[bytes | None], skip_bytes: int = 0

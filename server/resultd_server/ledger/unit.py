@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import repeat
 from typing import TYPE_CHECKING
 
+from resultd_server import limits
 from resultd_server.errors import RecordCorrupt
 from resultd_server.ledger.keys import after_prefix
 from resultd_server.ledger.txn import Db, ReadTxn, WriteTxn
@@ -41,6 +42,9 @@ class View:
         """Whether no key of a database begins so. False says nothing."""
         return False
 
+    def spend(self, work_us: int) -> None:
+        """Some work was done that what was asked for does not show: about so long."""
+
 
 class Unit(View):
     """A writing unit.
@@ -50,13 +54,17 @@ class Unit(View):
     An operation checks before it changes anything: one that raises a `DomainError`
     leaves the unit as it was.
 
+    A few bytes may ask for much: records of megabytes to be forgotten, a member of a thousand
+    groups to be counted. Who does such work says so, by `spend`, and operations on many things
+    stop when `exhausted`, to be gone on with in another unit: others have their turn between.
+
     `vacant`: where no rows are, as units before it found. Given by who is the store's only
     writer; one set for all its units, not larger than a few hundred of them.
     """
 
     __slots__ = (
         *("_filled", "allowance", "changed", "counters", "dirty", "expired_incomplete", "limited"),
-        *("stamps", "txn", "usages", "vacant"),
+        *("stamps", "txn", "usages", "vacant", "work_us"),
     )
 
     txn: WriteTxn
@@ -79,6 +87,7 @@ class Unit(View):
         self.changed: set[Changed] = set()
         self.stamps: dict[tuple[int, int, bool, int, int], Stamp] = {}
         self.expired_incomplete = 0
+        self.work_us = 0
         self.vacant: set[Place] = set() if vacant is None else vacant
         self._filled: set[Place] = set()
 
@@ -100,6 +109,14 @@ class Unit(View):
             empty = False  # there is one, and whoever needs it is told
         (self.vacant if empty else self._filled).add(there)
         return empty
+
+    def spend(self, work_us: int) -> None:
+        self.work_us += work_us
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether so much was done that the rest is to wait."""
+        return self.work_us >= limits.COMMIT_WORK_US
 
     def fill(self, db: Db, prefix: bytes) -> None:
         """A row is put whose key begins so."""

@@ -227,17 +227,17 @@ async def test_a_page_token_of_somebody_else_is_refused(store: Store) -> None:
 async def test_a_sweep_with_nothing_due_does_nothing(store: Store) -> None:
     """Sweeping a store in which nothing is due takes no steps."""
     await store.report("t")
-    assert await store.engine.sweep(10) == (0, 0, 0)
+    assert await store.engine.sweep(10) == (0, 0, 0, False)
 
 
 async def test_a_sweep_is_bounded(store: Store) -> None:
     """One sweep deletes about as much as its budget, and says when there is more."""
     await store.put([make_report(f"t{number}", ttl_ms=HOUR_MS) for number in range(25)])
     store.clock.advance(HOUR_MS)
-    assert await store.engine.sweep(10) == (10, 10, 0)
-    assert await store.engine.sweep(10) == (10, 10, 0)
-    assert await store.engine.sweep(10) == (5, 5, 0)
-    assert await store.engine.sweep(10) == (0, 0, 0)
+    assert await store.engine.sweep(10) == (10, 10, 0, True)
+    assert await store.engine.sweep(10) == (10, 10, 0, True)
+    assert await store.engine.sweep(10) == (5, 5, 0, False)
+    assert await store.engine.sweep(10) == (0, 0, 0, False)
 
 
 async def test_a_group_that_expires_incomplete_is_counted(store: Store) -> None:

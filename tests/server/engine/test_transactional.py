@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from resultd.v1 import state_pb2
+from resultd_server import limits
 from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.transactional import NOWHERE, TransactionalEngine
 from resultd_server.errors import GroupNotFound, RecordCorrupt, ValueTooLarge
@@ -54,8 +55,110 @@ async def test_a_sweep_commits_nothing_where_nothing_is_due(store: Store) -> Non
     await store.report("t", ttl_ms=SECOND_MS)
     engine = store.engine
     before = engine.commits if isinstance(engine, LmdbEngine) else 0
-    assert await engine.sweep(5) == (0, 0, 0)
+    assert await engine.sweep(5) == (0, 0, 0, False)
     assert (engine.commits if isinstance(engine, LmdbEngine) else 0) == before
+
+
+def writes_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One for each transaction from now on, none of which does more than it must."""
+    monkeypatch.setattr(limits, "COMMIT_WORK_US", 1)
+    found: list[None] = []
+    write = store.engine._write  # type: ignore[attr-defined]  # below the contract
+
+    async def counted(*args: Any, **said: Any) -> Any:
+        found.append(None)
+        return await write(*args, **said)
+
+    monkeypatch.setattr(store.engine, "_write", counted)
+    return found
+
+
+async def test_many_records_are_forgotten_in_several_transactions(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes long to forget is forgotten bit by bit; how many there were is told at the end."""
+    await store.put([make_report(f"t{number}") for number in range(4)])
+    writes = writes_of(store, monkeypatch)
+    names = ["none", "t0", "t1", "no", "t2", "t3", "nothing"]
+    assert await store.engine.delete("default", names) == 4
+    assert len(writes) == 5
+    assert await store.engine.delete("default", []) == 0
+    assert [await store.state(f"t{number}") for number in range(4)] == ["FORGOTTEN"] * 4
+
+
+async def test_a_sweep_ends_where_it_was_work_enough(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of records that take long to bury fewer go in one step, and it says that there are more."""
+    await store.put([make_report(f"t{number}", ttl_ms=SECOND_MS) for number in range(3)])
+    writes_of(store, monkeypatch)
+    store.clock.advance(SECOND_MS)
+    assert [await store.engine.sweep(10) for _ in range(4)] == [
+        *[(1, 1, 0, True)] * 3,
+        (0, 0, 0, False),
+    ]
+
+
+async def test_what_groups_leave_behind_is_swept_bit_by_bit(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records that a deleted group kept are looked at again, fewer at once where they are large."""
+    names = [f"t{number}" for number in range(3)]
+    await store.create("g", *map(task, names))
+    await store.put([make_report(name, value=bytes(20_000), ttl_ms=SECOND_MS) for name in names])
+    store.clock.advance(SECOND_MS)
+    await store.sweep()
+    await store.delete_group("g")
+    writes_of(store, monkeypatch)
+    swept = [await store.engine.sweep(100) for _ in range(8)]
+    assert sum(each.expired for each in swept) == 3
+    assert [each.expired for each in swept].count(1) == 3, "one at a time"
+    assert swept[-1] == (0, 0, 0, False)
+
+
+async def test_large_records_are_work(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports on large records are not all of one transaction, though they are small."""
+    names = [f"t{number}" for number in range(4)]
+    args = {"data": bytes(20_000)}
+    await store.put([make_report(name, "STARTED", args=args) for name in names])
+    writes = writes_of(store, monkeypatch)
+    said = await store.put([make_report(name) for name in names])
+    assert [disposition(each) for each in said] == ["APPLIED"] * 4  # type: ignore[arg-type]  # none is refused
+    assert len(writes) == 4
+    await store.put([make_report(f"n{number}") for number in range(50)])
+    assert len(writes) == 5, "what is in proportion is no such work"
+
+
+async def test_members_of_many_groups_are_counted_in_several_transactions(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch goes on in another transaction; each report has its outcome, in its place."""
+    names = [f"t{number}" for number in range(4)]
+    for group in ("g", "h"):
+        await store.create(group, *map(task, names), seal=True)
+    writes = writes_of(store, monkeypatch)
+    batch = [make_report("first"), *map(make_report, names), make_report("last")]
+    said: list[Any] = await store.put(batch)
+    assert [disposition(each) for each in said] == ["APPLIED"] * 6
+    assert [list(each.complete_group_ids) for each in said[3:]] == [[], ["g", "h"], []]
+    assert len(writes) == 5
+    assert await store.log("g") == names
+
+
+async def test_claims_of_a_batch_have_room_together(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many transactions a batch takes, claims are taken while its answer has room."""
+    for group in ("g", "h", "i", "j"):
+        await store.create(group, task(f"of {group}"), seal=True)
+    writes = writes_of(store, monkeypatch)
+    monkeypatch.setattr(limits, "RESPONSE_BYTES_MAX", 200)
+    batch = [make_report(f"of {group}", group=group, claim="me") for group in ("g", "h", "i", "j")]
+    said: list[Any] = await store.put(batch)
+    assert len(writes) == 4
+    taken = [each.HasField("claim") for each in said]
+    assert taken == sorted(taken, reverse=True)
+    assert set(taken) == {True, False}
 
 
 async def test_reports_that_meet_damage_do_not_harm_their_neighbours(

@@ -6,7 +6,11 @@ import pytest
 
 from resultd.v1 import state_pb2
 from resultd_server import limits
-from tests.support.stores import Store, disposition, make_report, membership, task
+from resultd_server.errors import LimitExceeded
+from resultd_server.ledger import counters
+from resultd_server.ledger.counters import Counters
+from resultd_server.ledger.unit import View
+from tests.support.stores import SECOND_MS, Store, disposition, make_report, membership, task
 
 
 async def test_a_sealed_group_short_of_its_total_takes_what_reports_name(store: Store) -> None:
@@ -151,6 +155,44 @@ async def test_a_member_is_in_a_bounded_number_of_groups(
     assert membership(await store.report("t", group="g2")) == "NOT_A_MEMBER"
     over = await store.report("u", group="g0", index=limits.INDEX_MAX + 1)
     assert membership(over) == "NOT_A_MEMBER"
+
+
+async def test_groups_that_are_over_do_not_count(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member may be in as many groups that live, whatever rows are left of others."""
+    monkeypatch.setattr(limits, "GROUPS_PER_MEMBER", 2)
+    for number in range(2):
+        await store.create(f"old{number}", task("t"), task("u"), ttl_ms=SECOND_MS)
+    with pytest.raises(LimitExceeded):
+        await store.create("g0", task("t"))
+    store.clock.advance(SECOND_MS)
+    await store.create("g0", task("t"), task("u", 5))
+    assert membership(await store.report("t", group="g1")) == "COUNTED"
+    assert membership(await store.report("t", group="g2")) == "NOT_A_MEMBER"
+    with pytest.raises(LimitExceeded, match="groups of 'u': 3 are more than the 2"):
+        await store.add("g0", task("u", 10), task("u", 11))
+
+
+async def test_who_reads_looks_at_one_group_that_lives(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a record past its own time is kept is known with the first group that keeps it."""
+    await store.create("over", task("t"), ttl_ms=SECOND_MS)
+    for number in range(20):
+        await store.create(f"g{number}", task("t"))
+    await store.report("t", ttl_ms=SECOND_MS)
+    store.clock.advance(SECOND_MS)
+    looked: list[int] = []
+    load = counters.load
+
+    def counted(view: View, number: int) -> Counters | None:
+        looked.append(number)
+        return load(view, number)
+
+    monkeypatch.setattr(counters, "load", counted)
+    assert await store.state("t") == "SUCCESS"
+    assert len(looked) == 2
 
 
 async def test_a_report_that_only_repeats_begins_no_group(store: Store) -> None:

@@ -62,6 +62,23 @@ async def test_a_row_is_put_read_and_deleted(store: Store) -> None:
     assert await write(store, operation) == [b"2", True, False, None]
 
 
+async def test_a_row_that_is_there_is_removed(store: Store) -> None:
+    """`remove` does what `delete` does, in one transaction and over several."""
+
+    def put(unit: Unit) -> None:
+        unit.txn.put(Db.META, b"below", b"1")
+
+    def operation(unit: Unit) -> list[bytes | None]:
+        unit.txn.put(Db.META, b"own", b"2")
+        for key in (b"below", b"own"):
+            unit.txn.remove(Db.META, key)
+        return [unit.txn.get(Db.META, key) for key in (b"below", b"own")]
+
+    await write(store, put)
+    assert await write(store, operation) == [None, None]
+    assert await write(store, lambda unit: unit.txn.get(Db.META, b"below")) is None
+
+
 async def test_a_transaction_that_raises_leaves_nothing(store: Store) -> None:
     """An operation that raises changed nothing: what it put, replaced or deleted is as before."""
 
