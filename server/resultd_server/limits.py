@@ -107,6 +107,7 @@ WRITES_QUEUED_BYTES_MAX = 256 * MIB
 COMMIT_OPERATIONS_MAX = 4_096
 COMMIT_WORK_US = 20_000  # done out of proportion to what was asked: the rest waits for the next
 SWEEP_ROWS = 500
+NAMESPACES_KEPT = 100_000  # in mind, at 300 bytes each: beyond them sweeps read all names again
 
 
 def advertised() -> dict[str, int]:

@@ -100,6 +100,9 @@ TESTED = {
         "server/ledger/test_claims.py::test_the_search_for_claimable_groups_is_bounded"
     ),
     "READ_ROWS_MAX": "server/ledger/test_listing.py::test_steps_are_bounded_in_rows",
+    "NAMESPACES_KEPT": (
+        "server/ledger/test_namespaces.py::test_so_many_namespaces_are_kept_in_mind"
+    ),
     "SWEEP_ROWS": "server/ledger/test_expiry.py::test_looking_again_at_what_is_kept_is_bounded",
     "TOTAL_REQUESTS_REMEMBERED": (
         "server/ledger/test_groups.py::test_requests_of_totals_are_remembered_so_far"

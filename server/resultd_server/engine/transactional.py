@@ -65,7 +65,7 @@ class TransactionalEngine(Engine):
     def __init__(self, clock: Callable[[], int], allowance: Allowance) -> None:
         super().__init__(clock)
         self.allowance = allowance
-        self._namespaces: dict[str, Namespace] = {}
+        self._namespaces = namespaces.Known()
         self._revocations = 0
         self._census = usage.Census()
         self._turn = asyncio.Lock()
@@ -91,21 +91,21 @@ class TransactionalEngine(Engine):
         """Runs a short reading operation."""
 
     def _known(self, view: View, name: str) -> Namespace:
-        known = self._namespaces.get(name)
+        known = self._namespaces.named(name)
         if known is None:
             known = namespaces.find(view.txn, name)
             if known is None:
                 return NOWHERE._replace(name=name)
-            self._namespaces[name] = known
+            self._namespaces.keep(known)
         return known
 
     def _made(self, unit: Unit, name: str) -> Namespace:
         # Not kept from here: the transaction may still fail.
-        return self._namespaces.get(name) or namespaces.find_or_create(unit.txn, name)
+        return self._namespaces.named(name) or namespaces.find_or_create(unit.txn, name)
 
     def _there(self, unit: Unit, name: str) -> Namespace:
         """The namespace of an operation that needs something there: none is made for it."""
-        known = self._namespaces.get(name) or namespaces.find(unit.txn, name)
+        known = self._namespaces.named(name) or namespaces.find(unit.txn, name)
         return known or NOWHERE._replace(name=name)
 
     async def put(self, namespace: str, reports: Sequence[Report]) -> list[StoreOutcome]:
@@ -140,7 +140,8 @@ class TransactionalEngine(Engine):
             where, outcomes = await self._write(
                 operation, size_bytes=size_bytes, reports=len(reports)
             )
-            self._namespaces[namespace] = where  # it is committed
+            if self._namespaces.named(namespace) is None:
+                self._namespaces.keep(where)  # it is committed
             return await self._told(outcomes)
         except RecordCorrupt as error:
             # Nothing was changed. Each by itself, so that the others do not suffer.
@@ -352,15 +353,23 @@ class TransactionalEngine(Engine):
         )
 
     async def sweep(self, budget: int) -> Swept:
+        def look(view: View) -> bytes | None:
+            return namespaces.last(view.txn) if expiry.anything_due(view) else None
+
+        # Looked at first, so that a store with nothing due commits nothing.
+        committed = self._read(look)
+        if committed is None:
+            return Swept(0, 0, 0)
+        step = functools.partial(
+            expiry.sweep, budget=budget, known=self._namespaces, committed=committed
+        )
+
         def operation(unit: Unit) -> Swept:
             before = unit.expired_incomplete
-            steps, expired = expiry.sweep(unit, budget)
+            steps, expired = step(unit)
             more = steps >= budget or unit.exhausted
             return Swept(steps, expired, unit.expired_incomplete - before, more)
 
-        # Looked at first, so that a store with nothing due commits nothing.
-        if not self._read(expiry.anything_due):
-            return Swept(0, 0, 0)
         try:
             return await self._write(operation, grows=False, size_bytes=budget * _SWEPT_BYTES)
         except RecordCorrupt as error:

@@ -12,15 +12,16 @@ from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Unit, View
 
 
-def sweep(unit: Unit, budget: int) -> tuple[int, int]:
+def sweep(unit: Unit, budget: int, known: namespaces.Known, committed: bytes) -> tuple[int, int]:
     """Handles up to `budget` due entries and deletes up to as many left-over rows.
 
     (steps taken, records and groups that expired). As many steps as `budget` or more, or a unit
     that is exhausted, say that there is more to do. Raises RecordCorrupt, `due` in its metadata
-    where an entry led to what cannot be read.
+    where an entry led to what cannot be read. `known`, `committed`: of what is due every namespace
+    is committed, see there.
     """
     due = list(islice(unit.txn.scan(Db.EXPIRY, b"", U64.pack(unit.now_ms + 1)), budget))
-    by_prefix = namespaces.names(unit.txn) if due else {}
+    by_prefix = known.with_prefixes(unit.txn, _named(due), committed)
     steps = expired = 0
     for steps, (key, _) in enumerate(due, 1):
         try:
@@ -33,14 +34,20 @@ def sweep(unit: Unit, budget: int) -> tuple[int, int]:
     return steps + groups.collect_garbage(unit, budget), expired
 
 
+def _named(due: list[tuple[bytes, bytes]]) -> set[bytes]:
+    """Prefixes of namespaces whose names are needed: who waits there is told."""
+    parsed = (keys.parse_expiry(key) for key, _ in due)
+    return {prefix for _, kind, prefix, _ in parsed if kind in (keys.TASK, keys.GROUP)}
+
+
 def _handle(unit: Unit, key: bytes, by_prefix: dict[bytes, Namespace]) -> bool:
     unit.txn.delete(Db.EXPIRY, key)
     _, kind, prefix, id_ = keys.parse_expiry(key)
-    namespace = by_prefix[prefix]
     if kind == keys.TASK:
-        return records.expire(unit, namespace, id_)
+        return records.expire(unit, by_prefix[prefix], id_)
     if kind == keys.GROUP:
-        return groups.expire(unit, namespace, id_)
+        return groups.expire(unit, by_prefix[prefix], id_)
+    namespace = Namespace("", prefix)  # nobody is told of the others
     if kind == keys.REVOCATION:
         revocations.expire(unit, namespace, id_)
     else:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from resultd_server import limits
 from resultd_server.ledger.keys import U64, Namespace
 from resultd_server.ledger.txn import Db, ReadTxn, WriteTxn
 
@@ -28,6 +31,46 @@ def names(txn: ReadTxn) -> dict[bytes, Namespace]:
     """Every namespace by its prefix."""
     rows = txn.scan(Db.NAMESPACES, b"", b"\xff" * 100)
     return {prefix: Namespace(name.decode(), prefix) for name, prefix in rows}
+
+
+def last(txn: ReadTxn) -> bytes:
+    """The prefix that was given last: none is greater."""
+    return txn.get(Db.META, _NEXT) or U64.pack(0)
+
+
+class Known:
+    """Namespaces that are there for good, kept in mind by name and by prefix.
+
+    By prefix none can be found but by reading them all: that is done once, not in each step of
+    the sweeper. Those are kept that come first; what comes when there are too many is not.
+    """
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Namespace] = {}
+        self._by_prefix: dict[bytes, Namespace] = {}
+
+    def named(self, name: str) -> Namespace | None:
+        """The namespace, if it is known."""
+        return self._by_name.get(name)
+
+    def keep(self, namespace: Namespace) -> None:
+        """This one is committed: its prefix stays its own."""
+        if len(self._by_name) < limits.NAMESPACES_KEPT:
+            self._by_name[namespace.name] = namespace
+            self._by_prefix[namespace.prefix] = namespace
+
+    def with_prefixes(
+        self, txn: ReadTxn, prefixes: Collection[bytes], committed: bytes
+    ) -> dict[bytes, Namespace]:
+        """Those that have these prefixes. `committed`: no greater prefix is known to be."""
+        found = {each: self._by_prefix[each] for each in prefixes if each in self._by_prefix}
+        if len(found) < len(prefixes):
+            for prefix, namespace in names(txn).items():
+                if prefix in prefixes:
+                    found[prefix] = namespace
+                if prefix <= committed:
+                    self.keep(namespace)
+        return found
 
 
 def next_number(txn: WriteTxn, counter: bytes) -> bytes:

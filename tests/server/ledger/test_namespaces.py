@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from resultd_server import limits
 from resultd_server.ledger import namespaces
+from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.txn import ReadTxn
 from tests.server.ledger.test_txn import empty_txn
 
 
@@ -15,6 +20,44 @@ def test_a_namespace_keeps_its_number() -> None:
     assert made[0].prefix != made[1].prefix
     assert namespaces.find(txn, "a") == made[0]
     assert namespaces.names(txn) == {each.prefix: each for each in made}
+
+
+def test_namespaces_are_known_by_prefix_without_reading_them_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All are read once; a new one is known once it is kept; what may not stay is not kept."""
+    txn, known = empty_txn(), namespaces.Known()
+    first, second, third = (namespaces.find_or_create(txn, name) for name in "cba")
+    reads: list[None] = []
+    names = namespaces.names
+
+    def counted(txn: ReadTxn) -> dict[bytes, Namespace]:
+        reads.append(None)
+        return names(txn)
+
+    monkeypatch.setattr(namespaces, "names", counted)
+    assert known.with_prefixes(txn, set(), second.prefix) == {}
+    assert known.with_prefixes(txn, {first.prefix}, second.prefix) == {first.prefix: first}
+    assert len(reads) == 1
+    both = {first.prefix: first, second.prefix: second}
+    assert known.with_prefixes(txn, {*both}, second.prefix) == both
+    assert (len(reads), known.named("b"), known.named("a")) == (1, second, None)
+    assert known.with_prefixes(txn, {third.prefix}, second.prefix) == {third.prefix: third}
+    assert (len(reads), known.named("a")) == (2, None)
+    known.keep(third)
+    assert known.with_prefixes(txn, {third.prefix}, second.prefix) == {third.prefix: third}
+    assert (len(reads), namespaces.last(txn)) == (2, third.prefix)
+
+
+def test_so_many_namespaces_are_kept_in_mind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond is read again each time, and found."""
+    monkeypatch.setattr(limits, "NAMESPACES_KEPT", 3)
+    txn, known = empty_txn(), namespaces.Known()
+    made = [namespaces.find_or_create(txn, f"n{number}") for number in range(5)]
+    for _ in range(2):
+        found = known.with_prefixes(txn, {each.prefix for each in made}, made[-1].prefix)
+        assert found == {each.prefix: each for each in made}
+    assert [known.named(each.name) for each in made] == [*made[:3], None, None]
 
 
 def test_sequences_are_apart() -> None:
