@@ -13,7 +13,6 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import state_pb2, task_pb2
@@ -30,6 +29,7 @@ from resultd_server.ledger import (
 )
 from resultd_server.ledger.claiming import ClaimRequest, Owing
 from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.merging import TIME_OF_STATE, merge
 from resultd_server.ledger.times import set_ms, to_ms
 from resultd_server.ledger.transitions import (
     APPLIED,
@@ -57,32 +57,10 @@ UNKNOWN = state_pb2.EXISTENCE_UNKNOWN
 EXPIRED = state_pb2.EXISTENCE_EXPIRED
 FORGOTTEN = state_pb2.EXISTENCE_FORGOTTEN
 
-_REPLACED = (
-    "state", "custom_state", "value", "failure", "progress", "worker", "traceparent", "tracestate",
-)  # fmt: skip
 _OUTPUT = ("terminal", "created_time", "updated_time", "expire_time", "version", "existence")
-_FILLED_WHOLE = (
-    "args",
-    "kwargs",
-    "children",
-    "received_time",
-    "started_time",
-    "done_time",
-)
-"""Fields a report gives whole: protobuf's merge would mix them with what was there."""
-
-_TIME_OF_STATE: dict[int, str] = {
-    state_pb2.STATE_RECEIVED: "received_time",
-    state_pb2.STATE_STARTED: "started_time",
-    state_pb2.STATE_SUCCESS: "done_time",
-    state_pb2.STATE_FAILURE: "done_time",
-    state_pb2.STATE_REVOKED: "done_time",
-    state_pb2.STATE_IGNORED: "done_time",
-}
-
 
 _FIELDS = task_pb2.TaskMeta.DESCRIPTOR.fields_by_name
-_TIME_FIELDS = {state: _FIELDS[name] for state, name in _TIME_OF_STATE.items()}
+_TIME_FIELDS = {state: _FIELDS[name] for state, name in TIME_OF_STATE.items()}
 _OUTPUT_FIELDS = frozenset(_FIELDS[name] for name in _OUTPUT)
 _INDEX = _FIELDS["index"]
 
@@ -371,38 +349,6 @@ def _standing(report: Report) -> Standing:
     return Standing(report.state, report.attempt, lambda: content_digest(report.meta))
 
 
-def merge(old: task_pb2.TaskMeta, report: task_pb2.TaskMeta) -> task_pb2.TaskMeta:
-    """The record after an accepted report. May change `old`.
-
-    State, value, failure, progress, worker and trace are replaced; everything else is filled
-    where the report has it, and never cleared. Fields of a newer protocol are replaced together:
-    protobuf would put them after those of the report before, and the record grow with each.
-    """
-    given = {field.name for field, _ in report.ListFields()}
-    if len(UnknownFieldSet(report)):
-        old = _known(old)
-    for name in (*_REPLACED, *(name for name in _FILLED_WHOLE if name in given)):
-        old.ClearField(name)  # type: ignore[arg-type]  # names of fields, checked by tests
-    if (name := _TIME_OF_STATE.get(report.state, "")) and name not in given:
-        old.ClearField(name)  # type: ignore[arg-type]  # a new attempt has times of its own
-    old.MergeFrom(report)
-    return old
-
-
-def _known(meta: task_pb2.TaskMeta) -> task_pb2.TaskMeta:
-    """The message without fields that this version does not know; what is inside of others stays.
-
-    `DiscardUnknownFields` would clear that too, of args for instance, and it may not come again.
-    """
-    known = task_pb2.TaskMeta()
-    for field, value in meta.ListFields():
-        if hasattr(value, "MergeFrom"):
-            getattr(known, field.name).MergeFrom(value)
-        else:
-            setattr(known, field.name, value)
-    return known
-
-
 class Stamp(NamedTuple):
     """What the server adds to the new records of a commit that are alike."""
 
@@ -491,8 +437,8 @@ def _make_stamp(
     expire_ms = now_ms + ttl_ms if ttl_ms else 0
     if expire_ms:
         set_ms(said.expire_time, expire_ms)
-    if not timed and state in _TIME_OF_STATE:
-        set_ms(getattr(said, _TIME_OF_STATE[state]), now_ms)
+    if not timed and state in TIME_OF_STATE:
+        set_ms(getattr(said, TIME_OF_STATE[state]), now_ms)
     return Stamp(
         _HEADER.pack(expire_ms, version, attempt, state),
         said.SerializeToString(),
@@ -543,7 +489,7 @@ def _write(
         set_ms(meta.expire_time, expire_ms)
     else:
         meta.ClearField("expire_time")
-    name = _TIME_OF_STATE.get(meta.state)
+    name = TIME_OF_STATE.get(meta.state)
     if name and not meta.HasField(name):  # type: ignore[arg-type]  # a field, checked by tests
         set_ms(getattr(meta, name), unit.now_ms)
     header = _HEADER.pack(expire_ms, meta.version, meta.attempt, meta.state)
