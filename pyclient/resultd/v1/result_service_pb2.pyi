@@ -333,7 +333,9 @@ class BatchStoreResultsRequest(google.protobuf.message.Message):
     REPORTS_FIELD_NUMBER: builtins.int
     @property
     def reports(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___StoreResultRequest]:
-        """At most 1,000. An id may occur more than once."""
+        """At most 1,000, and 65,536 elements with all their children, labels and extra.
+        An id may occur more than once.
+        """
 
     def __init__(
         self,

@@ -160,7 +160,7 @@ class ResultServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ForgetResults(self, request, context):
-        """Deletes records. Idempotent; a tombstone stays for an hour.
+        """Deletes records, each by itself. Idempotent; a tombstone stays for an hour.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -78,7 +78,7 @@ class ResultServiceStub:
         resultd.v1.result_service_pb2.ForgetResultsRequest,
         resultd.v1.result_service_pb2.ForgetResultsResponse,
     ]
-    """Deletes records. Idempotent; a tombstone stays for an hour."""
+    """Deletes records, each by itself. Idempotent; a tombstone stays for an hour."""
 
     ListResults: grpc.UnaryUnaryMultiCallable[
         resultd.v1.result_service_pb2.ListResultsRequest,
@@ -152,7 +152,7 @@ class ResultServiceAsyncStub:
         resultd.v1.result_service_pb2.ForgetResultsRequest,
         resultd.v1.result_service_pb2.ForgetResultsResponse,
     ]
-    """Deletes records. Idempotent; a tombstone stays for an hour."""
+    """Deletes records, each by itself. Idempotent; a tombstone stays for an hour."""
 
     ListResults: grpc.aio.UnaryUnaryMultiCallable[
         resultd.v1.result_service_pb2.ListResultsRequest,
@@ -242,7 +242,7 @@ class ResultServiceServicer(metaclass=abc.ABCMeta):
         request: resultd.v1.result_service_pb2.ForgetResultsRequest,
         context: _ServicerContext,
     ) -> typing.Union[resultd.v1.result_service_pb2.ForgetResultsResponse, collections.abc.Awaitable[resultd.v1.result_service_pb2.ForgetResultsResponse]]:
-        """Deletes records. Idempotent; a tombstone stays for an hour."""
+        """Deletes records, each by itself. Idempotent; a tombstone stays for an hour."""
 
     @abc.abstractmethod
     def ListResults(
