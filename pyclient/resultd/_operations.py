@@ -44,6 +44,7 @@ PATIENCE = 1.0
 REPORTS_PER_CALL = 1_000
 # Of all lists and maps of a request together: reports, and their children, labels and extra.
 ELEMENTS_PER_CALL = 65_536
+ELEMENT_BYTES_MIN = 2  # a tag and a length
 # The server receives messages of up to 16 MiB; the rest is for what frames them.
 CALL_BYTES_MAX = 12 * 1024 * 1024
 

@@ -9,6 +9,7 @@ half of them: while those whose call has ended wake each other, the others' call
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import deque
@@ -18,7 +19,13 @@ from typing import Any
 from google.protobuf.message import Message
 
 from resultd._effects import Call, Report
-from resultd._operations import CALL_BYTES_MAX, ELEMENTS_PER_CALL, REPORTS_PER_CALL, elements_of
+from resultd._operations import (
+    CALL_BYTES_MAX,
+    ELEMENT_BYTES_MIN,
+    ELEMENTS_PER_CALL,
+    REPORTS_PER_CALL,
+    elements_of,
+)
 from resultd.errors import ResultdError, UnavailableError, make
 from resultd.v1 import result_service_pb2
 
@@ -37,7 +44,6 @@ class Ticket:
     __slots__ = (
         "answer",
         "asleep",
-        "elements",
         "error",
         "follower",
         "leads",
@@ -53,7 +59,6 @@ class Ticket:
         self.timeout = effect.timeout
         self.patient = effect.patient
         self.size_bytes = effect.request.ByteSize() + 8  # tag and length
-        self.elements = elements_of(effect.request)
         self.answer: result_service_pb2.StoreResultResponse | None = None
         self.error: BaseException | None = None
         # Of a thread's report: whether it is to make the next call, and what its thread waits
@@ -88,14 +93,16 @@ def take(waiting: deque[Ticket]) -> list[Ticket]:
 def first(waiting: deque[Ticket]) -> list[Ticket]:
     """Return what one call may carry, which goes on waiting."""
     found: list[Ticket] = []
-    room_bytes, room = CALL_BYTES_MAX, ELEMENTS_PER_CALL
+    size_bytes = 0
     for ticket in waiting:
-        room_bytes -= ticket.size_bytes
-        room -= ticket.elements
-        if found and (len(found) == REPORTS_PER_CALL or room_bytes < 0 or room < 0):
+        size_bytes += ticket.size_bytes
+        if found and (len(found) == REPORTS_PER_CALL or size_bytes > CALL_BYTES_MAX):
             break
         found.append(ticket)
-    return found
+    if size_bytes <= ELEMENTS_PER_CALL * ELEMENT_BYTES_MIN:  # as nearly always
+        return found
+    upto = itertools.accumulate(elements_of(ticket.request) for ticket in found)
+    return found[: max(1, sum(elements <= ELEMENTS_PER_CALL for elements in upto))]
 
 
 def drop(waiting: deque[Ticket], tickets: list[Ticket]) -> None:
