@@ -9,6 +9,7 @@ half of them: while those whose call has ended wake each other, the others' call
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import threading
 import time
@@ -144,7 +145,9 @@ def fail(tickets: list[Ticket], error: BaseException) -> None:
         error = make("UNAVAILABLE", f"the call that carried the report was broken off: {error!r}")
     for ticket in tickets:
         if not ticket.settled:
-            ticket.error = error
+            # Each its own: a thread's traceback is its own, too.
+            ticket.error = copy.copy(error)
+            ticket.error.__cause__ = error.__cause__
 
 
 def rouse(asleep: threading.Lock) -> None:
@@ -182,6 +185,7 @@ class ThreadReporter:
         self._appointed: Ticket | None = None
         self._led: dict[Ticket, list[Ticket]] = {}
         self._crowd = 0
+        self._inside: set[int] = set()  # threads
 
     def store(self, effect: Report) -> result_service_pb2.StoreResultResponse:
         """Store a report; returns its answer, or raises.
@@ -190,7 +194,13 @@ class ThreadReporter:
             ResultdError: it was refused, or the call failed.
         """
         ticket = Ticket(effect)
+        thread = threading.get_ident()
+        if thread in self._inside:
+            # In a signal's handler: what it interrupts goes on when it has ended, not before.
+            settle([ticket], self._call(call_for([ticket])))
+            return ticket.result()
         try:
+            self._inside.add(thread)
             self._begin(ticket)
             if ticket.asleep is not None and not ticket.asleep.acquire(timeout=effect.timeout):
                 self._give_up(ticket)
@@ -201,6 +211,8 @@ class ThreadReporter:
             self._end(ticket)
             rouse_follower(ticket)
             raise
+        finally:
+            self._inside.discard(thread)
         return ticket.result()
 
     def _begin(self, ticket: Ticket) -> None:

@@ -233,6 +233,19 @@ def test_threads_that_left_are_forgotten() -> None:
     assert [len(call) for call in again.calls] == [1, 8]
 
 
+def test_a_signals_handler_may_report_in_the_middle_of_a_report() -> None:
+    """What it interrupts cannot go on before it has ended: its report goes by itself, at once."""
+
+    def interrupted(call: Call) -> Any:
+        if ids(call) == ["1"]:
+            assert reporter.store(report("2", timeout=60.0)).version == 2
+        return answer(call)
+
+    reporter = ThreadReporter(interrupted)
+    assert reporter.store(report("1")).version == 1
+    assert reporter._inside == set()
+
+
 def test_who_has_given_up_breaks_no_chain_of_wakes() -> None:
     """Threads wake each other; one that waits no longer, in the middle, wakes nobody."""
     gate = Gate(count=2)
@@ -285,7 +298,9 @@ def test_ctrl_c_in_a_thread_that_is_woken_leaves_nobody_asleep(
     threads.store("2", timeout=60.0)
     until(queued(reporter, 1))
     with monkeypatch.context() as patched:
-        patched.setattr(_reporter, "threading", SimpleNamespace(Lock=Interrupted))
+        patched.setattr(
+            _reporter, "threading", SimpleNamespace(Lock=Interrupted, get_ident=threading.get_ident)
+        )
         third = threading.Thread(target=wait)
         third.start()
         until(queued(reporter, 2))
@@ -368,6 +383,7 @@ def test_a_failed_call_fails_all_it_carried_and_the_next_goes_on() -> None:
     assert outcomes["1"] == 1
     assert isinstance(outcomes["2"], UnavailableError)
     assert isinstance(outcomes["3"], UnavailableError)
+    assert outcomes["2"] is not outcomes["3"], "each thread's traceback is its own"
     assert reporter.store(report("4")).version == 4
 
 

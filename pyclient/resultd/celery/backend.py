@@ -39,6 +39,8 @@ logger = logging.getLogger("resultd.celery")
 #: Where a saved GroupResult lies: a group without members that carries it as a payload.
 SAVED = "celery-taskset-meta-"
 GROUP_RESULT = "celery.group"
+# Seconds before a report is tried again, where no server said how many.
+TRY_AGAIN = 0.05
 
 _clients: dict[str, Client] = {}
 
@@ -180,8 +182,10 @@ class ResultdBackend(AsyncBackendMixin, Backend):
             except ValueTooLargeError as error:
                 raise EncodeError(str(error)) from error
             except ResultdError as error:
-                if not error.retryable or self.always_retry or not deadline.left():
+                left, pause = deadline.left() or 0.0, error.retry_delay or TRY_AGAIN
+                if not error.retryable or self.always_retry or left <= pause:
                     raise
+                time.sleep(pause)  # the server asks for it, or the call had no time for more
             finally:
                 self._ahead.stored()
 

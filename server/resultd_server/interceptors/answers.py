@@ -61,6 +61,8 @@ class AnswerBound:
             return
         _CALL.set(None)  # an answer asks once; and what waits below would keep the call
         peer = call[0].peer()
+        if peer.startswith("unix"):
+            return  # all clients of such a socket are one to gRPC: one of them would hold up others
         connection = self._connections.setdefault(peer, _Connection())
         if connection.under_way >= self._maximum:
             await self._wait(connection)
@@ -85,8 +87,8 @@ class AnswerBound:
     def _taken(self, peer: str, connection: _Connection) -> None:
         connection.under_way -= 1
         _wake_one(connection)
-        if not connection.under_way:
-            self._connections.pop(peer, None)
+        if not connection.under_way and self._connections.get(peer) is connection:
+            del self._connections[peer]
 
 
 def _wake_one(connection: _Connection) -> None:

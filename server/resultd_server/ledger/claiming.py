@@ -15,7 +15,6 @@ from resultd_server.ledger.unit import Unit
 from resultd_server.ledger.wire import message_field
 
 _CLAIM = result_service_pb2.StoreResultResponse.DESCRIPTOR.fields_by_name["claim"].number
-_GROUP = pb.ClaimGroupResponse.DESCRIPTOR.fields_by_name["group"].number
 
 ENDS = (pb.CLAIM_ACTION_DONE, pb.CLAIM_ACTION_RELEASE)
 """Actions of who has the claim already; the others take it."""
@@ -77,12 +76,12 @@ def of_report(
 
 
 def with_large(answer: bytes, large: bytes | None) -> bytes:
-    """An answer with what it owed, which is a GroupMeta of its own; None: the group is gone.
-
-    Of a message that comes twice protobuf takes the fields of both.
-    """
-    if large is not None:
-        return answer + message_field(_CLAIM, message_field(_GROUP, large))
+    """An answer with what it owed, which is a GroupMeta of its own; None: nobody can act on it."""
     said = result_service_pb2.StoreResultResponse.FromString(answer)
-    said.ClearField("claim")  # as if it had gone before: nobody can act on it
+    if large is None:
+        said.ClearField("claim")  # as if the group had gone before
+    else:
+        # Not appended as a claim of its own: where a message comes twice not every language
+        # takes the fields of both, as it should.
+        said.claim.group.MergeFromString(large)
     return said.SerializeToString()

@@ -248,7 +248,8 @@ def _members(store: _Store) -> Iterator[Broken]:
         if counters is None:
             yield _broken(Db.MEMBERS, key, "belongs to a run that there is not")
             continue
-        namespace = Counters.unpack(number, counters).namespace
+        group = Counters.unpack(number, counters)
+        namespace = group.namespace
         member = memberships.unpack(raw)
         back = keys.membership(namespace, member.kind, member.id, number, index)
         if store.view.txn.get(Db.MEMBERSHIPS, back) is None:
@@ -257,7 +258,9 @@ def _members(store: _Store) -> Iterator[Broken]:
             entry = memberships.log_entry(store.view, number, member.position)
             if entry is None or (entry.index, entry.id) != (index, member.id):
                 yield _broken(Db.MEMBERS, key, f"{member.id!r} is not where it is in the log")
-        elif _is_terminal(store, member.kind, keys.record(namespace, member.id)):
+        elif group.alive(store.view.now_ms) and _is_terminal(
+            store, member.kind, keys.record(namespace, member.id)
+        ):  # of one that has expired nobody counts any more, until it is swept
             yield _broken(Db.MEMBERS, key, f"{member.id!r} is terminal and is not counted")
 
 

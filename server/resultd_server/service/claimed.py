@@ -8,6 +8,7 @@ from resultd.v1 import group_pb2
 from resultd.v1 import group_service_pb2 as pb
 from resultd_server import limits
 from resultd_server.engine.base import Engine
+from resultd_server.errors import DomainError
 from resultd_server.ledger import wire
 from resultd_server.ledger.claiming import ClaimRequest
 from resultd_server.ledger.progress import AS_COMPLETED, Cursor, Step
@@ -50,7 +51,18 @@ class Ahead:
 
 
 async def first_pages(engine: Engine, namespace: str, group_id: str) -> list[Step]:
-    """A complete group's first members as they were done, about 1 MiB; none of another's."""
+    """A complete group's first members as they were done, about 1 MiB; none of another's.
+
+    None where they cannot be read, either: the claim is told in any case, and whoever reads them
+    by Iterate is told why.
+    """
+    try:
+        return await _first_pages(engine, namespace, group_id)
+    except DomainError:
+        return []
+
+
+async def _first_pages(engine: Engine, namespace: str, group_id: str) -> list[Step]:
     pages: list[Step] = []
     cursor, size_bytes = Cursor(AS_COMPLETED), 0
     while not pages or (pages[-1].more and size_bytes < limits.FRAME_BYTES):

@@ -56,17 +56,11 @@ class ResultService:
         return outcome
 
     async def _with_members(self, namespace: str, group_id: str, outcome: bytes) -> bytes:
-        """The answer to a report whose claim, if it was granted, brings the group's members.
-
-        Without, where they cannot be read: what was stored is told in any case.
-        """
+        """The answer to a report whose claim, if it was granted, brings the group's members."""
         said = pb.StoreResultResponse.FromString(outcome)
         if said.claim.outcome != CLAIM_OUTCOME_GRANTED:
             return outcome
-        try:
-            pages = await claimed.first_pages(self._engine, namespace, group_id)
-        except DomainError:
-            return outcome  # whoever reads them by Iterate is told why
+        pages = await claimed.first_pages(self._engine, namespace, group_id)
         with_members = claimed.with_members(said.claim, pages)
         said.ClearField("claim")
         return said.SerializeToString() + wire.message_field(_CLAIM, with_members)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -14,7 +15,7 @@ from celery import states
 from celery.backends.base import BackendGetMetaError, BackendStoreError
 from vine import promise
 
-from resultd.errors import InvalidArgumentError, UnavailableError
+from resultd.errors import InvalidArgumentError, StoreFullError, UnavailableError, make
 from resultd.testing import Server
 from tests.client.celery.conftest import MakeApp
 from tests.support.results import later
@@ -52,6 +53,25 @@ class TestWithoutRetries:
         with pytest.raises(UnavailableError):
             backend.store_result(new_id(), 1, states.SUCCESS)
         assert 0.3 < time.monotonic() - began < 5
+
+    def test_who_is_refused_waits_as_long_as_the_server_asks(
+        self, make_app: MakeApp, new_id: NewId, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To the end of `store_timeout`: a full server is not asked all the time."""
+        options = {"store_timeout": 1.0}
+        backend = make_app(result_backend_transport_options=options).backend
+        tries = []
+
+        def refuse(*_: Any) -> Any:
+            tries.append(time.monotonic())
+            raise make("RESOURCE_EXHAUSTED", "full", "STORE_FULL", retry_delay=0.3)
+
+        backend.client.server_info()  # it is connected
+        monkeypatch.setattr(backend.client._open()._reporter, "store", refuse)
+        with pytest.raises(StoreFullError):
+            backend.store_result(new_id(), 1, states.SUCCESS)
+        assert 2 <= len(tries) <= 5
+        assert all(later - sooner > 0.25 for sooner, later in itertools.pairwise(tries))
 
     def test_reading_ends_with_the_urls_timeout(self, make_app: MakeApp, new_id: NewId) -> None:
         """In an error that says who did not answer."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,23 @@ async def test_a_damaged_record_does_not_stop_expiry(clock: Clock, tmp_path: Pat
         store.clock.advance(DAY_MS)
         with pytest.raises(RecordCorrupt):
             await store.sweep()
+
+
+async def test_a_damaged_record_of_a_group_does_not_stop_expiry(
+    clock: Clock, tmp_path: Path
+) -> None:
+    """What the group kept and cannot be read is put off a day; the others go at once."""
+    async with opened(clock, tmp_path, sync=False) as store:
+        await store.create("g", task("bad"), task("kept"))
+        await store.put([make_report(id_, ttl_ms=HOUR_MS) for id_ in ("bad", "kept", "other")])
+        damage(store, Db.TASKS, b"bad")
+        await store.delete_group("g")
+        store.clock.advance(2 * HOUR_MS)
+        with suppress(RecordCorrupt):  # its own entry was due, too
+            await store.sweep()
+        for _ in range(3):
+            await store.sweep()
+        assert [await store.state(id_) for id_ in ("kept", "other")] == ["EXPIRED", "EXPIRED"]
 
 
 async def fill(store: Store, value: bytes) -> int:

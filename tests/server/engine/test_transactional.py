@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import state_pb2
+from resultd.v1.group_service_pb2 import CLAIM_OUTCOME_GRANTED
 from resultd_server import limits
 from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.transactional import NOWHERE, TransactionalEngine
@@ -221,6 +223,37 @@ async def test_what_is_answered_is_read_in_turn(
 
     assert set(await asyncio.gather(*map(ask, range(60)))) == {len(LARGE)}
     assert most <= 3
+
+
+async def test_a_claim_with_much_stands_once_in_its_answer(store: Store) -> None:
+    """Where a message comes twice, some languages take the last one alone."""
+    await store.create("g", task("t"), seal=True, continuation=LARGE)
+    (said,) = await store.engine.put("default", [make_report("t", group="g", claim="me")])
+    assert isinstance(said, bytes)
+    found = pb.StoreResultResponse.FromString(said)
+    assert found.claim.outcome == CLAIM_OUTCOME_GRANTED
+    assert found.claim.group.continuation.data == LARGE
+    assert said == found.SerializeToString(), "with a field twice it would be longer"
+
+
+async def test_what_cannot_be_told_of_a_claim_does_not_hide_what_was_stored(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report is stored, once; there is no claim in its answer."""
+    await store.create("g", task("t"), seal=True, continuation=LARGE)
+
+    def damaged(*_: Any) -> bytes:
+        raise RecordCorrupt("A row does not match its checksum.")
+
+    monkeypatch.setattr(group_payloads, "large", damaged)
+    first, said = await store.put(
+        [make_report("p", "PROGRESS"), make_report("t", group="g", claim="me")]
+    )
+    assert not isinstance(first, Exception)
+    assert not isinstance(said, Exception)
+    assert [disposition(first), disposition(said)] == ["APPLIED", "APPLIED"]
+    assert not said.HasField("claim")
+    assert (await store.meta("p")).version == 1
 
 
 async def test_who_asked_of_what_went_meanwhile_is_told_so(store: Store) -> None:

@@ -103,6 +103,16 @@ async def test_who_is_gone_leaves_his_turn(woken: bool) -> None:
     assert answering._bound._connections == {}
 
 
+async def test_clients_of_a_unix_socket_do_not_wait_for_each_other() -> None:
+    """gRPC has one name for all of them."""
+    answering = Answering(AnswerBound(1, 60))
+    tasks = await answering.ask("unix:", "unix:", "unix:")
+    assert len(answering.begun) == 3
+    for call in answering.begun:
+        call.taken()
+    await asyncio.gather(*tasks)
+
+
 async def test_an_answer_asks_once() -> None:
     """A call with much in several places has one room; and where there is no call, all there is."""
     bound = AnswerBound(1, 60)

@@ -45,6 +45,14 @@ async def test_after_everything_all_rows_fit(store: Store) -> None:
     assert broken_in(store.engine) == []
 
 
+async def test_a_member_that_ends_after_its_group_is_no_damage(store: Store) -> None:
+    """Nobody counts it: the group has expired, and is not swept yet."""
+    await store.create("g", task("t"), ttl_ms=HOUR_MS)
+    store.clock.advance(HOUR_MS)
+    await store.report("t")
+    assert broken_in(store.engine) == []
+
+
 async def test_a_tombstone_past_its_hour_is_no_damage(store: Store) -> None:
     """Not swept yet when what it stood for came back: both are there, and filed."""
     for _ in range(2):

@@ -111,17 +111,18 @@ async def test_a_group_that_leaves_no_room_comes_without_members(served: Served,
     assert not answer.HasField("members")
 
 
+@pytest.mark.parametrize("ask", [by_call, by_report])
 async def test_members_that_cannot_be_read_do_not_hide_what_was_stored(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served, monkeypatch: pytest.MonkeyPatch, ask: Ask
 ) -> None:
-    """The report is answered, with its claim; Iterate says what is wrong."""
+    """The report, or call, is answered, with its claim; Iterate says what is wrong."""
     await create(served, members=[group_pb2.GroupMember(id="t0")], seal=True)
 
     async def corrupt(*_: object) -> None:
         raise RecordCorrupt("A record does not match its checksum: restore a backup.")
 
     monkeypatch.setattr(served.app.engine, "group_step", corrupt)
-    answer = await by_report(served, member(0, b"1"))
+    answer = await ask(served, member(0, b"1"))
     assert answer.outcome == pb.CLAIM_OUTCOME_GRANTED
     assert not answer.HasField("members")
 
