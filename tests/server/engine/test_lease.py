@@ -8,9 +8,12 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from resultd_server.engine import journal
+from resultd_server.engine import lmdb as lmdb_engine
 from resultd_server.engine.lease import DATA_FORMAT
+from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.errors import StoreFailed
-from tests.support.stores import Clock, opened
+from tests.support.stores import MAP_BYTES, Clock, opened
 from tests.tooling.repository import ROOT
 
 
@@ -62,3 +65,24 @@ def test_the_pages_name_the_format_of_this_version() -> None:
     """Whoever upgrades can tell from them whether it changes."""
     assert f"the data format, {DATA_FORMAT} now" in (ROOT / "docs/operating.md").read_text()
     assert f"The data format is {DATA_FORMAT}." in (ROOT / "CHANGELOG.md").read_text()
+
+
+async def test_a_new_stores_file_is_on_disk_with_its_name(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB syncs what it writes into its file, and nobody that there is one: a power cut."""
+    synced: list[tuple[Path, set[str]]] = []
+
+    def sync(directory: Path) -> None:
+        synced.append((directory, {path.name for path in directory.iterdir()}))
+
+    monkeypatch.setattr(lmdb_engine, "sync_directory", sync)
+    monkeypatch.setattr(journal, "sync_directory", sync)
+    where = tmp_path / "new"
+    engine = LmdbEngine(clock, where, max_db_bytes=MAP_BYTES)
+    await engine.start()
+    await engine.close()
+    assert (tmp_path, {"new"}) in synced
+    directory, files = synced[-1]
+    assert directory == where
+    assert "data.mdb" in files

@@ -17,7 +17,7 @@ import lmdb
 import pytest
 
 from resultd_server import limits
-from resultd_server.engine import environment, journal
+from resultd_server.engine import environment
 from resultd_server.engine import lmdb as lmdb_engine
 from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.lmdb import GATHER_TURNS, LmdbEngine
@@ -69,27 +69,6 @@ async def test_what_was_stored_is_there_after_a_restart(clock: Clock, tmp_path: 
         assert await store.claim("g", "other") == "HELD"
         assert await store.claim("g", "token", "DONE") == "GRANTED"
         assert (await store.report("c", "STARTED")).cancel_requested
-
-
-async def test_a_new_stores_file_is_on_disk_with_its_name(
-    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """LMDB syncs what it writes into its file, and nobody that there is one: a power cut."""
-    synced: list[tuple[Path, set[str]]] = []
-
-    def sync(directory: Path) -> None:
-        synced.append((directory, {path.name for path in directory.iterdir()}))
-
-    monkeypatch.setattr(lmdb_engine, "sync_directory", sync)
-    monkeypatch.setattr(journal, "sync_directory", sync)
-    where = tmp_path / "new"
-    engine = LmdbEngine(clock, where, max_db_bytes=MAP_BYTES)
-    await engine.start()
-    await engine.close()
-    assert (tmp_path, {"new"}) in synced
-    directory, files = synced[-1]
-    assert directory == where
-    assert "data.mdb" in files
 
 
 CHILD = """
