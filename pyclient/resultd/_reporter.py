@@ -45,6 +45,7 @@ class Ticket:
     __slots__ = (
         "answer",
         "asleep",
+        "end",
         "error",
         "follower",
         "leads",
@@ -52,21 +53,19 @@ class Ticket:
         "request",
         "size_bytes",
         "timeout",
-        "until",
     )
 
     def __init__(self, effect: Report) -> None:
         self.request: result_service_pb2.StoreResultRequest = effect.request
         self.timeout = effect.timeout
+        self.end = time.monotonic() + effect.timeout
         self.patient = effect.patient
         self.size_bytes = effect.request.ByteSize() + 8  # tag and length
         self.answer: result_service_pb2.StoreResultResponse | None = None
         self.error: BaseException | None = None
         # Of a thread's report: whether it is to make the next call, and what its thread waits
         # on, held until somebody wakes it. (A bare lock: an Event costs several times as much.)
-        # A thread that leads has made its call by `until`, on the monotonic clock.
         self.leads = False
-        self.until = 0.0
         self.asleep: threading.Lock | None = None
         # Whom its thread wakes when it is awake itself.
         self.follower: threading.Lock | None = None
@@ -112,9 +111,8 @@ def drop(waiting: deque[Ticket], tickets: list[Ticket]) -> None:
         waiting.popleft()
 
 
-def call_for(tickets: list[Ticket]) -> Call:
+def call_for(tickets: list[Ticket], timeout: float) -> Call:
     """Return the call that carries these reports."""
-    timeout = max(ticket.timeout for ticket in tickets)
     patient = all(ticket.patient for ticket in tickets)
     if len(tickets) == 1:
         return Call("StoreResult", tickets[0].request, timeout, patient)
@@ -197,7 +195,7 @@ class ThreadReporter:
         thread = threading.get_ident()
         if thread in self._inside:
             # In a signal's handler: what it interrupts goes on when it has ended, not before.
-            settle([ticket], self._call(call_for([ticket])))
+            settle([ticket], self._call(call_for([ticket], ticket.timeout)))
             return ticket.result()
         try:
             self._inside.add(thread)
@@ -238,19 +236,26 @@ class ThreadReporter:
 
     def _appoint(self, ticket: Ticket) -> None:
         """Have its thread make the next call."""
-        ticket.until = time.monotonic() + ticket.timeout
         ticket.leads = True
         self._appointed = ticket
 
     def _let_lapse(self) -> None:
-        """Forget who was to have made a call by now and has not; whom it carried give up."""
+        """Forget who was to have made a call by now and has not; whom it carried try again."""
         if self._appointed is None and not self._led:
             return
         now = time.monotonic()
-        if self._appointed is not None and self._appointed.until < now:
+        if self._appointed is not None and self._appointed.end < now:
             self._appointed = None
-        for leader in [leader for leader in self._led if leader.until < now]:
-            self._led.pop(leader, None)
+        for leader in [leader for leader in self._led if leader.end < now]:
+            self._let_go(leader)
+
+    def _let_go(self, leader: Ticket) -> None:
+        """The call it led is over, or is taken for it: whoever has no answer may try again."""
+        tickets = self._led.get(leader, [])
+        if not all(each.settled for each in tickets):
+            fail(tickets, make("UNAVAILABLE", "the call that carried the report was broken off"))
+        self._wake(tickets)
+        self._led.pop(leader, None)
 
     def _wake(self, tickets: list[Ticket]) -> None:
         """Have threads woken, one by the other.
@@ -281,7 +286,6 @@ class ThreadReporter:
             late = self._appointed is not ticket  # it has lapsed, and another may have it
             if not late:
                 tickets = first(self._waiting)
-                ticket.until = time.monotonic() + max(each.timeout for each in tickets)
                 self._led[ticket] = tickets  # before they wait no longer: nobody is lost
                 drop(self._waiting, tickets)
                 self._appointed = None
@@ -289,8 +293,10 @@ class ThreadReporter:
         if late:
             self._give_up(ticket)
             return
+        # No longer than who makes it may wait, however patient others are: they try again.
+        left = max(ticket.end - time.monotonic(), 0.001)
         try:
-            settle(tickets, self._call(call_for(tickets)))
+            settle(tickets, self._call(call_for(tickets, left)))
         except ResultdError as error:
             fail(tickets, error)
         self._end(ticket)
@@ -303,13 +309,7 @@ class ThreadReporter:
                 self._waiting.remove(ticket)
             if self._appointed is ticket:
                 self._appointed = None
-            tickets = self._led.get(ticket, [])
-            if not all(each.settled for each in tickets):
-                fail(
-                    tickets, make("UNAVAILABLE", "the call that carried the report was broken off")
-                )
-            self._wake(tickets)
-            self._led.pop(ticket, None)
+            self._let_go(ticket)
             self._pass_on()
 
     def _give_up(self, ticket: Ticket) -> None:
@@ -362,7 +362,8 @@ class LoopReporter:
     async def _send(self) -> None:
         while tickets := take(self._waiting):
             try:
-                settle(tickets, await self._call(call_for(tickets)))
+                timeout = max(ticket.timeout for ticket in tickets)
+                settle(tickets, await self._call(call_for(tickets, timeout)))
             except ResultdError as error:
                 fail(tickets, error)
             except BaseException as error:

@@ -233,6 +233,28 @@ def test_threads_that_left_are_forgotten() -> None:
     assert [len(call) for call in again.calls] == [1, 8]
 
 
+def test_who_leads_waits_no_longer_than_it_may() -> None:
+    """However patient the reports are that its call carries: those try again."""
+    given: list[float] = []
+    gate = Gate()
+
+    def call(each: Call) -> Any:
+        given.append(each.timeout)
+        return gate(each)
+
+    threads = Threads(reporter := ThreadReporter(call))
+    threads.store("1")
+    assert gate.entered.wait(10)
+    threads.store("2", timeout=5.0)
+    until(queued(reporter, 1))
+    threads.store("3", timeout=60.0)
+    until(queued(reporter, 2))
+    gate.opened.set()
+    threads.join()
+    assert gate.calls == [["1"], ["2", "3"]]
+    assert 0 < given[1] < 5.0
+
+
 def test_a_signals_handler_may_report_in_the_middle_of_a_report() -> None:
     """What it interrupts cannot go on before it has ended: its report goes by itself, at once."""
 

@@ -19,7 +19,7 @@ import pytest
 from resultd import _reporter
 from resultd._effects import Call
 from resultd._reporter import ThreadReporter
-from resultd.errors import ResultdError
+from resultd.errors import ResultdError, UnavailableError
 from tests.client.test_reporter import Gate, answer, report
 from tests.support.results import until
 
@@ -211,8 +211,15 @@ def test_what_was_left_behind_lapses() -> None:
     with pytest.raises(ResultdError, match="took too long"):
         reporter.store(report("2", 0.2))
     assert reporter.store(report("3", 5.0)).version == 3
+    carried = _reporter.Ticket(report("6", 60.0))
+    carried.asleep = threading.Lock()
+    carried.asleep.acquire()
     with reporter._lock:
-        reporter._led[lost] = [lost]
-        lost.until = 0.0
+        reporter._led[lost] = [lost, carried]
+        lost.end = 0.0
     assert [reporter.store(report(str(n), 5.0)).version for n in (4, 5)] == [4, 5]
+    assert not carried.asleep.locked()
+    with pytest.raises(UnavailableError) as broken_off:
+        carried.result()
+    assert broken_off.value.retryable
     assert reporter._led == {}

@@ -239,7 +239,7 @@ class TransactionalEngine(Engine):
             del left[:done]
             if not left:
                 return forgotten
-            await asyncio.sleep(0)  # as above
+            await asyncio.sleep(0)  # as between the pieces of a batch
 
     async def revoke(
         self, namespace: str, wishes: Sequence[worker_service_pb2.Revocation]

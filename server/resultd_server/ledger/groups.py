@@ -18,7 +18,6 @@ from resultd_server.errors import (
     GroupSealed,
     GroupTotalMismatch,
     LimitExceeded,
-    RecordCorrupt,
     ValueTooLarge,
 )
 from resultd_server.ledger import (
@@ -382,12 +381,7 @@ def _collect_run(unit: Unit, number: int, namespace: Namespace, budget: int) -> 
         usage.add(unit, namespace.prefix, 0, -memberships.rows_bytes(member.id))
         if member.kind == keys.TASK:
             # The group kept it: from now on its own life counts, and those of its others.
-            try:
-                records.file_expiry(unit, namespace, member.id)
-            except RecordCorrupt:  # looked at again in a day; the others go all the same
-                again_ms = unit.now_ms + limits.TTL_DEFAULT_MS
-                due = keys.expiry(again_ms, keys.TASK, namespace, member.id)
-                unit.txn.put(Db.EXPIRY, due, b"")
+            records.file_expiry(unit, namespace, member.id)
         removed += 1
         if unit.exhausted:
             return budget  # as if it were: there is more of the run

@@ -17,7 +17,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import state_pb2, task_pb2
 from resultd_server import limits
-from resultd_server.errors import ValueTooLarge
+from resultd_server.errors import RecordCorrupt, ValueTooLarge
 from resultd_server.ledger import (
     claiming,
     claims,
@@ -546,10 +546,18 @@ def _bury(unit: Unit, namespace: Namespace, task_id: str, stored: _Stored, exist
 
 
 def file_expiry(unit: Unit, namespace: Namespace, task_id: str) -> None:
-    """Lets the sweeper look again at a record that a group kept, and keeps no longer."""
-    stored = _find(unit, namespace, task_id)
+    """Lets the sweeper look again at a record that a group kept, and keeps no longer.
+
+    In a day where it cannot be read: others are filed all the same.
+    """
+    key = keys.record(namespace, task_id)
+    try:
+        stored = _find(unit, namespace, task_id)
+    except RecordCorrupt:
+        _file(unit, key, unit.now_ms + limits.TTL_DEFAULT_MS)
+        return
     if stored is not None:
-        _file(unit, keys.record(namespace, task_id), stored.expire_ms)
+        _file(unit, key, stored.expire_ms)
 
 
 def expire(unit: Unit, namespace: Namespace, task_id: str) -> bool:

@@ -15,6 +15,7 @@ from celery import states
 from celery.backends.base import BackendGetMetaError, BackendStoreError
 from vine import promise
 
+from resultd import _backoff
 from resultd.errors import InvalidArgumentError, StoreFullError, UnavailableError, make
 from resultd.testing import Server
 from tests.client.celery.conftest import MakeApp
@@ -67,6 +68,8 @@ class TestWithoutRetries:
             raise make("RESOURCE_EXHAUSTED", "full", "STORE_FULL", retry_delay=0.3)
 
         backend.client.server_info()  # it is connected
+        # More than is asked for, so that an operation ends before there is no time for another.
+        monkeypatch.setattr(_backoff, "full_jitter", lambda *_: 0.5)
         monkeypatch.setattr(backend.client._open()._reporter, "store", refuse)
         with pytest.raises(StoreFullError):
             backend.store_result(new_id(), 1, states.SUCCESS)
