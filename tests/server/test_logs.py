@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -37,6 +40,26 @@ def test_a_line_is_json_with_level_and_time(capsys: Capture) -> None:
     said = json.loads(capsys.readouterr().err)
     assert (said["event"], said["count"], said["level"]) == ("seen", 3, "info")
     assert said["timestamp"].endswith("Z")
+
+
+def test_a_line_and_its_end_are_one_write() -> None:
+    """Workers share the file: with two writes a line, theirs would stand in each other.
+
+    A socket of packets tells one write from two.
+    """
+    read, write = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    said = (
+        "import logging, structlog; from resultd_server import logs; logs.configure('info');"
+        "structlog.get_logger().info('ours'); logging.getLogger('theirs').warning('foreign')"
+    )
+    with read, write:
+        subprocess.run(
+            [sys.executable, "-c", said],
+            stderr=write, env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=True, timeout=30,
+        )  # fmt: skip
+        packets = [read.recv(4_096) for _ in range(2)]
+    assert [json.loads(packet)["event"] for packet in packets] == ["ours", "foreign"]
+    assert all(packet.endswith(b"}\n") for packet in packets)
 
 
 def test_an_exception_is_one_line(capsys: Capture) -> None:
