@@ -57,6 +57,20 @@ class LimitExceeded(DomainError):
         )
 
 
+class NamespacesFull(DomainError):
+    """The store has as many namespaces as it may; they stay, so waiting is of no use."""
+
+    reason = error_pb2.ERROR_REASON_LIMIT_EXCEEDED
+
+    def __init__(self, namespace: str, limit: int) -> None:
+        super().__init__(
+            f"Nothing was written in the namespace {namespace!r} before, and no more than {limit} "
+            "are made in a store: use one that is there.",
+            namespace=namespace,
+            limit=limit,
+        )
+
+
 class ValueTooLarge(DomainError):
     """The record would be over its size limit."""
 

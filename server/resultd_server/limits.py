@@ -107,7 +107,7 @@ WRITES_QUEUED_BYTES_MAX = 256 * MIB
 COMMIT_OPERATIONS_MAX = 4_096
 COMMIT_WORK_US = 20_000  # done out of proportion to what was asked: the rest waits for the next
 SWEEP_ROWS = 500
-NAMESPACES_KEPT = 100_000  # in mind, at 300 bytes each: beyond them sweeps read all names again
+NAMESPACES_MAX = 100_000  # of a store, each there for good: 300 bytes in mind in every process
 
 
 def advertised() -> dict[str, int]:
@@ -125,4 +125,5 @@ def advertised() -> dict[str, int]:
         "frame_events_max": FRAME_EVENTS_MAX,
         "group_depth_max": GROUP_DEPTH_MAX,
         "streams_per_connection": STREAMS_PER_CONNECTION,
+        "namespaces_max": NAMESPACES_MAX,
     }

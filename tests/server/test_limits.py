@@ -100,8 +100,8 @@ TESTED = {
         "server/ledger/test_claims.py::test_the_search_for_claimable_groups_is_bounded"
     ),
     "READ_ROWS_MAX": "server/ledger/test_listing.py::test_steps_are_bounded_in_rows",
-    "NAMESPACES_KEPT": (
-        "server/ledger/test_namespaces.py::test_so_many_namespaces_are_kept_in_mind"
+    "NAMESPACES_MAX": (
+        "server/ledger/test_namespaces.py::test_the_namespaces_of_a_store_are_bounded"
     ),
     "SWEEP_ROWS": "server/ledger/test_expiry.py::test_looking_again_at_what_is_kept_is_bounded",
     "TOTAL_REQUESTS_REMEMBERED": (

@@ -55,7 +55,8 @@ def test_a_line_and_its_end_are_one_write() -> None:
     with read, write:
         subprocess.run(
             [sys.executable, "-c", said],
-            stderr=write, env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=True, timeout=30,
+            stderr=write.fileno(), env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            check=True, timeout=30,
         )  # fmt: skip
         packets = [read.recv(4_096) for _ in range(2)]
     assert [json.loads(packet)["event"] for packet in packets] == ["ours", "foreign"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from resultd_server import limits
+from resultd_server.errors import NamespacesFull
 from resultd_server.ledger.keys import U64, Namespace
 from resultd_server.ledger.txn import Db, ReadTxn, WriteTxn
 
@@ -18,10 +19,12 @@ def find(txn: ReadTxn, name: str) -> Namespace | None:
 
 
 def find_or_create(txn: WriteTxn, name: str) -> Namespace:
-    """The namespace, numbered now if it is new."""
+    """The namespace, numbered now if it is new. Raises NamespacesFull."""
     found = find(txn, name)
     if found is not None:
         return found
+    if U64.unpack(last(txn))[0] >= limits.NAMESPACES_MAX:
+        raise NamespacesFull(name, limits.NAMESPACES_MAX)
     prefix = next_number(txn, _NEXT)
     txn.put(Db.NAMESPACES, name.encode(), prefix)
     return Namespace(name, prefix)
@@ -42,7 +45,7 @@ class Known:
     """Namespaces that are there for good, kept in mind by name and by prefix.
 
     By prefix none can be found but by reading them all: that is done once, not in each step of
-    the sweeper. Those are kept that come first; what comes when there are too many is not.
+    the sweeper. There are NAMESPACES_MAX at most.
     """
 
     def __init__(self) -> None:
@@ -55,9 +58,8 @@ class Known:
 
     def keep(self, namespace: Namespace) -> None:
         """This one is committed: its prefix stays its own."""
-        if len(self._by_name) < limits.NAMESPACES_KEPT:
-            self._by_name[namespace.name] = namespace
-            self._by_prefix[namespace.prefix] = namespace
+        self._by_name[namespace.name] = namespace
+        self._by_prefix[namespace.prefix] = namespace
 
     def with_prefixes(
         self, txn: ReadTxn, prefixes: Collection[bytes], committed: bytes

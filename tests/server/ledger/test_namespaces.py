@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resultd_server import limits
+from resultd_server.errors import NamespacesFull
 from resultd_server.ledger import namespaces
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.txn import ReadTxn
@@ -49,15 +50,19 @@ def test_namespaces_are_known_by_prefix_without_reading_them_again(
     assert (len(reads), namespaces.last(txn)) == (2, third.prefix)
 
 
-def test_so_many_namespaces_are_kept_in_mind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is beyond is read again each time, and found."""
-    monkeypatch.setattr(limits, "NAMESPACES_KEPT", 3)
-    txn, known = empty_txn(), namespaces.Known()
-    made = [namespaces.find_or_create(txn, f"n{number}") for number in range(5)]
-    for _ in range(2):
-        found = known.with_prefixes(txn, {each.prefix for each in made}, made[-1].prefix)
-        assert found == {each.prefix: each for each in made}
-    assert [known.named(each.name) for each in made] == [*made[:3], None, None]
+@pytest.mark.parametrize("wanted", [2, 3, 4, 30])
+def test_the_namespaces_of_a_store_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, wanted: int
+) -> None:
+    """One too many is refused, says so, and leaves nothing; those that are there go on."""
+    monkeypatch.setattr(limits, "NAMESPACES_MAX", 3)
+    txn = empty_txn()
+    made = [namespaces.find_or_create(txn, f"n{number}") for number in range(min(wanted, 3))]
+    for number in range(3, wanted):
+        with pytest.raises(NamespacesFull, match=f"'n{number}'.*no more than 3"):
+            namespaces.find_or_create(txn, f"n{number}")
+    assert namespaces.names(txn) == {each.prefix: each for each in made}
+    assert [namespaces.find_or_create(txn, each.name) for each in made] == made
 
 
 def test_sequences_are_apart() -> None:
