@@ -65,6 +65,8 @@ class _Case:
     their_order: str = ""
     #: Asked of a process that has done nothing else.
     fresh: bool = False
+    #: What else the order says.
+    further: tuple[int, ...] = ()
 
     @property
     def title(self) -> str:
@@ -74,9 +76,9 @@ class _Case:
     def sides(self) -> tuple[str, ...]:
         return (OURS, *self.beside)
 
-    def order_for(self, side: str) -> tuple[str, int]:
+    def order_for(self, side: str) -> tuple[str, tuple[int, ...]]:
         order = self.order if side == OURS else self.their_order or self.order
-        return ("calls" if side == ECHO else order), self.argument
+        return ("calls" if side == ECHO else order), (self.argument, *self.further)
 
 
 _STORES = (DURABLE, USUAL)
@@ -88,6 +90,8 @@ def _cases(size: Size) -> list[_Case]:
     ten = size.of(10, 2)
     fresh = size is Size.FULL  # a process takes a second to begin
     ms, s = ("ms", 1e3), ("s", 1e6)
+    # Chords of one part that reach both children of a worker, and so many small ones together.
+    first, chords = size.of(8, 1), size.of(200, 2)
     return [
         _Case("round_trip", few, (
             _Answer("p50", "delay().get(), p50", *ms), _Answer("p99", "delay().get(), p99", *ms),
@@ -100,13 +104,13 @@ def _cases(size: Size) -> list[_Case]:
             _Answer("body", f"chord of {thousand:,} on bare calls: last part's end → body called",
                     *ms, of=BARE_CHORDS),
             _Answer("took", f"chord of {thousand:,}: the whole", *s),
-        ), (*_STORES, BARE_CHORDS)),
+        ), (*_STORES, BARE_CHORDS), further=(first, max(1, chords // thousand))),
         _Case("chord", ten, (
             _Answer("body", f"chord of {ten}: last part's end → body called", *ms),
             _Answer("own", f"chord of {ten}: last part's end → body being published", *ms),
             _Answer("body", f"chord of {ten} on bare calls: last part's end → body called", *ms,
                     of=BARE_CHORDS),
-        ), (*_STORES, BARE_CHORDS)),
+        ), (*_STORES, BARE_CHORDS), further=(first, max(1, chords // ten))),
         _Case("get_one", few, (_Answer("p50", "get() of a ready result", *ms),)),
         _Case("get_unseen", many, (
             _Answer("took", f"{many:,} get()s of ready results, ids from elsewhere", *s,
@@ -190,7 +194,7 @@ class _Bench:
         self._clients: dict[str, Partner] = {}
 
     def start(self, stack: contextlib.ExitStack, directory: Path, echoes: str) -> None:
-        """Starts workers, all at a time, and clients."""
+        """Starts workers, two at a time, and clients."""
         workers = [
             CeleryWorker(
                 directory,
@@ -205,7 +209,7 @@ class _Bench:
         ]
         for worker in workers:
             stack.callback(worker.kill)
-        with ThreadPoolExecutor() as starting:
+        with ThreadPoolExecutor(2) as starting:
             list(starting.map(CeleryWorker.start, workers))
         for side, urls in self._urls.items():
             self._clients[side] = stack.enter_context(partner(_MODULE, *urls))
@@ -213,14 +217,14 @@ class _Bench:
 
     def ask(self, side: str, case: _Case) -> dict[str, float]:
         """One answer."""
-        order = case.order_for(side)
+        order, numbers = case.order_for(side)
         if side == ECHO:
-            return self._clients[side].ask(*order)
+            return self._clients[side].ask(order, *numbers)
         try:
             if not case.fresh:
-                return self._clients[side].ask(*order)
+                return self._clients[side].ask(order, *numbers)
             with partner(_MODULE, *self._urls[side]) as fresh:
-                return fresh.ask(*order)
+                return fresh.ask(order, *numbers)
         finally:
             with self._broker.client(list(self._urls).index(side)) as broker:
                 broker.delete(NOBODY)

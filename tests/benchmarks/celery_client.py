@@ -33,8 +33,6 @@ from tests.benchmarks.wakes import wakes
 VALUE = "x" * 298
 _MODULE = "tests.benchmarks.celery_client"
 _BATCH = 500
-_EACH_CHILD = 8  # chords that reach both children of a worker
-_PARTS = 200  # of small chords so many as have these together
 
 
 class Program:
@@ -166,15 +164,16 @@ class Program:
         group = celery.group(self._add.s(number, number) for number in range(count))
         return {"took": _took(lambda: group.apply_async(queue=NOBODY))}
 
-    def chord(self, count: int) -> dict[str, float]:
+    def chord(self, count: int, before: int, chords: int) -> dict[str, float]:
         """A chord on a real worker: the whole, and from its last part to its body.
 
         Of that, how long it takes until the body is being published: the rest is Celery's and
-        the broker's. Of small ones several, the medians.
+        the broker's. The medians of `chords` of them, after `before` of one part: a worker's
+        children are to be connected, and to have published a body.
         """
-        for _ in range(_EACH_CHILD):  # each is to be connected, and to have published a body
+        for _ in range(before):
             self._chord(1)
-        seen = [self._chord(count) for _ in range(max(1, _PARTS // count))]
+        seen = [self._chord(count) for _ in range(chords)]
         return {key: statistics.median(each[key] for each in seen) for key in seen[0]}
 
     def _chord(self, count: int) -> dict[str, float]:

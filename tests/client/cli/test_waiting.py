@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
 from resultd import Client
 from tests.client.cli.conftest import Cli
+
+if TYPE_CHECKING:
+    from resultd.testing import Server
 
 OUTCOMES = [("SUCCESS", 0), ("FAILURE", 1), ("REVOKED", 1), ("IGNORED", 0)]
 
@@ -48,17 +56,23 @@ def test_wait_returns_when_the_last_report_comes(
     assert "'done'" in ran.out
 
 
-def test_watch_prints_each_change(cli: Cli, client: Client, new_id: Callable[[], str]) -> None:
-    """States that are not terminal are shown too, then the result."""
+def test_watch_prints_each_change(
+    server: Server, client: Client, new_id: Callable[[], str]
+) -> None:
+    """States that are not terminal are shown too, at once and to a pipe too; then the result."""
     task = new_id()
     client.store_result(task, None, "STARTED", progress=(1, 4))
-    later = threading.Timer(0.3, client.store_result, (task, 7))
-    later.start()
-    ran = cli("watch", task, "--timeout", "20", "-o", "json")
-    later.join()
-    assert ran.code == 0
-    assert [one["state"] for one in ran.objects] == ["STARTED", "SUCCESS"]
-    assert ran.objects[0]["progress"] == {"current": 1, "total": 4, "message": ""}
+    script = "from resultd.cli import main; main()"
+    command = [sys.executable, "-c", script, "watch", task, "--timeout", "20", "-o", "json"]
+    environment = {**os.environ, "RESULTD_URL": server.url}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as watch:
+        assert watch.stdout is not None
+        shown = [json.loads(watch.stdout.readline())]
+        client.store_result(task, 7)
+        shown += map(json.loads, watch.stdout)
+    assert watch.returncode == 0
+    assert [one["state"] for one in shown] == ["STARTED", "SUCCESS"]
+    assert shown[0]["progress"] == {"current": 1, "total": 4, "message": ""}
 
 
 def test_watch_of_a_group_prints_members_as_they_are_done(

@@ -12,6 +12,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.timeout(180)  # 10 s on a quiet machine; it is as long as the machine is slow
 def test_a_client_holds_no_more_than_after_its_warm_up() -> None:
     """1,000 gets, 100 groups and 10 chords leave nothing: no memory, wait, stream or thread."""
     assert leaks.run(leaks.Plan(0.05), 0).faults == []
