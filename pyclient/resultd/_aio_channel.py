@@ -254,7 +254,7 @@ class AioEndpoint:
             )
         except grpc.aio.AioRpcError as error:
             found = self._explain(error, metadata)
-            if found.code == "DEADLINE_EXCEEDED" and effect.timeout >= self.url.attempt_timeout:
+            if found.code == "DEADLINE_EXCEEDED" and self.url.is_silence(effect.timeout):
                 self._reconnect(generation)  # as silent as a stream can be
             raise found from None
 

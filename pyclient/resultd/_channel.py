@@ -145,7 +145,7 @@ class Endpoint:
             if generation != self._generation:
                 raise _closed_under_us() from error
             found = self._explain(error, metadata)
-            if found.code == "DEADLINE_EXCEEDED" and effect.timeout >= self.url.attempt_timeout:
+            if found.code == "DEADLINE_EXCEEDED" and self.url.is_silence(effect.timeout):
                 self._reconnect(generation)  # as silent as a stream can be
             raise found from None
         except ValueError as error:  # what grpc raises on a channel that was closed meanwhile

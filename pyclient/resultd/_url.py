@@ -32,6 +32,11 @@ _QUERY_KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
+# The part of an attempt's time after which a connection without an answer is given up. Not the
+# whole of it: a report's call has what its report has left, which is a little less.
+SILENT_SHARE = 0.9
+
+
 @dataclass(frozen=True, repr=False)
 class Url:
     """Where the server is and how to talk to it. Times are in seconds."""
@@ -54,6 +59,10 @@ class Url:
     def secure(self) -> bool:
         """Whether the connection is encrypted."""
         return self.scheme == "resultds"
+
+    def is_silence(self, seconds: float) -> bool:
+        """Whether a call without an answer for so long says that its connection is dead."""
+        return seconds >= SILENT_SHARE * min(self.timeout, self.attempt_timeout)
 
     def __repr__(self) -> str:
         return f"Url({self.shown!r})"

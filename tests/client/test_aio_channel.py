@@ -70,6 +70,10 @@ async def test_a_silent_connection_is_replaced_after_a_call(server: Server) -> N
             proxy.heal()
             assert (await client.server_info()).engine == workers.ENGINE
             assert proxy.accepted == 2
+            proxy.blackhole()
+            proxy.heal()
+            assert (await client.store_result("heard", 1)).state == "SUCCESS"
+            assert proxy.accepted == 3
 
 
 async def test_a_given_up_connection_ends_its_streams(server: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,6 +93,24 @@ def test_a_wait_resumes_after_each_cut(
         client.store_result(task_id, number)
     thread.join(30)
     assert sorted(outcome[0]) == list(range(30))  # type: ignore[call-overload]  # a list
+
+
+@pytest.mark.parametrize("query", ["timeout=20&attempt_timeout=0.3", "timeout=0.3"])
+def test_a_silent_connection_is_replaced_after_a_report(
+    server: Server, new_id: Callable[[], str], query: str
+) -> None:
+    """A report that got no answer in its attempt's time gives it up: there is a new one then."""
+    with (
+        TcpProxy(server.port) as proxy,
+        Client(f"resultd://127.0.0.1:{proxy.port}?{query}") as behind,
+    ):
+        behind.server_info()
+        proxy.blackhole()
+        proxy.heal()
+        with contextlib.suppress(UnavailableError):  # where there was time for one attempt
+            behind.store_result(new_id(), 1)
+        assert behind.store_result(new_id(), 2).disposition == "APPLIED"
+        assert proxy.accepted == 2
 
 
 def test_a_timeout_is_exact_while_nobody_answers(

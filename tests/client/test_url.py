@@ -29,6 +29,23 @@ def test_an_address_says_where_and_how(
 
 
 @pytest.mark.parametrize(
+    ("query", "seconds", "silence"),
+    [
+        ("", 9.99, True),  # an attempt may take 10
+        ("", 8.9, False),
+        ("?timeout=5", 4.99, True),
+        ("?attempt_timeout=0.3", 0.29, True),
+        ("?attempt_timeout=0.3", 0.2, False),
+    ],
+)
+def test_a_call_left_alone_for_its_attempts_time_is_silence(
+    query: str, seconds: float, silence: bool
+) -> None:
+    """Nearly all of it, or of the whole call's time where that is shorter."""
+    assert _url.parse(f"resultd://h{query}").is_silence(seconds) is silence
+
+
+@pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("http://h", "begins with resultd://"),
