@@ -164,13 +164,20 @@ class GroupHandleCore:
     def _members(self) -> Op[None]:
         yield from self.client.operations.group_members(self.id)
 
-    def _frames(self, timeout: float | None, order: Order, require_known: bool) -> Op[None]:
+    def _frames(
+        self,
+        timeout: float | None,
+        order: Order,
+        require_known: bool,
+        *,
+        retold: bool = False,
+    ) -> Op[None]:
         if order not in _ORDERS:
             raise ValueError(f"order is 'completed' or 'member', not {order!r}")
         request = result_service_pb2.IterateRequest(
             group_id=self.id, order=_ORDERS[order], require_known=require_known
         )
-        yield from _iterate.frames(self.client, request, timeout)
+        yield from _iterate.frames(self.client, request, timeout, retold=retold)
 
     def _as_completed(self, timeout: float | None, order: Order, require_known: bool) -> Op[None]:
         op = self._frames(timeout, order, require_known)
@@ -183,12 +190,18 @@ class GroupHandleCore:
         yield from spread(op, lambda fresh: _iterate.values(self.client, fresh, propagate))
 
     def _get(self, timeout: float | None, propagate: bool, require_known: bool) -> Op[list[Any]]:
-        found: list[Any] = []
-        op = self._frames(timeout, "member", require_known)
-        yield from each(
-            op, lambda fresh: found.extend(_iterate.values(self.client, fresh, propagate))
-        )
-        return found
+        found: dict[int, Any] = {}
+        op = self._frames(timeout, "member", require_known, retold=True)
+
+        def keep(fresh: _iterate.Fresh) -> None:
+            if fresh.anew:
+                found.clear()  # the group was run again: no two runs make one answer
+            values = _iterate.values(self.client, fresh, propagate)
+            for event, value in zip(fresh.events, values, strict=True):
+                found[event.index] = value
+
+        yield from each(op, keep)
+        return list(found.values())
 
     def _info(self, group: group_pb2.GroupMeta) -> GroupInfo:
         counts = group.counts

@@ -16,6 +16,7 @@ from resultd import _backoff, _records, states
 from resultd._deadline import Deadline
 from resultd._effects import Emit, Op, Open, Receive, Reconnect, Stream
 from resultd._hub import SILENT_HEARTBEATS
+from resultd._pending import read_limit
 from resultd.errors import ResultdError, ResultGoneError, TaskError, UnavailableError
 from resultd.errors import TimeoutError as WaitTimeout
 from resultd.v1 import group_pb2, result_service_pb2, state_pb2, stream_pb2
@@ -86,24 +87,38 @@ class Delivered:
 
 
 class Fresh(NamedTuple):
-    """What a frame brought that was not delivered before, and the group's numbers as of it."""
+    """What a frame brought that was not delivered before, and the group's numbers as of it.
+
+    `anew`: the stream has begun again with it, and with `retold` all before it is void.
+    """
 
     events: list[stream_pb2.Event]
     counts: group_pb2.GroupCounts
+    anew: bool = False
 
 
 class Progress:
-    """What a stream over a group has brought so far: the part without I/O."""
+    """What a stream over a group has brought so far: the part without I/O.
 
-    def __init__(self, after: bytes = b"") -> None:
+    `retold`: when the stream begins again, every member is to be delivered again.
+    """
+
+    def __init__(self, after: bytes = b"", *, retold: bool = False) -> None:
         self._delivered = Delivered()
+        self._retold = retold
         self.after = after
         self.breaks = 0
+        #: Whether the server has told all there was to tell, and no end is on its way: it does
+        #: not say so of a group that is complete, or gone (nor of one that never was).
+        self.synced = False
 
     def fresh(self, frame: result_service_pb2.IterateResponse) -> Fresh:
         """Take a frame; gives the members in it that were not delivered before."""
-        if frame.control.kind == stream_pb2.CONTROL_KIND_RESET:
+        anew = frame.control.kind == stream_pb2.CONTROL_KIND_RESET
+        if anew:
             self.after = b""
+            if self._retold:
+                self._delivered = Delivered()
         add = self._delivered.add
         fresh = [
             event
@@ -113,9 +128,12 @@ class Progress:
         ]
         if frame.after:
             self.after = frame.after
-        if frame.events or frame.control.kind == stream_pb2.CONTROL_KIND_SYNCED:
+        synced = frame.control.kind == stream_pb2.CONTROL_KIND_SYNCED
+        if synced and frame.counts.epoch and not frame.counts.complete:
+            self.synced = True
+        if frame.events or synced:
             self.breaks = 0
-        return Fresh(fresh, frame.counts)
+        return Fresh(fresh, frame.counts, anew)
 
 
 def members(client: ClientCore, fresh: Fresh) -> Iterator[MemberResult]:
@@ -170,31 +188,37 @@ def _group(event: stream_pb2.Event, counts: group_pb2.GroupCounts) -> MemberResu
 
 
 def frames(
-    client: ClientCore, request: result_service_pb2.IterateRequest, timeout: float | None
+    client: ClientCore,
+    request: result_service_pb2.IterateRequest,
+    timeout: float | None,
+    *,
+    retold: bool = False,
 ) -> Op[None]:
     """Emit what each frame brings, every member once, until the group is complete.
 
-    Begins after `request.after`.
+    Begins after `request.after`. What is done already is looked for as long as a read may take,
+    even if the timeout is shorter. With `retold` members come again where the stream begins
+    again (see `Fresh`): for who hands nothing out before the end.
 
     Raises:
         TimeoutError: the time ran out before that.
         GroupNotFoundError: `require_known` and there is no such group.
         ResultGoneError: the group was deleted, or expired.
     """
-    deadline = Deadline(timeout)
-    progress = Progress(request.after)
+    progress = Progress(request.after, retold=retold)
+    limits = _Limits(timeout, progress)
     heartbeat = client.url.heartbeat
     request.heartbeat.FromNanoseconds(int(heartbeat * 1e9))
     pause: float | None = 0.0
     while pause is not None:
         if pause:
             mailbox = client.watcher().port.new_mailbox()
-            yield Receive(mailbox, deadline.within(pause))
-        deadline.check()
+            yield Receive(mailbox, limits.now.within(pause))
+        limits.now.check()
         request.after = progress.after
         stream: Stream = yield Open("Iterate", request)
         try:
-            pause = yield from _read(stream, progress, deadline, heartbeat)
+            pause = yield from _read(stream, progress, limits, heartbeat)
         except ResultdError as error:
             if error.final or isinstance(error, (WaitTimeout, ResultGoneError)):
                 raise
@@ -204,26 +228,44 @@ def frames(
             stream.cancel()
 
 
+class _Limits:
+    """How long a group is read: until there is nothing more to be told at once as long as any
+    read, and to the wait's deadline from then on.
+    """
+
+    def __init__(self, timeout: float | None, progress: Progress) -> None:
+        self._deadline = Deadline(timeout)
+        self._first_look = Deadline(read_limit(self._deadline))
+        self._progress = progress
+
+    @property
+    def now(self) -> Deadline:
+        """What counts as things stand."""
+        return self._deadline if self._progress.synced else self._first_look
+
+
 def _read(
-    stream: Stream, progress: Progress, deadline: Deadline, heartbeat: float
+    stream: Stream, progress: Progress, limits: _Limits, heartbeat: float
 ) -> Op[float | None]:
     """Read one stream to its end; gives the seconds until the next, None if all is done."""
     silent_at = time.monotonic() + SILENT_HEARTBEATS * heartbeat
     while True:
-        left = deadline.within(max(0.0, silent_at - time.monotonic()))
+        left = limits.now.within(max(0.0, silent_at - time.monotonic()))
         items = yield Receive(stream.mailbox, left)
         if not items:
-            deadline.check()
+            limits.now.check()
             if time.monotonic() >= silent_at:
                 yield Reconnect(stream.generation)
                 raise UnavailableError("the server fell silent; the stream is opened again")
         for frame in items:
             if isinstance(frame, ResultdError):
                 raise frame
+            end = frame.control
+            if end.kind != stream_pb2.CONTROL_KIND_END:
+                limits.now.check()  # frames may come without a pause, however late it is
             yield Emit(progress.fresh(frame))
             # Only now: a slow user keeps the server from sending more.
             stream.taken()
-            end = frame.control
             if end.kind == stream_pb2.CONTROL_KIND_END:
                 return _after_end(end, progress)
         # Counted from here: however long the user took, the stream was not listened to.

@@ -361,6 +361,9 @@ class Group(GroupHandleCore):
         `order="member"` goes by index and stops at the lowest that is not done. A group that
         does not exist yet is waited for unless `require_known`.
 
+        `timeout=0` gives what is done by now. The time is looked at between frames of up to 480
+        members, not while the members of one are worked on.
+
         Raises:
             TimeoutError: the group was not complete in time.
             GroupNotFoundError: `require_known`, and there is no such group.
@@ -386,7 +389,10 @@ class Group(GroupHandleCore):
         *,
         require_known: bool = False,
     ) -> list[Any]:
-        """Wait for all and return the values by index."""
+        """Wait for all and return the values by index; raises as `iterate`.
+
+        They are of one run: of the last, if the group is run again meanwhile.
+        """
         return self.client.run(self._get(timeout, propagate, require_known))
 
     def delete(self) -> bool:

@@ -86,6 +86,15 @@ def test_after_a_reset_who_stands_elsewhere_is_new() -> None:
     assert progress.fresh(again).events == []
 
 
+def test_who_has_handed_nothing_out_is_told_all_again_after_a_reset() -> None:
+    """The same members too: their results may be those of another run."""
+    progress = Progress(retold=True)
+    assert not progress.fresh(frame(0, 1, after=b"x")).anew
+    assert progress.fresh(frame(kind=RESET)).anew
+    assert [event.index for event in progress.fresh(frame(0, 1)).events] == [0, 1]
+    assert progress.fresh(frame(0, 1)).events == []  # a frame that came twice
+
+
 def mixed() -> Any:
     """Members of every kind, with what `MemberResult.value` gives of them or raises."""
     made = frame(0)
@@ -206,6 +215,11 @@ def test_a_stream_begins_where_it_is_told_to() -> None:
 
 
 COMPLETE = frame(kind=END, end_reason=stream_pb2.END_REASON_COMPLETE)
+SYNCED = frame(kind=stream_pb2.CONTROL_KIND_SYNCED)
+UNFINISHED = frame(kind=stream_pb2.CONTROL_KIND_SYNCED)
+UNFINISHED.counts.epoch = 1
+FINISHED = frame(kind=stream_pb2.CONTROL_KIND_SYNCED)
+FINISHED.counts.epoch, FINISHED.counts.complete = 1, True
 
 
 @pytest.mark.parametrize(
@@ -258,3 +272,30 @@ def test_a_timeout_is_raised_while_nothing_comes() -> None:
     with pytest.raises(errors.TimeoutError):
         stream(server, 0.05)
     assert server.cancelled == 1
+
+
+@pytest.mark.parametrize("synced", [SYNCED, FINISHED])
+def test_what_is_there_is_found_without_any_time(synced: Any) -> None:
+    """A timeout of 0 looks once: a group that is complete is read whole."""
+    assert stream(Server([frame(0), synced, frame(1), COMPLETE]), 0) == [0, 1]
+
+
+def test_a_group_that_has_gone_is_said_without_any_time() -> None:
+    """Its end follows the word that there is nothing more."""
+    gone = frame(kind=END, end_reason=stream_pb2.END_REASON_GONE)
+    with pytest.raises(errors.ResultGoneError):
+        stream(Server([SYNCED, gone]), 0)
+
+
+def test_a_timeout_is_raised_while_frames_keep_coming() -> None:
+    """From when all that was there is told it counts before each frame, but for the end."""
+    client = WithMailbox("resultd://h?heartbeat=1")
+    request = result_service_pb2.IterateRequest(group_id="g")
+    server = Server([frame(0), UNFINISHED, *(frame(n) for n in range(1, 9)), COMPLETE])
+    got = iterate(frames(client, request, 0), server)
+    told = [next(got), next(got)]
+    with pytest.raises(errors.TimeoutError):
+        next(got)
+    assert [event.index for fresh in told for event in fresh.events] == [0]
+    assert server.cancelled == 1
+    assert stream(Server([frame(0), UNFINISHED, COMPLETE]), 0) == [0]
