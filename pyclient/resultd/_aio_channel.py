@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -37,7 +38,7 @@ from resultd._reporter import LoopReporter
 from resultd._stream import AHEAD
 from resultd._url import Url
 from resultd._watcher import Watcher
-from resultd.errors import ResultdError, UnavailableError
+from resultd.errors import ClientClosedError, ResultdError, UnavailableError
 
 
 class LoopMailbox:
@@ -165,6 +166,7 @@ class AioEndpoint:
         self._watching: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._generation = 0
+        self._closed = False
         self._reporter = LoopReporter(self._call, self._start)
         self.watcher = Watcher(self, self.url.heartbeat)
 
@@ -225,7 +227,7 @@ class AioEndpoint:
         """Close streams and channel; whoever waits is told."""
         if self._loop is None or self._loop is not asyncio.get_running_loop():
             return
-        self.watcher.fail_all(UnavailableError("the client was closed"))
+        self.watcher.fail_all(ClientClosedError())
         streams = list(self._streams)
         for stream in streams:
             stream.cancel()
@@ -233,6 +235,7 @@ class AioEndpoint:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._closed = True  # not before: our own tasks were cancelled indeed
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
@@ -252,6 +255,11 @@ class AioEndpoint:
                 metadata=metadata,
                 wait_for_ready=effect.patient,
             )
+        except asyncio.CancelledError:
+            # So grpc.aio ends the calls of a channel that is closed, too.
+            if self._closed and not _is_cancelled():
+                raise ClientClosedError from None
+            raise
         except grpc.aio.AioRpcError as error:
             found = self._explain(error, metadata)
             if found.code == "DEADLINE_EXCEEDED" and self.url.is_silence(effect.timeout):
@@ -302,3 +310,9 @@ class AioEndpoint:
             secret = _channel.credentials(self.url)
             return grpc.aio.secure_channel(self.url.target, secret, options=chosen)
         return grpc.aio.insecure_channel(self.url.target, options=chosen)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody asked the running task to end. Python 3.10 cannot tell."""
+    task = asyncio.current_task()
+    return sys.version_info >= (3, 11) and task is not None and task.cancelling() > 0

@@ -27,7 +27,7 @@ from resultd._operations import (
     REPORTS_PER_CALL,
     elements_of,
 )
-from resultd.errors import ResultdError, UnavailableError, make
+from resultd.errors import ClientClosedError, ResultdError, make
 from resultd.v1 import result_service_pb2
 
 # Calls of threads under way at once: with three, the server has more calls and nobody is sooner.
@@ -139,7 +139,7 @@ def settle(tickets: list[Ticket], response: Message) -> None:
 
 def fail(tickets: list[Ticket], error: BaseException) -> None:
     """Tell every ticket that nothing is known; what may succeed later is tried again."""
-    if not isinstance(error, ResultdError):  # Ctrl-C, in whichever thread made the call
+    if not isinstance(error, Exception):  # Ctrl-C, in whichever thread made the call
         error = make("UNAVAILABLE", f"the call that carried the report was broken off: {error!r}")
     for ticket in tickets:
         if not ticket.settled:
@@ -339,6 +339,7 @@ class LoopReporter:
         self._waiting: deque[Ticket] = deque()
         self._told: dict[Ticket, asyncio.Future[None]] = {}
         self._sending: asyncio.Task[None] | None = None
+        self._call_ends = 0.0  # on the monotonic clock, at the latest
 
     async def store(self, effect: Report) -> result_service_pb2.StoreResultResponse:
         """Store a report; returns its answer, or raises.
@@ -347,24 +348,32 @@ class LoopReporter:
             ResultdError: it was refused, or the call failed.
         """
         ticket = Ticket(effect)
-        told = self._told[ticket] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        told = self._told[ticket] = loop.create_future()
         self._waiting.append(ticket)
         if self._sending is None:
             # A task of its own: whoever is cancelled takes nobody else's report along.
             self._sending = self._spawn(self._send())
             self._sending.add_done_callback(self._ended)
+        timer = loop.call_later(effect.timeout, self._give_up, ticket)
         try:
             await told
         finally:
+            timer.cancel()
             self._told.pop(ticket, None)
         return ticket.result()
 
     async def _send(self) -> None:
         while tickets := take(self._waiting):
+            # As long as the most patient of them may wait: the others give up by themselves.
+            self._call_ends = max(ticket.end for ticket in tickets)
+            left = max(self._call_ends - time.monotonic(), 0.001)
             try:
-                timeout = max(ticket.timeout for ticket in tickets)
-                settle(tickets, await self._call(call_for(tickets, timeout)))
-            except ResultdError as error:
+                settle(tickets, await self._call(call_for(tickets, left)))
+            except asyncio.CancelledError:
+                fail(tickets, ClientClosedError())
+                raise
+            except Exception as error:  # noqa: BLE001 (raised by who reports: a missing file, too)
                 fail(tickets, error)
             except BaseException as error:
                 fail(tickets, error)
@@ -380,8 +389,18 @@ class LoopReporter:
         left = list(self._waiting)
         self._waiting.clear()
         if left:  # it was cancelled: the client is being closed
-            fail(left, UnavailableError("the client was closed"))
+            fail(left, ClientClosedError())
             self._tell(left)
+
+    def _give_up(self, ticket: Ticket) -> None:
+        """Tell a report whose time is over, unless its call ends now as well, and says why."""
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+        elif ticket.end >= self._call_ends:
+            return
+        if not ticket.settled:
+            ticket.error = make("DEADLINE_EXCEEDED", "the calls before took too long")
+        self._tell([ticket])
 
     def _tell(self, tickets: list[Ticket]) -> None:
         for ticket in tickets:

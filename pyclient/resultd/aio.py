@@ -27,6 +27,7 @@ from resultd._operations import RevokeOutcome
 from resultd._records import Report, StoreOutcome
 from resultd._revocations import Revocation, Revocations, tell
 from resultd._watcher import Watcher
+from resultd.errors import ClientClosedError
 from resultd.serialization import Registry
 from resultd.v1 import group_pb2
 
@@ -64,7 +65,7 @@ class Client(ClientCore):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; what waits here is ended."""
+        """Close the connection; what waits here, or asks, is told `ClientClosedError`."""
         self._closed = True
         endpoint, self._endpoint = self._endpoint, None
         if endpoint is not None:
@@ -202,7 +203,7 @@ class Client(ClientCore):
 
     def _open(self) -> AioEndpoint:
         if self._closed:
-            raise RuntimeError("the client is closed")
+            raise ClientClosedError
         if self._endpoint is None:
             from resultd._aio_channel import AioEndpoint
 

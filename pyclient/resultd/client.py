@@ -26,6 +26,7 @@ from resultd._operations import RevokeOutcome
 from resultd._records import Report, StoreOutcome
 from resultd._revocations import Revocation, Revocations, tell
 from resultd._watcher import Watcher
+from resultd.errors import ClientClosedError
 from resultd.serialization import Registry
 from resultd.v1 import group_pb2
 
@@ -281,7 +282,7 @@ class Client(ClientCore):
             from resultd import _channel
         with self._opening:
             if self._closed:
-                raise RuntimeError("the client is closed")
+                raise ClientClosedError
             if self._endpoint is None:
                 self._endpoint = _channel.acquire(self.url)
             return self._endpoint
@@ -460,7 +461,7 @@ class RevocationWatch:
         try:
             for revocation in self._iterator:
                 tell(callback, revocation)
-        except RuntimeError:
+        except ClientClosedError:
             # The client was closed right after the watch, before this thread had seen it.
             if not self._revocations.closed:
                 raise

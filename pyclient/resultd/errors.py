@@ -18,6 +18,7 @@ from collections.abc import Mapping
 __all__ = [
     "AlreadyExistsError",
     "AuthenticationError",
+    "ClientClosedError",
     "DataLossError",
     "FailedPreconditionError",
     "GroupConflictError",
@@ -80,6 +81,13 @@ class TimeoutError(ResultdError, builtins.TimeoutError):  # noqa: A001 (Celery's
 
 class UnavailableError(ResultdError):
     """No server answered, or the one that did has to be asked again later."""
+
+
+class ClientClosedError(UnavailableError, RuntimeError):
+    """The client was closed, before this was asked of it or while it was under way."""
+
+    def __init__(self, message: str = "the client was closed") -> None:
+        super().__init__(message)
 
 
 class InvalidArgumentError(ResultdError, ValueError):

@@ -11,7 +11,7 @@ import pytest
 from resultd import _url, aio
 from resultd._aio_channel import AioEndpoint, LoopMailbox
 from resultd._effects import Call, Open, Reconnect
-from resultd.errors import ResultdError, UnavailableError
+from resultd.errors import ClientClosedError, ResultdError, UnavailableError
 from resultd.testing import Server
 from resultd.v1 import result_service_pb2
 from tests.support import workers
@@ -74,6 +74,36 @@ async def test_a_silent_connection_is_replaced_after_a_call(server: Server) -> N
             proxy.heal()
             assert (await client.store_result("heard", 1)).state == "SUCCESS"
             assert proxy.accepted == 3
+
+
+async def test_closing_ends_calls_and_cancels_nobody(server: Server) -> None:
+    """Whoever awaits an answer is told; only who was cancelled by somebody is cancelled."""
+    with TcpProxy(server.port) as proxy:
+        client = aio.Client(f"resultd://127.0.0.1:{proxy.port}?timeout=20")
+        await client.server_info()
+        proxy.blackhole()
+        group = client.group("of nobody")
+        asked = [
+            asyncio.ensure_future(each)
+            for each in (
+                client.server_info(),
+                client.store_result("never", 1),
+                client.AsyncResult("never").get(),
+                group.get(),
+                client.AsyncResult("never").state(),
+            )
+        ]
+        reporter = client._open()._reporter
+        await until(lambda: reporter._sending is not None and not reporter._waiting)
+        asked[-1].cancel()
+        await client.close()
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [
+        *[ClientClosedError] * 4,
+        asyncio.CancelledError,
+    ]
+    with pytest.raises(RuntimeError, match="closed"):
+        await client.server_info()
 
 
 async def test_a_given_up_connection_ends_its_streams(server: Server) -> None:

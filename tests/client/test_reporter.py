@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,10 +11,9 @@ from typing import Any
 import pytest
 
 import resultd
-import resultd.aio
 from resultd import _operations, _reporter
 from resultd._effects import Call, Report
-from resultd._reporter import LoopReporter, ThreadReporter, Ticket, take
+from resultd._reporter import ThreadReporter, Ticket, take
 from resultd.errors import ResultdError, UnavailableError, ValueTooLargeError, make
 from resultd.testing import Server
 from resultd.v1 import result_service_pb2 as pb
@@ -483,58 +481,6 @@ def test_many_threads_store_through_few_calls(server: Server) -> None:
             thread.join(30)
         assert versions == [1] * 640
         assert client.AsyncResult("31-19").get(timeout=5) == 19
-
-
-async def test_many_tasks_store_through_few_calls(server: Server) -> None:
-    """The same of an event loop: 500 tasks at once make a handful of calls."""
-    async with resultd.aio.Client(server.url) as client:
-        outcomes = await asyncio.gather(*(client.store_result(f"a{n}", n) for n in range(500)))
-        assert [outcome.version for outcome in outcomes] == [1] * 500
-        assert await client.AsyncResult("a499").get(timeout=5) == 499
-
-
-async def test_a_cancelled_task_takes_nobodys_report_along() -> None:
-    """A task that is cancelled while its report is under way leaves the call to the others."""
-    opened, entered = asyncio.Event(), asyncio.Event()
-
-    async def call(each: Call) -> Any:
-        entered.set()
-        await opened.wait()
-        return answer(each)
-
-    reporter = LoopReporter(call, asyncio.ensure_future)
-    first, second, third = (
-        asyncio.ensure_future(reporter.store(report(str(n)))) for n in range(1, 4)
-    )
-    await entered.wait()
-    first.cancel()
-    second.cancel()
-    opened.set()
-    assert (await third).version == 3
-    assert first.cancelled()
-    assert second.cancelled()
-
-
-async def test_closing_tells_who_still_waits() -> None:
-    """When the sending task is cancelled, as a closed client does, everybody is told."""
-    entered = asyncio.Event()
-
-    async def call(each: Call) -> Any:
-        entered.set()
-        await asyncio.Event().wait()
-
-    tasks: list[asyncio.Task[None]] = []
-
-    def spawn(work: Any) -> asyncio.Task[None]:
-        tasks.append(asyncio.ensure_future(work))
-        return tasks[-1]
-
-    reporter = LoopReporter(call, spawn)
-    waiting = [asyncio.ensure_future(reporter.store(report(str(n)))) for n in range(3)]
-    await entered.wait()
-    tasks[0].cancel()
-    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [UnavailableError] * 3
 
 
 def test_the_servers_reason_reaches_a_report_that_went_alone(server: Server) -> None:
