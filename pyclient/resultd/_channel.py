@@ -20,8 +20,8 @@ from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Reconnect
 from resultd._reporter import ThreadReporter
 from resultd._stream import QueueMailbox, ThreadStream
 from resultd._url import Url
-from resultd._watcher import Watcher
-from resultd.errors import ResultdError, UnavailableError
+from resultd._watcher import Owner, Watcher
+from resultd.errors import ClientClosedError, ResultdError, UnavailableError
 
 RECEIVE_BYTES_MAX = 16 * 1024 * 1024
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -211,6 +211,13 @@ class Endpoint:
             self.close_streams()
             self._close_channel()
 
+    def end(self, owner: Owner) -> None:
+        """End the waits and streams of one client among those that use this."""
+        self.watcher.fail_of(owner, ClientClosedError())
+        for stream in list(self._streams):
+            if stream.owner is owner:
+                stream.cancel()
+
     def close_streams(self) -> None:
         """Cancel every stream."""
         for stream in list(self._streams):
@@ -285,12 +292,14 @@ def acquire(url: Url) -> Endpoint:
         return endpoint
 
 
-def release(endpoint: Endpoint) -> None:
-    """Give an endpoint back; the last one closes it."""
+def release(endpoint: Endpoint, owner: Owner | None = None) -> None:
+    """Give an endpoint back, and end what waits for `owner`; the last one closes it."""
+    if owner is not None:
+        endpoint.end(owner)
     with _sharing:
         endpoint.users -= 1
         if endpoint.users > 0:
             return
         if _endpoints.get(endpoint.url) is endpoint:
             del _endpoints[endpoint.url]
-    endpoint.close(UnavailableError("the client was closed"))
+    endpoint.close(ClientClosedError())

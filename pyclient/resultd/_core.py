@@ -13,7 +13,7 @@ from resultd._group import Groups
 from resultd._operations import Operations
 from resultd._pending import Pending
 from resultd._set import leaves
-from resultd._watcher import Watcher
+from resultd._watcher import Owner, Watcher
 from resultd.errors import TimeoutError as WaitTimeout
 from resultd.serialization import Registry, default_registry
 from resultd.v1 import group_service_pb2, result_service_pb2, task_pb2
@@ -63,6 +63,7 @@ class ClientCore:
         self.serializers = serializers if serializers is not None else default_registry
         self.operations = Operations(self.url, self.serializers, serializer)
         self.groups = Groups(self)
+        self.owner = Owner()
 
     @property
     def backend(self) -> Any:

@@ -132,6 +132,11 @@ class Hub:
                 del self._waiters[task_id]
                 self._tell(task_id, self._removing)
 
+    @property
+    def waiters(self) -> list[Waiter]:
+        """Whoever waits for something here."""
+        return list(self._ids)
+
     def waits(self, waiter: Waiter) -> bool:
         """Whether the waiter still waits for something here."""
         return waiter in self._ids

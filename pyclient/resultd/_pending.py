@@ -116,7 +116,8 @@ class Pending:
     def _receive(self, deadline: Deadline) -> Op[None]:
         if self._wait is None:
             transitions = self._on_message is not None
-            self._wait = Wait(self._client.watcher(), self._waiting, transitions)
+            watcher, owner = self._client.watcher(), self._client.owner
+            self._wait = Wait(watcher, self._waiting, transitions, owner)
         self._wait.join()
         pause = deadline.left()
         if self._on_interval is not None:

@@ -195,9 +195,9 @@ class ResultCore(ResultBase):
         self.on_ready.throw(*args, **kwargs)
 
     def _listen(self, weak: bool) -> Callback:
-        watcher = self._client.watcher()
+        watcher, owner = self._client.watcher(), self._client.owner
         if not weak:
-            return Callback(watcher, [self.id], self._accept, self.on_ready.throw)
+            return Callback(watcher, [self.id], self._accept, self.on_ready.throw, owner)
         me = weakref.ref(self)
 
         def accept(meta: task_pb2.TaskMeta) -> None:
@@ -205,7 +205,7 @@ class ResultCore(ResultBase):
             if result is not None:
                 result._accept(meta)
 
-        callback = Callback(watcher, [self.id], accept, self.on_ready.throw)
+        callback = Callback(watcher, [self.id], accept, self.on_ready.throw, owner)
         weakref.finalize(self, callback.close).atexit = False
         return callback
 

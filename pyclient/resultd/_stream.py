@@ -56,6 +56,7 @@ class ThreadStream:
         explain: Callable[[grpc.RpcError], ResultdError],
     ) -> None:
         self.generation = generation
+        self.owner: object = None  # the client's that opened it, if one did
         self.mailbox = QueueMailbox()
         self._room = threading.Semaphore(AHEAD)
         self._requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from resultd._effects import Effect, Mailbox, Op, Open, Receive, Reconnect, Stream
 from resultd._hub import Fate, Hub
-from resultd.errors import ResultdError, UnavailableError
+from resultd.errors import ClientClosedError, ResultdError, UnavailableError
 from resultd.v1 import result_service_pb2, task_pb2
 
 logger = logging.getLogger("resultd")
@@ -40,13 +40,34 @@ class Port(Protocol):
         """Raise RuntimeError if the caller is the background operation itself."""
 
 
-class Wait:
-    """One wait: what it was told is in `mailbox`, as lists of records or an error."""
+class Owner:
+    """Whose waits and streams are whose, among those that share an endpoint: one for each client.
 
-    def __init__(self, watcher: Watcher, ids: Iterable[str], transitions: bool) -> None:
+    Waits hold this and not the client, which they may outlive.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+
+
+class Wait:
+    """One wait: what it was told is in `mailbox`, as lists of records or an error.
+
+    Raises:
+        ClientClosedError: `owner` is closed, which else ends the wait.
+    """
+
+    def __init__(
+        self,
+        watcher: Watcher,
+        ids: Iterable[str],
+        transitions: bool,
+        owner: Owner | None = None,
+    ) -> None:
         watcher.port.forbid_waiting()
         self.mailbox = watcher.port.new_mailbox()
         self.transitions = transitions
+        self.owner = owner
         self._watcher = watcher
         self._left = dict.fromkeys(ids)
         self._epoch = -1
@@ -76,7 +97,11 @@ class Wait:
 
 
 class Callback:
-    """A wait that calls a function, from the background operation, for each record."""
+    """A wait that calls a function, from the background operation, for each record.
+
+    Raises:
+        ClientClosedError: `owner` is closed, which else ends the wait.
+    """
 
     transitions = False
 
@@ -86,7 +111,9 @@ class Callback:
         ids: Iterable[str],
         function: Callable[[task_pb2.TaskMeta], object],
         refused: Callable[[ResultdError], None],
+        owner: Owner | None = None,
     ) -> None:
+        self.owner = owner
         self._function = function
         self._refused = refused
         self._watcher = watcher
@@ -152,6 +179,8 @@ class Watcher:
     def add(self, waiter: Wait | Callback, ids: Iterable[str]) -> None:
         """Begin a wait; starts the background operation if it does not run."""
         with self._locked():
+            if waiter.owner is not None and waiter.owner.closed:
+                raise ClientClosedError  # `fail_of` may have been here before
             self._hub.add(waiter, ids)
             self._flush()
             spawn = not self._running and not self._suspended
@@ -201,6 +230,18 @@ class Watcher:
         for waiter in waiters:
             waiter.fail(error)
         self._interrupt()
+
+    def fail_of(self, owner: Owner, error: ResultdError) -> None:
+        """Tell who waits for a client that was closed. Others wait on."""
+        with self._locked():
+            mine = [
+                waiter
+                for waiter in self._hub.waiters
+                if isinstance(waiter, (Wait, Callback)) and waiter.owner is owner
+            ]
+            self._leaving.extend(mine)  # worked off with the lock
+        for waiter in mine:
+            waiter.fail(error)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -56,7 +56,6 @@ class Client(ClientCore):
     ) -> None:
         super().__init__(url, serializer=serializer, serializers=serializers)
         self._endpoint: AioEndpoint | None = None
-        self._closed = False
 
     async def __aenter__(self) -> Client:
         return self
@@ -66,7 +65,7 @@ class Client(ClientCore):
 
     async def close(self) -> None:
         """Close the connection; what waits here, or asks, is told `ClientClosedError`."""
-        self._closed = True
+        self.owner.closed = True
         endpoint, self._endpoint = self._endpoint, None
         if endpoint is not None:
             await endpoint.close()
@@ -202,7 +201,7 @@ class Client(ClientCore):
         return await self._open().handle(effect)
 
     def _open(self) -> AioEndpoint:
-        if self._closed:
+        if self.owner.closed:
             raise ClientClosedError
         if self._endpoint is None:
             from resultd._aio_channel import AioEndpoint

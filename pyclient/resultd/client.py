@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from resultd import _core, _effects, _fork, results
 from resultd._core import ClientCore, ReturnWhen, ServerInfo, WaitOutcome, ids_of
-from resultd._effects import Op
+from resultd._effects import Op, Open
 from resultd._group_handle import ClaimOutcome, GroupHandleCore, GroupInfo, Order
 from resultd._iterate import MemberResult
 from resultd._operations import RevokeOutcome
@@ -79,7 +79,6 @@ class Client(ClientCore):
         self._own_registry = serializers
         self._endpoint: Endpoint | None = None
         self._opening = threading.Lock()
-        self._closed = False
         _clients.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -92,14 +91,18 @@ class Client(ClientCore):
         self.close()
 
     def close(self) -> None:
-        """Close the connection, unless another client uses it; what waits here is ended."""
+        """Close the connection, unless another client of this address uses it.
+
+        What waits for this one is told `ClientClosedError`. A call that is under way on a
+        connection that goes on comes to its end.
+        """
         with self._opening:
-            self._closed = True
+            self.owner.closed = True
             endpoint, self._endpoint = self._endpoint, None
         if endpoint is not None:
             from resultd import _channel
 
-            _channel.release(endpoint)
+            _channel.release(endpoint, self.owner)
 
     # Storing
 
@@ -271,7 +274,10 @@ class Client(ClientCore):
         return self._open().watcher
 
     def _handle(self, effect: _effects.Effect) -> Any:
-        return self._open().handle(effect)
+        outcome = self._open().handle(effect)
+        if type(effect) is Open:
+            outcome.owner = self.owner  # should we be closed by now, the next effect is refused
+        return outcome
 
     def _open(self) -> Endpoint:
         endpoint = self._endpoint
@@ -281,7 +287,7 @@ class Client(ClientCore):
         with _fork.gate:
             from resultd import _channel
         with self._opening:
-            if self._closed:
+            if self.owner.closed:
                 raise ClientClosedError
             if self._endpoint is None:
                 self._endpoint = _channel.acquire(self.url)

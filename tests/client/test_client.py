@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,9 +14,16 @@ import pytest
 import resultd
 from resultd._records import Report
 from resultd.client import Client
-from resultd.errors import GroupNotFoundError, InvalidArgumentError, ResultGoneError, TaskError
+from resultd.errors import (
+    ClientClosedError,
+    GroupNotFoundError,
+    InvalidArgumentError,
+    ResultGoneError,
+    TaskError,
+)
 from resultd.testing import Server
 from tests.support import workers
+from tests.support.results import until
 
 NewId = Callable[[], str]
 
@@ -152,6 +160,32 @@ def test_a_closed_client_ends_its_waits(server: Server, new_id: NewId) -> None:
             time.sleep(0.005)
     thread.join(5)
     assert [str(error) for error in errors] == ["the client was closed"]
+
+
+def test_a_closed_client_ends_its_own_waits_only(server: Server, new_id: NewId) -> None:
+    """Another client of its address waits on, over the connection and the stream they shared."""
+    url = server.url + "/sharing"
+    with Client(url) as other, ThreadPoolExecutor() as threads:
+        client, told, kept = Client(url), list[BaseException](), new_id()
+        client.AsyncResult(new_id()).then(print, told.append)
+        weak = client.AsyncResult(new_id())
+        weak.then(print, told.append, weak=True)
+        ended = [
+            threads.submit(client.AsyncResult(new_id()).get),
+            threads.submit(client.ResultSet([client.AsyncResult(new_id())]).get),
+            threads.submit(client.group(new_id()).get),
+            threads.submit(lambda: list(client.watch_revocations(["never"]))),
+        ]
+        goes_on = threads.submit(other.AsyncResult(kept).get, 20)
+        endpoint = other._open()
+        # One stream for all waits, and one each for the group and the revocations.
+        until(lambda: len(endpoint.watcher._hub.waiters) == 5 and len(endpoint._streams) == 3)
+        client.close()
+        assert [type(each.exception(20)) for each in ended] == [ClientClosedError] * 4
+        assert [type(each) for each in told] == [ClientClosedError] * 2
+        until(lambda: len(endpoint.watcher._hub.waiters) == 1 and len(endpoint._streams) == 1)
+        other.store_result(kept, 1)
+        assert goes_on.result(20) == 1
 
 
 def test_a_client_can_be_pickled(server: Server, new_id: NewId) -> None:

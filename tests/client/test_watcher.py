@@ -11,7 +11,7 @@ import pytest
 
 from resultd import errors
 from resultd._effects import Op
-from resultd._watcher import Callback, Wait, Watcher
+from resultd._watcher import Callback, Owner, Wait, Watcher
 from resultd.client import Client
 from resultd.v1 import state_pb2, task_pb2
 
@@ -134,6 +134,23 @@ def test_closing_tells_everybody(watcher: Watcher) -> None:
     error = errors.UnavailableError("closed")
     watcher.fail_all(error)
     assert list(wait.mailbox) == [error]  # type: ignore[call-overload]  # a list here
+
+
+def test_closing_one_of_several_tells_its_waits(watcher: Watcher) -> None:
+    """The others', and nobody's, go on; one that begins too late is refused."""
+    mine, theirs = Owner(), Owner()
+    waits = [Wait(watcher, ["a"], False, owner) for owner in (mine, theirs, None)]
+    told: list[errors.ResultdError] = []
+    Callback(watcher, ["b"], lambda _: None, told.append, mine)
+    mine.closed = True
+    error = errors.ClientClosedError()
+    watcher.fail_of(mine, error)
+    assert [list(wait.mailbox) for wait in waits] == [[error], [], []]  # type: ignore[call-overload]  # a list here
+    assert told == [error]
+    assert watcher._hub.waiters == waits[1:]
+    with pytest.raises(errors.ClientClosedError):
+        Wait(watcher, ["c"], False, mine)
+    assert set(watcher._hub._waiters) == {"a"}
 
 
 def test_a_callback_that_wants_to_exit_takes_nobody_along(

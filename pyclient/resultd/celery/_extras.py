@@ -266,7 +266,8 @@ def _watch(
         with contextlib.suppress(RuntimeError):  # the loop was closed
             loop.call_soon_threadsafe(news.put_nowait, item)
 
-    return Callback(backend.client.watcher(), list(ids), tell, tell)
+    client = backend.client
+    return Callback(client.watcher(), list(ids), tell, tell, client.owner)
 
 
 def _raise_failed(results: Iterable[Any]) -> None:

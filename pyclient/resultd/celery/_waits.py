@@ -188,7 +188,8 @@ class Waits:
         begun_with = deadline.left()
         versions: dict[str, int] = {}
         waiting = dict.fromkeys(ids)
-        watcher = self._backend.client.watcher()
+        client = self._backend.client
+        watcher = client.watcher()
         unread = True
         if len(waiting) > 1 or not watcher.streaming or _short(begun_with):
             unread = False
@@ -200,7 +201,7 @@ class Waits:
                     del waiting[message.task_id]
                 yield message
         doubt = _Doubt(unread and begun_with is None)
-        with contextlib.closing(Wait(watcher, waiting, transitions)) as wait:
+        with contextlib.closing(Wait(watcher, waiting, transitions, client.owner)) as wait:
             while True:
                 if deadline.left() == 0.0:
                     raise WaitTimeout("The operation timed out.")
@@ -304,7 +305,8 @@ class Waits:
 
         then = self._thens[id(result)] = _Then(weakly, None if weak else result)
         try:
-            watch = Callback(self._backend.client.watcher(), [text_id(result.id)], told, refused)
+            client, ids = self._backend.client, [text_id(result.id)]
+            watch = Callback(client.watcher(), ids, told, refused, client.owner)
         except BaseException:
             self.dismiss(result)
             raise

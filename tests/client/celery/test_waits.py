@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import time
@@ -15,8 +16,11 @@ from celery import states
 from celery.result import allow_join_result, denied_join_result
 from kombu.exceptions import ContentDisallowed
 
+from resultd.celery import install
 from resultd.celery._records import PART
 from resultd.client import Client
+from resultd.errors import ClientClosedError
+from resultd.testing import Server
 from resultd.v1 import state_pb2, value_pb2
 from tests.client.celery.test_records import raw
 from tests.support.celery_backend import count_calls
@@ -307,3 +311,25 @@ def test_a_value_that_cannot_be_read_ends_the_wait(app: Any, client: Client, new
         with pytest.raises(ContentDisallowed):
             waiting.result()
     assert idle(app.backend)
+
+
+def test_waits_end_with_the_client(make_app: Any, server: Server, new_id: NewId) -> None:
+    """Whoever gets, awaits or listens is told, though others use the connection and wait on."""
+    app = make_app(server.url + "?timeout=29")  # a client that no other test has
+    client, kept, ids = app.backend.client, new_id(), [new_id() for _ in range(3)]
+    told: list[BaseException] = []
+    with Client(client._url_text) as other, ThreadPoolExecutor() as threads:
+        goes_on = threads.submit(other.AsyncResult(kept).get, 20)
+        app.AsyncResult(ids[0]).then(print, on_error=told.append)
+        got = threads.submit(app.AsyncResult(ids[1]).get)
+        awaited = threads.submit(asyncio.run, _await(install(app).AsyncResult(ids[2])))
+        until(lambda: len(other.watcher()._hub.waiters) == 4)
+        client.close()
+        assert [type(each.exception(20)) for each in (got, awaited)] == [ClientClosedError] * 2
+        until(lambda: [type(each) for each in told] == [ClientClosedError])
+        other.store_result(kept, 1)
+        assert goes_on.result(20) == 1
+
+
+async def _await(result: Any) -> Any:
+    return await result
