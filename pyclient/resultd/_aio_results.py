@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from resultd import _effects, states
-from resultd._effects import Op
+from resultd._effects import Effect, Op
 from resultd._graph import DependencyGraph
 from resultd._group import GroupCore
 from resultd._result import STAMPS_ARE_THE_BROKERS, Meta, ResultCore
@@ -191,8 +191,10 @@ class ResultSet(SetCore):
         return self.get().__await__()
 
     async def _run(self, op: Op[_effects.T]) -> _effects.T:
-        client: Client = self.backend
-        return await client.run(op)
+        client = self.backend
+        if client is None and not self._leaves():
+            return await _effects.run_async(op, _no_client)
+        return await _client_of(client).run(op)
 
     async def get(
         self,
@@ -311,8 +313,10 @@ class ResultSet(SetCore):
         await self._run(self._revoke(terminate, signal, wait, timeout))
 
     def _emitted(self, op: Op[None]) -> AsyncIterator[Any]:
-        client: Client = self.backend
-        return client.iterate(op)
+        client = self.backend
+        if client is None and not self._leaves():
+            return _effects.iterate_async(op, _no_client)
+        return _client_of(client).iterate(op)
 
 
 class GroupResult(GroupCore, ResultSet):
@@ -320,13 +324,13 @@ class GroupResult(GroupCore, ResultSet):
 
     async def save(self, backend: Any = None) -> GroupResult:
         """Keep the group on the server, sealed; returns it."""
-        client: Client = self.backend if backend is None else _client_of(backend)
+        client = _client_of(self.backend if backend is None else backend)
         await client.run(client.groups.save(self))
         return self
 
     async def delete(self, backend: Any = None) -> None:
         """Delete what was saved."""
-        client: Client = self.backend if backend is None else _client_of(backend)
+        client = _client_of(self.backend if backend is None else backend)
         await client.run(client.groups.delete(self.id))
 
     @classmethod
@@ -340,9 +344,18 @@ class GroupResult(GroupCore, ResultSet):
         return await client.run(client.groups.restore(id))
 
 
+async def _no_client(_: Effect) -> NoReturn:
+    """Do what an operation of a set asks for that is of no client, and empty: it asks nothing."""
+    raise AssertionError("an empty set asks nobody")
+
+
 def _client_of(given: Any) -> Client:
-    """Return the client behind a `backend` or `app`."""
+    """Return the client behind a `backend` or `app`.
+
+    Raises:
+        ValueError: none is given.
+    """
     if given is None:
-        raise ValueError("pass a client as backend: every event loop has clients of its own")
+        raise ValueError("pass a client, as app or backend: every event loop has its own")
     client: Client = getattr(given, "backend", given)
     return client

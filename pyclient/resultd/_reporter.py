@@ -388,7 +388,7 @@ class LoopReporter:
         self._sending = None
         left = list(self._waiting)
         self._waiting.clear()
-        if left:  # it was cancelled: the client is being closed
+        if left:  # it was cancelled: the client is being closed, or the whole loop
             fail(left, ClientClosedError())
             self._tell(left)
 

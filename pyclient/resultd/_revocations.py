@@ -112,6 +112,7 @@ class Revocations:
                 stream.send(request)
 
     def _read(self, stream: Stream) -> Op[float]:
+        """Emit what is news, until the server ends the stream; gives the seconds until the next."""
         silent_at = time.monotonic() + SILENT_HEARTBEATS * self._heartbeat
         while True:
             items = yield Receive(stream.mailbox, max(0.0, silent_at - time.monotonic()))
@@ -125,10 +126,8 @@ class Revocations:
                 for revocation in frame.revocations:
                     if self._is_news(revocation.task_id):
                         yield Emit(_read_revocation(revocation))
-                control = frame.control
-                if control.kind == stream_pb2.CONTROL_KIND_END:
-                    delay = control.retry_delay
-                    return float(delay.seconds + delay.nanos / 1e9)
+                if frame.control.kind == stream_pb2.CONTROL_KIND_END:
+                    return _pause_after(frame.control)
             silent_at = time.monotonic() + SILENT_HEARTBEATS * self._heartbeat
 
     def _is_news(self, task_id: str) -> bool:
@@ -145,6 +144,13 @@ def tell(callback: Callable[[Revocation], object], revocation: Revocation) -> No
         callback(revocation)
     except Exception:  # whatever the worker's code raises
         logger.exception("the callback of a revocation failed")
+
+
+def _pause_after(end: stream_pb2.Control) -> float:
+    if end.end_reason != stream_pb2.END_REASON_DRAINING:
+        return 0.0
+    # With chance in it: everybody else was drained at the same moment.
+    return _backoff.full_jitter(0, end.retry_delay.seconds + end.retry_delay.nanos / 1e9)
 
 
 def _requests(task_ids: list[str]) -> list[worker_service_pb2.WatchRevocationsRequest]:

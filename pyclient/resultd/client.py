@@ -61,8 +61,8 @@ class Client(ClientCore):
         serializer: name of the registered serializer that values are written with.
         serializers: what is read and written, and which exceptions come back as themselves.
 
-    A pickled client carries its address, token included, and a registry only if that can be
-    pickled; its `repr` shows no secret.
+    A pickled client carries the address it was given, with a token in it, and the registry it was
+    given, which has to be one that can be pickled then. Its `repr` shows no secret.
 
     Raises:
         ValueError: the address is not one.

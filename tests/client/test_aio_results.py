@@ -74,6 +74,19 @@ async def test_groups_are_restored_and_thrown(server: Server, new_id: Callable[[
         await group.delete(backend=client)
 
 
+async def test_an_empty_set_needs_no_client() -> None:
+    """It has nothing to ask, as the blocking one; what has is told what is missing."""
+    empty = aio.ResultSet([])
+    assert await empty.get() == await empty.join() == await empty.join_native() == []
+    assert [value async for value in empty.iterate()] == []
+    assert [pair async for pair in empty.iter_native()] == []
+    assert (await empty.ready(), await empty.completed_count()) == (True, 0)
+    assert await aio.GroupResult("g", [empty]) == [[]]
+    for orphan in (aio.ResultSet([aio.AsyncResult("t")]).get(), aio.GroupResult("g", []).save()):
+        with pytest.raises(ValueError, match="pass a client"):
+            await orphan
+
+
 async def test_every_reader_reads(server: Server, new_id: Callable[[], str]) -> None:
     """The fields of a record, the family, the graph."""
     async with aio.Client(server.url) as client:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import pytest
 from google.protobuf.message import Message
 
-from resultd._effects import Open
+from resultd._effects import Effect, Open, Receive
 from resultd._revocations import Revocation, Revocations
 from resultd._stream import QueueMailbox
 from resultd.client import Client
 from resultd.testing import Server
+from resultd.v1 import stream_pb2, worker_service_pb2
 from tests.support.tcp_proxy import TcpProxy
 
 
@@ -96,6 +97,44 @@ def test_a_watch_closed_while_it_opens_ends() -> None:
     stream = StreamDouble()
     op.send(stream)
     assert stream.cancelled
+
+
+def ended(reason: stream_pb2.EndReason.ValueType) -> worker_service_pb2.WatchRevocationsResponse:
+    """A frame that ends a stream, with a delay of 0.4 s."""
+    frame = worker_service_pb2.WatchRevocationsResponse()
+    frame.control.kind, frame.control.end_reason = stream_pb2.CONTROL_KIND_END, reason
+    frame.control.retry_delay.nanos = 400_000_000
+    return frame
+
+
+def pauses(reason: stream_pb2.EndReason.ValueType, streams: int) -> list[float]:
+    """How long a watch waits after each of some streams that end so, before the next."""
+    bell, found = QueueMailbox(), list[float]()
+    op = Revocations(["a"], 20.0, bell).listen()
+    effect: Effect = next(op)
+    while len(found) < streams:
+        if isinstance(effect, Open):
+            found.append(0.0)
+            effect = op.send(StreamDouble())
+            continue
+        assert isinstance(effect, Receive)
+        if effect.mailbox is bell:
+            assert effect.timeout is not None
+            found[-1] = effect.timeout
+            effect = op.send([])
+        else:
+            effect = op.send([ended(reason)])
+    op.close()
+    return found[:-1]
+
+
+def test_a_watch_that_is_drained_waits_as_long_as_it_is_told_and_by_chance() -> None:
+    """All that were drained do not come back in the same moment; of old age it is at once."""
+    drained = pauses(stream_pb2.END_REASON_DRAINING, 10)
+    assert min(drained) >= 0.4
+    assert max(drained) <= 0.6
+    assert len(set(drained)) == len(drained)
+    assert set(pauses(stream_pb2.END_REASON_MAX_AGE, 3)) == {0.0}
 
 
 def test_a_client_closed_right_after_its_watch_is_no_error(server: Server) -> None:
