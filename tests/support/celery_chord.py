@@ -33,9 +33,10 @@ class Chord:
         return request_of(task_id, group=self.id, group_index=index, chord=body, **more)
 
     def done(self, task_id: str, value: Any, index: int | None = 0, **more: Any) -> None:
-        """A part succeeds."""
+        """A part succeeds; `store_result` False is for tasks that ignore their result."""
+        store = more.pop("store_result", True)
         request = self.request(task_id, index, **more)
-        self.app.backend.mark_as_done(task_id, value, request=request)
+        self.app.backend.mark_as_done(task_id, value, request=request, store_result=store)
 
     def failed(self, task_id: str, error: Exception, index: int = 0, **more: Any) -> None:
         """A part fails; `store_result` False is for tasks that ignore their result."""

@@ -26,6 +26,8 @@ class TaskModel:
     version: int
     reported_ms: int
     expires_ms: int
+    done_s: int | None = None
+    """When its last report said that it was done."""
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Stone:
     state: str = ""
     attempt: int = 0
     content: bytes = b""
+    done_s: int | None = None
 
 
 @dataclass
@@ -118,6 +121,7 @@ class Model:
         ttl_ms: int,
         group_id: str = "",
         index: int | None = None,
+        done_s: int | None = None,
     ) -> tuple[str, int, str]:
         """(disposition, version, membership)."""
         disposition = "APPLIED"
@@ -131,8 +135,11 @@ class Model:
             number = max(stored.attempt, attempt)
         elif stone is not None:
             version = stone.version + 1
-            if stone.state in TERMINAL and (
-                decide((stone.state, stone.attempt, stone.content), said) == "DUPLICATE"
+            again = done_s is None or done_s == stone.done_s
+            if (
+                stone.state in TERMINAL
+                and again
+                and decide((stone.state, stone.attempt, stone.content), said) == "DUPLICATE"
             ):
                 disposition, exists, version = "DUPLICATE", False, stone.version
         else:
@@ -140,7 +147,7 @@ class Model:
         if disposition == "APPLIED":
             self.task_stones.pop(id_, None)
             self.tasks[id_] = TaskModel(
-                state, number, content, version, self.now_ms, self.now_ms + ttl_ms
+                state, number, content, version, self.now_ms, self.now_ms + ttl_ms, done_s
             )
         membership = "UNSPECIFIED"
         if group_id:
@@ -186,7 +193,7 @@ class Model:
             return False
         self.task_stones[id_] = Stone(
             existence, stored.version, self.now_ms + HOUR_MS,
-            stored.state, stored.attempt, stored.content,
+            stored.state, stored.attempt, stored.content, stored.done_s,
         )  # fmt: skip
         return True
 

@@ -9,10 +9,12 @@ keys that begin with "celery.".
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import logging
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -65,6 +67,7 @@ class Codec:
 
     def __init__(self, backend: ResultdBackend) -> None:
         self._backend = backend
+        self._end = _End()
 
     # Payloads
 
@@ -103,6 +106,19 @@ class Codec:
 
     # Reports
 
+    @contextlib.contextmanager
+    def one_end(self) -> Iterator[None]:
+        """Let reports written inside name one moment as their task's end.
+
+        Celery's own retries write a report anew. By its end the server knows a late repeat of what
+        was forgotten or has expired from another run of the task that came to the same.
+        """
+        before, self._end.time_ns = self._end.time_ns, time.time_ns()
+        try:
+            yield
+        finally:
+            self._end.time_ns = before
+
     def report(
         self,
         task_id: str,
@@ -131,7 +147,7 @@ class Codec:
         final = state in states.READY_STATES
         self._write_children(message, meta["children"], final)
         if final:
-            message.done_time.FromNanoseconds(time.time_ns())
+            self._write_end(message)
         self._fit(message, state)
         return store
 
@@ -148,10 +164,14 @@ class Codec:
         message.extra[PART].CopyFrom(_json(state))
         message.name = _text(getattr(request, "task", None))
         message.worker = _text(getattr(request, "hostname", None))
+        self._write_end(message)
         self._fit(message, state)
         return result_service_pb2.StoreResultRequest(
             meta=message, **ttl_fields(self._backend.chord_expires)
         )
+
+    def _write_end(self, message: task_pb2.TaskMeta) -> None:
+        message.done_time.FromNanoseconds(self._end.time_ns or time.time_ns())
 
     def _write_outcome(
         self, message: task_pb2.TaskMeta, result: Any, state: str, traceback: Any
@@ -272,7 +292,7 @@ class Codec:
 
     def part_of(self, message: task_pb2.TaskMeta) -> dict[str, Any]:
         """Read a record as a chord's part: status and result, those of ignored tasks too."""
-        if PART not in message.extra or message.state != state_pb2.STATE_IGNORED:
+        if not _is_mere_part(message):
             return self.meta(message)
         state = json.loads(message.extra[PART].data)
         value = message.extra[RESULT] if state in states.EXCEPTION_STATES else message.value
@@ -381,9 +401,20 @@ class Codec:
         return None
 
 
+class _End(threading.local):
+    """When the task ended whose reports this thread is writing; 0: now."""
+
+    time_ns = 0
+
+
 def is_stored(message: task_pb2.TaskMeta) -> bool:
     """Whether a record is a task's result for Celery: there is one, and no mere chord's part."""
-    return message.existence == state_pb2.EXISTENCE_KNOWN and PART not in message.extra
+    return message.existence == state_pb2.EXISTENCE_KNOWN and not _is_mere_part(message)
+
+
+def _is_mere_part(message: task_pb2.TaskMeta) -> bool:
+    """Whether it is a chord's part only; the mark stays where its task has a result afterwards."""
+    return message.state == state_pb2.STATE_IGNORED and PART in message.extra
 
 
 def text_id(task_id: Any) -> str:

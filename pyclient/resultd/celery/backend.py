@@ -142,6 +142,11 @@ class ResultdBackend(AsyncBackendMixin, Backend):
 
     # Storing
 
+    def store_result(self, *args: Any, **kwargs: Any) -> Any:
+        """Store a result; tried again by `result_backend_always_retry`, it is the same report."""
+        with self.codec.one_end():
+            return super().store_result(*args, **kwargs)
+
     def _store_result(
         self,
         task_id: Any,
@@ -495,7 +500,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count a part; whoever returns the last one publishes the body."""
-        with self._chords.returning():
+        with self._chords.returning(), self.codec.one_end():
             self._retrying(self._chords.part_returned, request, state, result)
 
     def _on_worker_ready(self, sender: Any = None, **kwargs: Any) -> None:

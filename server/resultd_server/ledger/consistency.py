@@ -35,7 +35,6 @@ from resultd_server.ledger.unit import View
 
 _PREFIX_BYTES = 8
 _HEADER = struct.Struct(">QQIB")  # of records: expiry (0: never), version, attempt, state
-_TOMBSTONE_BYTES = 38
 _KINDS = {keys.TASK: Db.TASKS, keys.GROUP: Db.GROUPS}
 _DUE_KINDS = frozenset(
     {keys.TASK, keys.GROUP, keys.REVOCATION, keys.TASK.upper(), keys.GROUP.upper()}
@@ -324,7 +323,7 @@ def _claimable(store: _Store) -> Iterator[Broken]:
 def _tombstones(store: _Store) -> Iterator[Broken]:
     for key, row in _all(store.view.txn, Db.TOMBSTONES):
         prefix, kind, id_ = key[:_PREFIX_BYTES], key[8:9], key[9:]
-        if len(row) != _TOMBSTONE_BYTES or kind not in _KINDS:
+        if len(row) not in tombstones.ROW_BYTES or kind not in _KINDS:
             yield _broken(Db.TOMBSTONES, key, "is no tombstone")
         elif hash(kind.upper() + prefix + id_) not in store.due:
             yield _broken(Db.TOMBSTONES, key, "expires and is not filed to")

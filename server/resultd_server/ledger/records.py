@@ -30,7 +30,7 @@ from resultd_server.ledger import (
 from resultd_server.ledger.claiming import ClaimRequest, Owing
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.merging import TIME_OF_STATE, merge
-from resultd_server.ledger.times import set_ms, to_ms
+from resultd_server.ledger.times import mark, set_ms, to_ms
 from resultd_server.ledger.transitions import (
     APPLIED,
     CUSTOM,
@@ -318,8 +318,7 @@ def _store_first(unit: Unit, namespace: Namespace, report: Report, joins_bytes: 
     stone = tombstones.find(unit, namespace, keys.TASK, report.task_id)
     version = 1
     if stone is not None:
-        gone = Standing(stone.state, stone.attempt, lambda: stone.digest)
-        if gone.terminal and same_report(gone, _standing(report)):
+        if _repeats(stone, report):
             return _Now(DUPLICATE, stone.version, stone.state, "", exists=False)
         version = stone.version + 1
         joins_bytes -= tombstones.size_bytes(namespace, keys.TASK, report.task_id)
@@ -328,6 +327,18 @@ def _store_first(unit: Unit, namespace: Namespace, report: Report, joins_bytes: 
         tombstones.remove(unit, namespace, keys.TASK, report.task_id)
     custom_state = report.meta.custom_state if report.state == CUSTOM else ""
     return _Now(APPLIED, version, report.state, custom_state)
+
+
+def _repeats(stone: tombstones.Tombstone, report: Report) -> bool:
+    """Whether a report is the very one that ended the record which is gone.
+
+    One that says when its task was done, and names another time, is of another run, which may
+    have come to the same: without a record, who waits for it would wait for ever.
+    """
+    gone = Standing(stone.state, stone.attempt, lambda: stone.digest)
+    if not gone.terminal or not same_report(gone, _standing(report)):
+        return False
+    return not report.timed or mark(report.meta.done_time) == stone.done
 
 
 def _store_next(
@@ -531,6 +542,7 @@ def _bury(unit: Unit, namespace: Namespace, task_id: str, stored: _Stored, exist
     unit.txn.remove(Db.TASKS, key)
     _unfile(unit, key, stored.expire_ms)
     usage.add(unit, namespace.prefix, -1, -len(key) - stored.row_bytes)
+    ended = stored.meta() if stored.state in TERMINAL else None
     tombstones.put(
         unit,
         namespace,
@@ -540,7 +552,8 @@ def _bury(unit: Unit, namespace: Namespace, task_id: str, stored: _Stored, exist
         version=stored.version,
         attempt=stored.attempt,
         state=stored.state,
-        digest=content_digest(stored.meta()) if stored.state in TERMINAL else bytes(16),
+        digest=tombstones.NO_DIGEST if ended is None else content_digest(ended),
+        done=0 if ended is None else mark(ended.done_time),
     )
     unit.hint(namespace, TASK, task_id)
 

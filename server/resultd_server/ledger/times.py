@@ -15,3 +15,8 @@ def set_ms(timestamp: Timestamp, at_ms: int) -> None:
 def to_ms(time: Timestamp | Duration) -> int:
     """Whole milliseconds, rounded down."""
     return time.seconds * 1000 + time.nanos // 1_000_000
+
+
+def mark(time: Timestamp) -> int:
+    """What tells a time from others, to the nanosecond: 64 bits, the same again in 584 years."""
+    return (time.seconds * 1_000_000_000 + time.nanos) % 2**64

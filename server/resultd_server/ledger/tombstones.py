@@ -11,12 +11,17 @@ from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import Unit, View
 
-_FIELDS = struct.Struct(">QQIBB16s")
+_FIELDS = struct.Struct(">QQIBB16sQ")
+_OLDER = struct.Struct(">QQIBB16s")  # without `done`; they are gone an hour after the upgrade
+ROW_BYTES = frozenset({_FIELDS.size, _OLDER.size})
 NO_DIGEST = bytes(16)
 
 
 class Tombstone(NamedTuple):
-    """`version` is the record's last version, or the group's last epoch."""
+    """`version` is the record's last version, or the group's last epoch.
+
+    `done`: the mark of the time at which the record says its task was done; 0 of a group.
+    """
 
     expire_ms: int
     version: int
@@ -24,6 +29,7 @@ class Tombstone(NamedTuple):
     state: int
     existence: int
     digest: bytes
+    done: int
 
 
 def find(view: View, namespace: Namespace, kind: bytes, id_: str) -> Tombstone | None:
@@ -33,6 +39,8 @@ def find(view: View, namespace: Namespace, kind: bytes, id_: str) -> Tombstone |
     raw = view.txn.get(Db.TOMBSTONES, keys.tombstone(namespace, kind, id_))
     if raw is None:
         return None
+    if len(raw) == _OLDER.size:
+        raw = raw.ljust(_FIELDS.size, b"\0")
     found = Tombstone._make(_FIELDS.unpack(raw))
     return found if found.expire_ms > view.now_ms else None
 
@@ -48,10 +56,11 @@ def put(
     attempt: int = 0,
     state: int = 0,
     digest: bytes = NO_DIGEST,
+    done: int = 0,
 ) -> None:
     """Leaves a tombstone, due for deletion in an hour."""
     expire_ms = unit.now_ms + limits.TOMBSTONE_MS
-    stone = Tombstone(expire_ms, version, attempt, state, existence, digest)
+    stone = Tombstone(expire_ms, version, attempt, state, existence, digest, done)
     unit.fill(Db.TOMBSTONES, namespace.prefix)
     key = keys.tombstone(namespace, kind, id_)
     before = usage.put(unit, namespace.prefix, Db.TOMBSTONES, key, _FIELDS.pack(*stone))
@@ -77,5 +86,5 @@ def expires_ms(raw: bytes) -> int:
 
 
 def size_bytes(namespace: Namespace, kind: bytes, id_: str) -> int:
-    """What a tombstone of this id takes."""
+    """What a tombstone of this id takes that is put now."""
     return len(keys.tombstone(namespace, kind, id_)) + _FIELDS.size

@@ -18,7 +18,9 @@ from vine import promise
 from resultd import _backoff
 from resultd.errors import InvalidArgumentError, StoreFullError, UnavailableError, make
 from resultd.testing import Server
+from resultd.v1 import state_pb2
 from tests.client.celery.conftest import MakeApp
+from tests.support.celery_chord import Chord
 from tests.support.results import later
 
 NewId = Callable[[], str]
@@ -123,6 +125,38 @@ class TestAlwaysRetry:
                 backend.store_result(new_id(), 1, states.SUCCESS)
             with pytest.raises(BackendGetMetaError):
                 backend.get_state(new_id())
+
+    @pytest.mark.parametrize("ignored", [False, True])
+    def test_says_the_very_same_again(
+        self,
+        make_app: MakeApp,
+        new_id: NewId,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        ignored: bool,
+    ) -> None:
+        """One that was stored and not answered revives nothing that was forgotten meanwhile."""
+        app = make_app(**self.settings())
+        backend, client, task_id = app.backend, app.backend.client, new_id()
+        send, said = backend.send, []
+
+        def lose(store: Any) -> Any:
+            said.append(type(store).FromString(store.SerializeToString()))
+            send(store)
+            if len(said) == 1:
+                client.run(client.operations.forget([task_id]))
+                error = UnavailableError("no answer")
+                error.code = "UNAVAILABLE"
+                raise error
+            return send(store)
+
+        monkeypatch.setattr(backend, "send", lose)
+        chord = Chord(app, new_id)
+        with caplog.at_level(logging.CRITICAL):
+            chord.done(task_id, None, ignore_result=ignored, store_result=not ignored)
+        assert [each.meta for each in said] == [said[0].meta] * 2
+        (found,) = client.run(client.operations.read([task_id]))
+        assert found.existence == state_pb2.EXISTENCE_FORGOTTEN
 
     def test_does_not_repeat_what_is_wrong(self, make_app: MakeApp) -> None:
         """A call that the server refuses is refused the next time as well."""

@@ -140,7 +140,7 @@ class Step:
 
 
 @st.composite
-def programs(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> tuple[int, list[Step]]:
+def programs(draw: st.DrawFn) -> tuple[int, list[Step]]:
     """A chord's steps in an order that can happen: repeats, additions, its size at any time."""
     size = draw(st.integers(1, 4))
     steps = [Step("size", "size")]
@@ -148,7 +148,7 @@ def programs(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> tuple[int, list
         steps.append(Step("size", "size"))
     for index in range(size):
         name = f"p{index}"
-        kind = draw(st.sampled_from(kinds))
+        kind = draw(st.sampled_from(KINDS))
         after = ""
         if draw(st.integers(0, 3)) == 0:
             # Added while p runs: before p returns, which may be seen before or after its own.
@@ -226,7 +226,7 @@ def test_parts_that_do_not_come_with_the_claim_are_read_after_it(
 @settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(programs(("part",)), programs())  # what was ignored is forgotten for an hour
+@given(programs(), programs())
 def test_a_chord_applied_again_runs_again(
     app_and_sent: tuple[Any, Publisher],
     first: tuple[int, list[Step]],

@@ -175,6 +175,15 @@ class TestIgnored:
         assert left.existence == state_pb2.EXISTENCE_FORGOTTEN
         assert app.AsyncResult(other).state == states.SUCCESS
 
+    def test_parts_may_have_results_afterwards(self, app: Any, chord: Chord, new_id: NewId) -> None:
+        """Run once more by somebody who wants the result: it is seen, and goes to the body."""
+        task_id = new_id()
+        chord.done(task_id, "v", 0, ignore_result=True, store_result=False)
+        chord.done(task_id, "w", 0)
+        assert app.AsyncResult(task_id).get(timeout=5) == "w"
+        chord.size(1)
+        assert published(app) == [("body", chord.body_id, ["w"])]
+
     def test_parts_may_fail(self, app: Any, chord: Chord, new_id: NewId) -> None:
         """And fail the body."""
         task_id = new_id()

@@ -336,6 +336,17 @@ class TestMeta:
         assert "group_id" not in meta
         assert "parent_id" not in meta
 
+    def test_is_of_the_last_run(self, app: Any, new_id: NewId) -> None:
+        """One under an id that was used before has a result again, though it is the same."""
+        result = app.AsyncResult(new_id())
+        ends = []
+        for _ in range(2):
+            app.backend.store_result(result.id, None, states.SUCCESS)
+            assert result.get(timeout=5) is None
+            ends.append(result.date_done)
+            result.forget()
+        assert ends[0] < ends[1]
+
     def test_date_done_is_there_once_it_is_done(self, app: Any, backend: Any) -> None:
         """And not while it runs."""
         task_id = uuid.uuid4().hex

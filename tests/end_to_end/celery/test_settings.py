@@ -170,3 +170,34 @@ def test_results_expire(places: Callable[..., Place], until: Callable[..., None]
     assert result.get(timeout=TIMEOUT_S) == 1
     until(lambda: place.app.AsyncResult(result.id).state == "PENDING")
     assert not place.app.AsyncResult(result.id).exists()
+
+
+def test_what_has_expired_may_come_again(
+    places: Callable[..., Place], until: Callable[..., None]
+) -> None:
+    """A task that runs again under its id has a result again, though it comes to the same."""
+    place = places("expiring", result_expires=1)
+
+    for _ in range(2):
+        result = place.tasks.identity.apply_async((None,), task_id="nightly")
+        assert result.get(timeout=TIMEOUT_S) is None
+        until(lambda: place.app.AsyncResult("nightly").state == "PENDING")
+
+
+def test_what_was_forgotten_may_come_again(app: Any, tasks: Any) -> None:
+    """Values, errors, and a whole chord: a job that has the same ids each night."""
+    ends = []
+    for _ in range(2):
+        value = tasks.identity.apply_async((None,), task_id="same-value")
+        error = tasks.fail.apply_async(("no",), task_id="same-error")
+        parts = {"same-part": tasks.identity.s(None), "same-ignored": tasks.ignored.s(1)}
+        header = [part.set(task_id=task_id) for task_id, part in parts.items()]
+        body = tasks.identity.s().set(task_id="same-body")
+        whole = chord(header, body, app=app).apply_async(task_id="same-chord")
+        assert value.get(timeout=TIMEOUT_S) is None
+        assert type(error.get(timeout=TIMEOUT_S, propagate=False)) is ValueError
+        assert whole.get(timeout=TIMEOUT_S) == [None, 1]
+        ends.append(value.date_done)
+        for result in (value, error, whole, whole.parent[0]):
+            result.forget()
+    assert ends[0] < ends[1]

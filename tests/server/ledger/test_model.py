@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -118,6 +119,7 @@ class Machine(RuleBasedStateMachine):
         ttl_ms=LIVES_MS,
         place=st.none() | st.tuples(GROUPS, st.none() | st.integers(0, 6)),
         token=st.sampled_from(["", "a", "b"]),
+        done_s=st.sampled_from([None, None, 1, 2]),
     )
     def report(
         self,
@@ -128,15 +130,18 @@ class Machine(RuleBasedStateMachine):
         ttl_ms: int,
         place: tuple[str, int | None] | None,
         token: str,
+        done_s: int | None,
     ) -> None:
         """A report has the model's disposition, version, membership, and outcome of its claim."""
         group_id, index = place or ("", None)
         claim = token if place else ""
         how: dict[str, Any] = {"group": group_id, "index": index, "claim": claim}
+        if done_s is not None:
+            how["done_time"] = Timestamp(seconds=done_s)
         answer = self.run(
             self.store.report(id_, state, content, attempt=attempt, ttl_ms=ttl_ms, **how)
         )
-        said = self.model.report(id_, state, attempt, content, ttl_ms, group_id, index)
+        said = self.model.report(id_, state, attempt, content, ttl_ms, group_id, index, done_s)
         assert (disposition(answer), answer.version, membership(answer)) == said
         record = self.model.tasks.get(id_)
         ended = record is None or record.state in TERMINAL

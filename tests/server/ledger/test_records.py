@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from resultd.v1 import state_pb2, task_pb2
 from resultd_server import limits
@@ -18,6 +19,7 @@ from tests.support.stores import (
     Store,
     disposition,
     make_report,
+    task,
 )
 
 ATTRIBUTES = {
@@ -117,6 +119,52 @@ async def test_a_late_repeat_of_a_forgotten_report_revives_nothing(store: Store)
         assert await store.state("t") == "FORGOTTEN"
     other = await store.report("t", "FAILURE", b"no", attempt=1)
     assert (disposition(other), other.version) == ("APPLIED", 2)
+
+
+def at(nanos: int) -> Timestamp:
+    """A moment that a worker names."""
+    return Timestamp(seconds=1_700_000_000, nanos=nanos)
+
+
+@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "REVOKED", "IGNORED"])
+@pytest.mark.parametrize("expired", [False, True], ids=["forgotten", "expired"])
+async def test_another_run_is_no_late_repeat(store: Store, state: str, expired: bool) -> None:
+    """A task done at another time has a result again, of the same value; told by a nanosecond."""
+    await store.report("t", state, done_time=at(1), ttl_ms=HOUR_MS)
+    if expired:
+        store.clock.advance(HOUR_MS)
+    else:
+        await store.forget("t")
+    repeats: tuple[dict[str, Any], ...] = ({"done_time": at(1)}, {})
+    for same in repeats:
+        assert disposition(await store.report("t", state, **same)) == "DUPLICATE"
+    assert await store.state("t") == ("EXPIRED" if expired else "FORGOTTEN")
+    again = await store.report("t", state, done_time=at(2))
+    assert (disposition(again), again.version) == ("APPLIED", 2)
+    assert await store.state("t") == state
+
+
+async def test_a_run_that_names_its_time_repeats_none_that_did_not(store: Store) -> None:
+    """The time that the server filled in is nobody's word: a later one is another run's."""
+    await store.report("t")
+    await store.forget("t")
+    assert disposition(await store.report("t", done_time=at(1))) == "APPLIED"
+
+
+async def test_another_run_counts_in_its_group(store: Store) -> None:
+    """A member that is run again under its id, and comes to the same, is waited for no longer."""
+    await store.report("t", done_time=at(1))
+    await store.forget("t")
+    await store.create("g", task("t"), seal=True)
+    answer = await store.report("t", done_time=at(2), group="g")
+    assert list(answer.complete_group_ids) == ["g"]
+
+
+async def test_while_there_is_a_record_its_run_said_again_is_a_duplicate(store: Store) -> None:
+    """Two that ran the same task and came to the same: the first one's word stands."""
+    await store.report("t", done_time=at(1))
+    assert disposition(await store.report("t", done_time=at(2))) == "DUPLICATE"
+    assert (await store.meta("t")).done_time == at(1)
 
 
 @pytest.mark.parametrize("said", [("STARTED", b"1"), ("SUCCESS", b"2")])
