@@ -7,15 +7,17 @@
 Celery asks for each result by itself; here the ids that this process published are known in
 their order, and whoever asks for one and then for its successor gets the next ones along:
 16, then 128, then 1,000. The same thread has to ask for what was read so, within `FRESH` seconds
-and before any thread of this process has stored a result; a SUCCESS, which nothing but forgetting
-ends, within `KEPT` and before anything was forgotten here. So who has stored or forgotten a
-result, and tells another thread, has told it the truth; what other processes do shows as late.
+and before any thread of this process has stored a result, or was told of one that is ready; a
+SUCCESS, which nothing but forgetting ends, within `KEPT` and before anything was forgotten here. So
+who has stored, forgotten or waited for a result, and tells another thread, has told it the truth;
+what other processes do shows as late.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from resultd._deadline import Deadline
@@ -37,7 +39,10 @@ KEPT = 1.0
 
 
 class _Changes:
-    """What this process did last to any server: each time another object, compared by `is`."""
+    """What this process did or heard last: each time another object, compared by `is`.
+
+    stored: a result was stored, or was found to be ready otherwise than by reading ahead.
+    """
 
     stored: object = object()
     forgot: object = object()
@@ -70,6 +75,14 @@ class ReadAhead:
         """Note that a result may have been stored: what was read before may not be so now."""
         _changes.stored = object()
         self._clear()
+
+    def heard(self, messages: Iterable[task_pb2.TaskMeta]) -> None:
+        """Note what is about to be shown: of a task that is ready, nothing older is shown then.
+
+        Called from any thread. What this one has read stays, as far as it is SUCCESS.
+        """
+        if any(message.terminal for message in messages):
+            _changes.stored = object()
 
     def forgot(self) -> None:
         """Note that a result may have been forgotten; as `stored`, and of a SUCCESS too."""

@@ -263,6 +263,8 @@ def _watch(
     loop = asyncio.get_running_loop()
 
     def tell(item: task_pb2.TaskMeta | ResultdError) -> None:
+        if not isinstance(item, ResultdError):
+            backend._ahead.heard([item])
         with contextlib.suppress(RuntimeError):  # the loop was closed
             loop.call_soon_threadsafe(news.put_nowait, item)
 

@@ -212,6 +212,7 @@ class Waits:
                 for item in items:
                     if isinstance(item, ResultdError):
                         raise item
+                    self._backend._ahead.heard(item)
                     for message in item:
                         if message.version > versions.get(message.task_id, 0) or message.terminal:
                             versions[message.task_id] = message.version
@@ -222,22 +223,26 @@ class Waits:
         self, ids: list[str], deadline: Deadline, *, goes_on: bool
     ) -> list[task_pb2.TaskMeta]:
         """Read what there is already, in one call; with `goes_on` nothing if no server answers."""
-        client, limit = self._backend.client, read_limit(deadline)
         try:
-            return client.run(client.operations.read(ids, limit))
+            return self._read_now(ids, read_limit(deadline))
         except ResultdError as error:
             if not error.retryable or not goes_on:
                 raise
             return []
 
+    def _read_now(self, ids: list[str], limit: float | None) -> list[task_pb2.TaskMeta]:
+        client = self._backend.client
+        found: list[task_pb2.TaskMeta] = client.run(client.operations.read(ids, limit))
+        self._backend._ahead.heard(found)
+        return found
+
     def read_once(
         self, ids: Iterable[str], limit: float | None = None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (id, meta) of all ids, as they are now; tried for `limit` seconds at most."""
-        client = self._backend.client
         wanted = list(dict.fromkeys(ids))
         if wanted:
-            for message in client.run(client.operations.read(wanted, limit)):
+            for message in self._read_now(wanted, limit):
                 yield message.task_id, self._backend.codec.meta(message)
 
     # then()
@@ -298,6 +303,7 @@ class Waits:
                 listened.throw(error)
 
         def told(message: task_pb2.TaskMeta) -> None:
+            self._backend._ahead.heard([message])
             self._callbacks.add(lambda: resolve(message))
 
         def refused(error: ResultdError) -> None:

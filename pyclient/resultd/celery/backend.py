@@ -263,6 +263,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         """Whether there is a record of this task, in whatever state."""
         client = self.client
         (record,) = client.run(client.operations.read([text_id(task_id)]))
+        self._ahead.heard([record])
         return is_stored(record)
 
     def get_many(

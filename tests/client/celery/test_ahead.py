@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from resultd.celery import _ahead
+from resultd.celery import _ahead, _extras
 from tests.support.celery_backend import count_calls
 
 READS = ("GetResult", "BatchGetResults")
@@ -47,8 +49,11 @@ def test_publishing_asks_nothing(app: Any, new_id: Any, reads: Any) -> None:
     assert reads() == 0
 
 
-def test_ready_results_in_their_order_take_few_calls(app: Any, new_id: Any, reads: Any) -> None:
+def test_ready_results_in_their_order_take_few_calls(
+    app: Any, new_id: Any, reads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """3,000 get()s of ready results, one after the other, are a handful of reads."""
+    monkeypatch.setattr(_ahead, "KEPT", 60.0)  # however slow the machine is today
     results = publish(app, new_id(), 3_000)
     finish(app, results)
     assert [result.get(timeout=10) for result in results] == list(range(3_000))
@@ -128,6 +133,73 @@ def test_what_another_thread_has_forgotten_is_not_seen(
     assert results[20].state == "PENDING"
 
 
+def by_then(app: Any, task_id: str) -> None:
+    """A callback is called."""
+    called = threading.Event()
+    result = app.AsyncResult(task_id)
+    result.then(lambda _: called.set())
+    assert called.wait(10)
+
+
+def by_parent(app: Any, task_id: str) -> None:
+    """What comes after it is waited for, and fails of itself."""
+    child = app.AsyncResult(f"{task_id}-child", parent=app.AsyncResult(task_id))
+    app.backend.client.store_result(child.id, ValueError("own"), state="FAILURE")
+    with pytest.raises(ValueError, match="own"):
+        child.get(timeout=10)
+    assert child.parent.successful()
+
+
+def by_await(app: Any, task_id: str) -> None:
+    """It is awaited."""
+    result = app.AsyncResult(task_id)
+    asyncio.run(_extras._ready([result], []))
+    assert result.successful()
+
+
+WAYS: dict[str, Callable[[Any, str], object]] = {
+    "set": lambda app, id_: app.ResultSet([app.AsyncResult(id_)]).get(timeout=10),
+    "sets": lambda app, id_: app.ResultSet([app.AsyncResult(id_)] * 2).get(timeout=10),
+    "read": lambda app, id_: list(app.backend.get_many([id_], max_iterations=1)),
+    "exists": lambda app, id_: app.AsyncResult(id_).exists(),
+    "then": by_then,
+    "parent": by_parent,
+    "await": by_await,
+}
+"""How one comes to know that a result is ready."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+def test_what_was_shown_as_ready_is_so_ever_after(
+    app: Any, new_id: Any, monkeypatch: pytest.MonkeyPatch, way: str, elsewhere: bool
+) -> None:
+    """Whoever stored it, and whichever thread of this process heard of it first."""
+    monkeypatch.setattr(_ahead, "FRESH", 60.0)
+    results = publish(app, new_id(), 40)
+    for result in results[:20]:
+        assert not result.ready()
+    finish(app, [results[20]])  # as another process does: nothing here is told
+    wait = functools.partial(WAYS[way], app, results[20].id)
+    in_another_thread(wait) if elsewhere else wait()
+    assert app.AsyncResult(results[20].id).state == "SUCCESS"
+
+
+def test_waiting_costs_ready_results_nothing(
+    app: Any, new_id: Any, reads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were read along stay: only what was not ready is read again."""
+    monkeypatch.setattr(_ahead, "KEPT", 60.0)
+    results = publish(app, new_id(), 1_000)
+    others = publish(app, new_id(), 10)
+    finish(app, results + others)
+    for place, result in enumerate(results):
+        if place % 100 == 50:
+            app.ResultSet([others.pop()]).get(timeout=10)
+        assert result.get(timeout=10) == place
+    assert reads() <= 6 + 10
+
+
 def test_what_is_stored_while_it_is_read_ahead_is_seen(
     app: Any, new_id: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,8 +219,11 @@ def test_what_is_stored_while_it_is_read_ahead_is_seen(
     assert [result.ready() for result in results[:6]] == [False] * 5 + [True]
 
 
-def test_storing_costs_ready_results_nothing(app: Any, new_id: Any, reads: Any) -> None:
+def test_storing_costs_ready_results_nothing(
+    app: Any, new_id: Any, reads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are what they are, whatever other threads store meanwhile."""
+    monkeypatch.setattr(_ahead, "KEPT", 60.0)
     results = publish(app, new_id(), 1_000)
     finish(app, results)
     for place, result in enumerate(results):
@@ -220,8 +295,11 @@ def test_threads_do_not_share_what_they_read(app: Any, new_id: Any) -> None:
     assert seen == [list(range(300))] * 8
 
 
-def test_a_restored_group_is_read_in_bulk(app: Any, new_id: Any, reads: Any) -> None:
+def test_a_restored_group_is_read_in_bulk(
+    app: Any, new_id: Any, reads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another process that restores a saved group asks about it in few calls."""
+    monkeypatch.setattr(_ahead, "KEPT", 60.0)
     prefix = new_id()
     members = [app.AsyncResult(f"{prefix}-{number:05}") for number in range(500)]
     app.GroupResult(prefix, members).save()
