@@ -43,6 +43,7 @@ _FOREIGN = frozenset(
         "global_keyprefix",
         "health_check_interval",
         "master_name",
+        "read_timeout",
         "result_chord_ordered",
         "retry_on_timeout",
         "retry_policy",
@@ -50,6 +51,7 @@ _FOREIGN = frozenset(
         "socket_connect_timeout",
         "socket_keepalive",
         "socket_timeout",
+        "stream_timeout",
         "visibility_timeout",
     }
 )

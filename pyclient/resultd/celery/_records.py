@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import datetime
 import json
 import logging
 import threading
@@ -21,7 +22,7 @@ from uuid import uuid4
 from celery import states
 from kombu.compression import compress, decompress
 from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
-from kombu.serialization import loads
+from kombu.serialization import loads, registry
 
 from resultd import _records, _tracing, serialization
 from resultd.errors import SerializationError
@@ -97,7 +98,8 @@ class Codec:
         content_type, accept = payload.content_type, self._backend.accept
         if content_type == serialization.JSON and not payload.content_encoding:
             return loads(payload.data, content_type, "utf-8", accept)
-        content_type = content_type.partition(";")[0].strip().lower() or serialization.JSON
+        if content_type not in registry.type_to_name:  # as an app registered it, it means that
+            content_type = content_type.partition(";")[0].strip().lower() or serialization.JSON
         data = _inflated(payload)
         if content_type == serialization.BINARY:
             return data
@@ -330,7 +332,7 @@ class Codec:
     def _known(self, message: task_pb2.TaskMeta) -> dict[str, Any]:
         status = _records.state_name(message.state, message.custom_state)
         failed = status in states.EXCEPTION_STATES
-        done = _records.moment(message, "done_time") if status in states.READY_STATES else None
+        done = self._end_of(message) if status in states.READY_STATES else None
         meta: dict[str, Any] = {
             "status": status,
             "result": self._exception(message, status) if failed else self._value(message),
@@ -355,6 +357,11 @@ class Codec:
             meta.update(self.decode(message.extra[STAMPS]))
         meta["task_id"] = message.task_id
         return self._with_exception(meta)
+
+    def _end_of(self, message: task_pb2.TaskMeta) -> datetime.datetime | None:
+        """When a task was done, in the app's time zone (`timezone`, `enable_utc`)."""
+        done, zone = _records.moment(message, "done_time"), self._backend.app.timezone
+        return done if done is None or zone is datetime.timezone.utc else done.astimezone(zone)
 
     def _with_exception(self, meta: dict[str, Any]) -> dict[str, Any]:
         read: dict[str, Any] = self._backend.meta_from_decoded(meta)

@@ -179,10 +179,12 @@ class TestOptions:
         [
             "global_keyprefix",
             "master_name",
+            "read_timeout",
             "result_chord_ordered",
             "retry_policy",
             "socket_keepalive",
             "socket_timeout",
+            "stream_timeout",
             "visibility_timeout",
             "something_else_entirely",
         ],

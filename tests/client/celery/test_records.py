@@ -16,6 +16,7 @@ from celery.result import result_from_tuple
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
+from kombu.serialization import registry
 
 from resultd.client import Client
 from resultd.v1 import result_service_pb2, state_pb2, task_pb2, value_pb2
@@ -123,6 +124,29 @@ class TestManyValues:
 
 
 class TestValues:
+    @pytest.mark.parametrize(
+        "content_type", ["application/x-MyJson", "application/json; profile=mine", " x/y "]
+    )
+    def test_of_a_serializer_of_ones_own_come_back(
+        self, make_app: MakeApp, new_id: NewId, content_type: str
+    ) -> None:
+        """By the very type that it was registered with."""
+
+        def backwards(data: bytes) -> Any:
+            return json.loads(data[::-1])
+
+        def write(value: Any) -> bytes:
+            return json.dumps(value).encode()[::-1]
+
+        registry.register("mine", write, backwards, content_type, "binary")
+        try:
+            app = make_app(result_serializer="mine", result_accept_content=["mine"])
+            task_id = new_id()
+            app.backend.store_result(task_id, {"a": 1}, states.SUCCESS)
+            assert app.AsyncResult(task_id).get(timeout=5) == {"a": 1}
+        finally:
+            registry.unregister("mine")
+
     @pytest.mark.parametrize("serializer", SERIALIZERS)
     @pytest.mark.parametrize("value", PLAIN, ids=lambda value: repr(value)[:20])
     def test_come_back_as_they_were(
@@ -335,6 +359,29 @@ class TestMeta:
         assert before <= done <= datetime.datetime.now(datetime.timezone.utc)
         assert "group_id" not in meta
         assert "parent_id" not in meta
+
+    @pytest.mark.parametrize(
+        "clock",
+        [
+            {"timezone": "Asia/Kolkata"},
+            {"timezone": "UTC"},
+            {"timezone": "America/New_York", "enable_utc": False},
+            {"enable_utc": False},
+        ],
+        ids=repr,
+    )
+    def test_date_done_is_in_the_apps_time_zone(
+        self, make_app: MakeApp, new_id: NewId, clock: dict[str, Any]
+    ) -> None:
+        """The one that Celery's own backends store it in: to the same offset, at the same time."""
+        app, task_id = make_app(**clock), new_id()
+        before = app.now()
+        app.backend.store_result(task_id, 1, states.SUCCESS)
+        done = app.AsyncResult(task_id).date_done
+        assert before <= done <= app.now()
+        assert done.utcoffset() == before.utcoffset()
+        text = app.backend.get_task_meta(task_id)["date_done"]
+        assert text[-6:] == before.isoformat()[-6:]
 
     def test_is_of_the_last_run(self, app: Any, new_id: NewId) -> None:
         """One under an id that was used before has a result again, though it is the same."""

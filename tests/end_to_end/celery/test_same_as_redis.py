@@ -245,6 +245,47 @@ def test_what_differs_does_differ(pair: tuple[Any, Any], name: str) -> None:
     assert "for ever" not in on_resultd["state"]
 
 
+def test_which_part_failed_is_said_wherever_it_stands(pair: tuple[Any, Any]) -> None:
+    """A ChordError names a part in a group at a chain's end, and on Redis only its error."""
+    texts = []
+    for tasks in pair:
+        inner = group(tasks.identity.s(), tasks.fail.s("no"))
+        result = chord([tasks.identity.s(1), chain(tasks.identity.s(2), inner)], tasks.xsum.s())()
+        error = result.get(timeout=TIMEOUT_S, propagate=False)
+        assert type(error) is celery.exceptions.ChordError
+        texts.append(_UUID.sub("ID", str(error)))
+    assert texts == [
+        "Join error: ValueError(2, 'no')",
+        "Dependency ID raised ValueError(2, 'no')",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's, with a new redis-py
+def test_what_failed_stays_so_until_it_succeeds(pair: tuple[Any, Any]) -> None:
+    """A state of an app's own, when an id is used again, is shown on Redis."""
+    states = []
+    for tasks in pair:
+        result, backend = tasks.fail.delay("no"), tasks.fail.app.backend
+        result.get(timeout=TIMEOUT_S, propagate=False)
+        backend.store_result(result.id, {}, "CALIBRATING")
+        states.append(backend.get_state(result.id))
+        backend.store_result(result.id, 1, "SUCCESS")
+        states.append(backend.get_state(result.id))
+    assert states == ["CALIBRATING", "SUCCESS", "FAILURE", "SUCCESS"]
+
+
+def test_children_are_tuples(pair: tuple[Any, Any]) -> None:
+    """And what JSON makes of tuples, on Redis; a result is made of either."""
+    for tasks, kind in zip(pair, (list, tuple), strict=True):
+        result = tasks.spawn.delay(1)
+        result.get(timeout=TIMEOUT_S)
+        (child,) = tasks.spawn.app.backend.get_children(result.id)
+        (_, parent), members = child
+        assert (type(child), type(child[0]), parent, members) == (kind, kind, None, None)
+        (found,) = result.children
+        assert celery.result.result_from_tuple(child, app=tasks.spawn.app) == found
+
+
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's, with a new redis-py
 @pytest.mark.parametrize("size", [None, 2])
 def test_on_message_is_told_the_same(pair: tuple[Any, Any], size: int | None) -> None:
