@@ -56,6 +56,16 @@ class ConfigError(Exception):
     """A setting that cannot be used: says which, why, and what to do."""
 
 
+def bytes_of(file: Path) -> bytes:
+    """What is in a file that a setting names. Raises ConfigError."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
+    except ValueError:  # a NUL in it
+        raise ConfigError(f"{str(file)!r} is no file's name: write it anew.") from None
+
+
 class Settings(BaseModel):
     """What can be set. Every setting has a flag, a variable and a TOML key."""
 
@@ -279,8 +289,10 @@ def _check_entrance(settings: Settings) -> None:
 def _read_file(file: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = tomllib.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, no TOML, a number of 5,000 digits
         raise ConfigError(f"The configuration {file} cannot be read: {error}.") from None
+    except RecursionError:
+        raise ConfigError(f"The configuration {file} is nested too deep: write it anew.") from None
     return found
 
 

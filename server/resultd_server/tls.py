@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from resultd_server.config import ConfigError
+from resultd_server.config import ConfigError, bytes_of
 
 
 class Pem(NamedTuple):
@@ -45,9 +45,9 @@ class Certificates:
     def read(self) -> Pem:
         """The files as they are now. Raises ConfigError."""
         return Pem(
-            _bytes_of(self._chain),
-            _bytes_of(self._key),
-            None if self._client_ca is None else _bytes_of(self._client_ca),
+            bytes_of(self._chain),
+            bytes_of(self._key),
+            None if self._client_ca is None else bytes_of(self._client_ca),
         )
 
     def take(self, pem: Pem) -> None:
@@ -76,17 +76,17 @@ class Certificates:
         return current
 
     def _check(self, pem: Pem, now: datetime.datetime) -> None:
-        leaf = _chain(self._chain, pem.chain)[0]
+        leaf = _leaf(self._chain, pem.chain)
         for moment, early, word in (
-            (leaf.not_valid_before_utc, True, "is not valid before"),
-            (leaf.not_valid_after_utc, False, "has expired on"),
+            (leaf.begins, True, "is not valid before"),
+            (leaf.ends, False, "has expired on"),
         ):
             if (now < moment) is early:
                 raise ConfigError(
                     f"The certificate {self._chain} {word} {moment:%Y-%m-%d %H:%M} UTC: get a new "
                     "one, or mend the clock."
                 )
-        if _public(_key(self._key, pem.key)) != _public(leaf):
+        if _bytes(_key(self._key, pem.key).public_key()) != _bytes(leaf.public):
             raise ConfigError(
                 f"The key {self._key} is not that of the certificate {self._chain}: name two that "
                 "were made together."
@@ -95,12 +95,31 @@ class Certificates:
             _chain(self._client_ca, pem.client_ca)
 
 
+class _Leaf(NamedTuple):
+    """What is looked at of a server's certificate."""
+
+    begins: datetime.datetime
+    ends: datetime.datetime
+    public: Any
+
+
 def _chain(file: Path, pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise ConfigError(
             f"{file} holds no certificate in PEM: it begins with '-----BEGIN CERTIFICATE-----'."
+        ) from None
+
+
+def _leaf(file: Path, pem: bytes) -> _Leaf:
+    leaf = _chain(file, pem)[0]
+    try:
+        # Parsed only now: a byte that is damaged may have gone unseen so far.
+        return _Leaf(leaf.not_valid_before_utc, leaf.not_valid_after_utc, leaf.public_key())
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigError(
+            f"The certificate {file} has a public key that makes no sense: put it there anew."
         ) from None
 
 
@@ -118,14 +137,6 @@ def _key(file: Path, pem: bytes) -> Any:
         ) from None
 
 
-def _public(holder: Any) -> bytes:
-    public = holder.public_key()
+def _bytes(public: Any) -> bytes:
     found: bytes = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return found
-
-
-def _bytes_of(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None

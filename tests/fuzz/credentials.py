@@ -5,12 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+import warnings
 from pathlib import Path
+
+from cryptography.utils import CryptographyDeprecationWarning
+from structlog.testing import capture_logs
 
 from resultd_server.access import jwts, tokens
 from resultd_server.access.authority import Authority
 from resultd_server.config import ConfigError
 from resultd_server.errors import CredentialExpired, CredentialInvalid
+from resultd_server.tls import Certificates, Pem
 from tests.support.jwts import Issuer
 
 ALGORITHMS = ("ES256", "EdDSA", "RS256")
@@ -41,13 +46,16 @@ def _authority() -> Authority:
         file, key = Path(directory, "auth.toml"), Path(directory, "key.pem")
         issuer().write(key)
         file.write_text(ENTRY + issuer().section(f'public_key_file = "{key}"'))
-        return Authority(file)
+        found = Authority(file)
+        found.take(found.read())
+        return found
 
 
 def bearer(raw: bytes) -> None:
-    """A token or a JWT: nobody's, as nobody can have guessed one."""
+    """A token or a JWT: somebody's, or refused."""
     try:
-        _authority().bearer(raw.decode(errors="replace"))
+        with capture_logs():  # each has its line
+            _authority().bearer(raw.decode(errors="replace"))
     except (CredentialInvalid, CredentialExpired):
         return
 
@@ -60,13 +68,24 @@ def certificate(raw: bytes) -> None:
         return
 
 
+def server_certificate(raw: bytes) -> None:
+    """The server's own, from its file: usable, or ConfigError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        try:
+            Certificates(Path("server.pem"), Path("server.key")).take(Pem(raw, _own()[1], None))
+        except ConfigError:
+            return
+
+
 def auth_file(raw: bytes) -> None:
     """The file with all credentials: what it says, or ConfigError."""
     with tempfile.NamedTemporaryFile(suffix=".toml") as file:
         file.write(raw)
         file.flush()
+        found = Authority(Path(file.name))
         try:
-            Authority(Path(file.name))
+            found.take(found.read())
         except ConfigError:
             return
 
@@ -87,6 +106,7 @@ def key_file(raw: bytes) -> None:
 TARGETS = {
     "bearer": bearer,
     "certificate": certificate,
+    "server certificate": server_certificate,
     "auth file": auth_file,
     "key file": key_file,
 }
@@ -98,14 +118,17 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
     key_set = json.dumps({"keys": [known.jwk(kid="a"), known.jwk(kid="b", alg="ES256")]})
     return {
         "bearer": (known.token(headers={"kid": "a"}).encode(), b"rsd_known", b"a.b.c"),
-        "certificate": (_self_signed(),),
+        "certificate": (_own()[0],),
+        "server certificate": (_own()[0],),
         "auth file": (ENTRY.encode(), ENTRY.encode() + known.section('jwks_file = "k"').encode()),
         "key file": (known.pem, key_set.encode(), b"A" * 64),
     }
 
 
-def _self_signed() -> bytes:
+@functools.cache
+def _own() -> tuple[bytes, bytes]:
+    """A certificate and its key."""
     import trustme  # here: making keys takes a while, and most runs want others
 
     made = trustme.CA().issue_cert("a.example.org", common_name="a")
-    return made.cert_chain_pems[0].bytes()
+    return made.cert_chain_pems[0].bytes(), made.private_key_pem.bytes()

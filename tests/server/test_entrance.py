@@ -162,6 +162,27 @@ async def test_what_cannot_be_used_leaves_the_old_certificate_in_force(
         await until_shown(address, ca, "better")
 
 
+async def test_a_certificate_that_came_too_early_is_taken_in_its_time(
+    tmp_path: Path, ca: trustme.CA, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One whose signer's clock is ahead is refused, and used as soon as it is valid; nobody has
+    to touch the file again.
+    """
+    pair = put(issued(ca, "old"), tmp_path)
+    async with running(tls_cert=pair.chain, tls_key=pair.key) as (_, address):
+        begins = utc(2)
+        early = ca.issue_cert("localhost", "127.0.0.1", common_name="new", not_before=begins)
+        put(early, tmp_path)
+        said = ""
+        while "is not valid before" not in said:
+            await asyncio.sleep(0.01)
+            said += capsys.readouterr().out
+        assert utc(0) < begins
+        assert await shown(address, ca) == "old"
+        await until_shown(address, ca, "new")
+    assert (said + capsys.readouterr().out).count("not reloaded") == 1
+
+
 async def test_without_a_certificate_of_theirs_nobody_gets_in(
     tmp_path: Path, ca: trustme.CA
 ) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import functools
+import ssl
 from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
     PrivateFormat,
     load_pem_private_key,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resultd_server.config import ConfigError
-from resultd_server.tls import Certificates
+from resultd_server.tls import Certificates, Pem
 from tests.support.access import Pair, put, utc
 
 CA = trustme.CA()
@@ -66,6 +73,33 @@ def swapped(pair: Pair) -> None:
     pair.key.write_bytes(chain)
 
 
+def damaged(pair: Pair, before: bytes, after: int) -> None:
+    """Another byte behind those."""
+    found = x509.load_pem_x509_certificate(pair.chain.read_bytes())
+    der = bytearray(found.public_bytes(Encoding.DER))
+    der[der.index(before) + len(before)] = after
+    lines = b"-----BEGIN CERTIFICATE-----\n%s-----END CERTIFICATE-----\n"
+    pair.chain.write_bytes(lines % base64.encodebytes(der))
+
+
+P_256 = bytes.fromhex("06082a8648ce3d030107")
+
+
+def off_the_curve(pair: Pair) -> None:
+    """A public key that is no point: of one kind that there is not."""
+    damaged(pair, P_256 + bytes.fromhex("034200"), 9)
+
+
+def of_no_curve(pair: Pair) -> None:
+    """A curve that there is not."""
+    damaged(pair, P_256[:-1], 99)
+
+
+def of_version_113(pair: Pair) -> None:
+    """Nobody's."""
+    damaged(pair, bytes.fromhex("a0030201"), 112)
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
@@ -80,9 +114,15 @@ def swapped(pair: Pair) -> None:
         ),
         (lambda pair: pair.chain.unlink(), r"server\.pem cannot be read: No such file"),
         (lambda pair: pair.key.unlink(), r"server\.key cannot be read: No such file"),
+        (off_the_curve, r"server\.pem has a public key that makes no sense"),
+        (of_no_curve, r"server\.pem has a public key that makes no sense"),
+        (of_version_113, r"server\.pem holds no certificate"),
     ],
-    ids=["mismatched", "locked", "swapped", "no key", "no chain", "cut", "chain gone", "key gone"],
-)
+    ids=[
+        "mismatched", "locked", "swapped", "no key", "no chain", "cut", "chain gone", "key gone",
+        "off the curve", "of no curve", "of version 113",
+    ],
+)  # fmt: skip
 def test_files_that_cannot_work_are_refused(tmp_path: Path, spoil: object, sentence: str) -> None:
     """With the file's name and what to do; the contents of a key are never shown."""
     pair = put(CA.issue_cert("localhost"), tmp_path)
@@ -92,6 +132,26 @@ def test_files_that_cannot_work_are_refused(tmp_path: Path, spoil: object, sente
     with pytest.raises(ConfigError, match=sentence) as caught:
         made.take(made.read())
     assert "PRIVATE KEY-----\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@given(places=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=4))
+def test_no_damage_is_more_than_a_refusal(places: list[tuple[int, int]]) -> None:
+    """Whatever bytes of a certificate are others, it is taken or refused with a sentence."""
+    leaf = leaf_of_this_run()
+    der = bytearray(ssl.PEM_cert_to_DER_cert(leaf.cert_chain_pems[0].bytes().decode()))
+    for place, byte in places:
+        der[place % len(der)] = byte
+    made = Certificates(Path("server.pem"), Path("server.key"))
+    chain = ssl.DER_cert_to_PEM_cert(bytes(der)).encode()
+    with contextlib.suppress(ConfigError):
+        made.take(Pem(chain, leaf.private_key_pem.bytes(), None))
+
+
+@functools.cache
+def leaf_of_this_run() -> trustme.LeafCert:
+    """Made once."""
+    return CA.issue_cert("localhost")
 
 
 def test_a_certificate_out_of_its_time_is_refused(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from resultd_server.access import jwts
 from resultd_server.access.roles import Principal, Role, roles_of
 from resultd_server.access.tokens import PREFIX, Tokens
-from resultd_server.config import ConfigError
+from resultd_server.config import ConfigError, bytes_of
 from resultd_server.errors import CredentialInvalid
 
 if sys.version_info >= (3, 11):
@@ -184,9 +184,9 @@ class Authority:
 
     def read(self) -> Contents:
         """The files as they are now. Raises ConfigError."""
-        text = _bytes_of(self._file)
+        text = bytes_of(self._file)
         said = _parse(self._file, text)
-        return Contents(text, _bytes_of(self._key_file(said.jwt)) if said.jwt else b"")
+        return Contents(text, bytes_of(self._key_file(said.jwt)) if said.jwt else b"")
 
     def take(self, contents: Contents) -> None:
         """Goes by these contents from now on. Raises ConfigError, and goes on as before."""
@@ -280,25 +280,20 @@ def _text(value: str | bytes) -> str:
     return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
-def _bytes_of(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
-
-
 def _parse(file: Path, text: bytes) -> _File:
     try:
         return _File(**tomllib.loads(text.decode()))
     except UnicodeDecodeError:
         raise ConfigError(f"The auth file {file} is not UTF-8: write it anew.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"The auth file {file} is not TOML: {error}.") from None
     except ValidationError as error:
         first = error.errors(include_input=False)[0]  # a secret may stand in the wrong place
         where = ".".join(map(str, first["loc"])) or "it"
         why = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"The auth file {file}: {where}: {why}.") from None
+    except ValueError as error:  # TOMLDecodeError, and a number of 5,000 digits
+        raise ConfigError(f"The auth file {file} is not TOML: {error}.") from None
+    except RecursionError:
+        raise ConfigError(f"The auth file {file} is nested too deep: write it anew.") from None
 
 
 def _unique(file: Path, entries: tuple[Any, ...], key: Callable[[Any], str]) -> dict[str, Any]:

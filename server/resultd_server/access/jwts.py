@@ -35,6 +35,9 @@ _ALWAYS = ["exp", "iss", "aud", "sub"]
 _UNSOUND = (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError)
 """What reading a token that means harm, or was signed over nonsense, may raise."""
 
+_NO_KEY = (*_UNSOUND, UnsupportedAlgorithm, NotImplementedError)
+"""What making a key of an entry that says nonsense may raise."""
+
 log = structlog.get_logger("resultd.access")
 
 Key = Any
@@ -119,13 +122,15 @@ def key_set(text: bytes, algorithms: tuple[str, ...]) -> dict[str | None, Any]:
         key_id = entry.get("kid")
         if entry.get("use", "sig") != "sig":
             continue  # for encryption
+        if not isinstance(key_id, str | None):
+            raise ValueError(f"has a key whose id {key_id!r} is no text: write it in quotes")
         if entry.get("kty") == "oct" or "d" in entry:
             raise ValueError(f"holds a secret (key {key_id!r}): leave only public keys in it")
         if key_id in found or (key_id is None and len(entries) > 1):
             raise ValueError(f"has several keys of the id {key_id!r}: give each its own")
         try:
             key = jwt.PyJWK(entry, algorithm=entry.get("alg")).key
-        except _UNSOUND:
+        except _NO_KEY:
             raise ValueError(f"holds a key {key_id!r} that is not sound: export it anew") from None
         named = (entry["alg"],) if "alg" in entry else algorithms
         usable = tuple(each for each in named if each in algorithms)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resultd_server.access import authority, tokens
 from resultd_server.access.authority import Authority
@@ -93,7 +97,10 @@ def test_who_is_not_in_the_file_is_not_let_in(tmp_path: Path) -> None:
         (ENTRY + "expires = 1999999999", "expires: is not a time with its zone"),
         ("[[certificates]]\nname='w'\nidentity='w'\nroles={a='reader'}", "is not dns:NAME, uri:"),
         ("[jwt]", r"jwt\.algorithms: Field required"),
+        ("a = " + "[" * 5_000, "is nested too deep"),
+        ("a = " + "1" * 5_000, "is not TOML"),
     ],
+    ids=lambda value: value[:40],
 )
 def test_a_file_that_makes_no_sense_is_refused_by_name(
     tmp_path: Path, text: str, sentence: str
@@ -103,6 +110,23 @@ def test_a_file_that_makes_no_sense_is_refused_by_name(
         authority_of(tmp_path, text)
     assert "auth.toml" in str(caught.value)
     assert TOKEN not in str(caught.value)
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        "[[tokens]]\n", "[jwt]\n", "[[certificates]]\n", "{", "}", "[", "]", '"', "=", "\n",
+        "\\u0000", "name", "sha256", "roles", "expires", "identity", "algorithms", "jwks_file",
+        "issuer", '"*"', '"x"', "'reader'", "0", "-1", "1e400", "nan", "true",
+        "9999-12-31T23:59:59-23:59",
+    ]
+)  # fmt: skip
+
+
+@given(text=st.lists(FRAGMENTS | st.text(max_size=3), max_size=30).map(" ".join))
+def test_whatever_the_file_says_it_is_read_or_refused(text: str) -> None:
+    """Nothing but a ConfigError comes of it."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.suppress(ConfigError):
+        authority_of(Path(directory), text)
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -167,6 +191,7 @@ def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
         ("public_key_file = 'key.pem'\njwks_file = 'x'", "name one of"),
         ("secret_file = 'key.pem'", "HS256, HS384 and HS512 go with secret_file"),
         ("public_key_file = 'none.pem'", r"none\.pem cannot be read"),
+        (r'public_key_file = "a\u0000b"', r"a\\x00b' is no file's name"),
         ("public_key_file = 'auth.toml'", r"auth\.toml is no public key in PEM"),
         ("public_key_file = 'key.pem'\nleeway_s = 61", r"leeway_s: .*less than or equal to 60"),
     ],

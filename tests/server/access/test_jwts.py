@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -165,13 +166,33 @@ def test_keys_for_other_algorithms_are_left_aside() -> None:
         (key_set(ES.jwk(), OTHER.jwk()), "several keys of the id None"),
         (key_set({**ES.jwk(kid="1"), "x": "AAAA"}), "not sound"),
         (key_set({"kid": "1"}), "not sound"),
+        (key_set({**ES.jwk(), "kid": ["1"]}), r"whose id \['1'\] is no text"),
+        (key_set({**ES.jwk(), "kid": 1}), "whose id 1 is no text"),
+        (key_set(ES.jwk(alg="none")), "not sound"),
+        (key_set(ES.jwk(alg=["ES256"])), "not sound"),
     ],
-    ids=[str(n) for n in range(12)],
+    ids=[str(n) for n in range(16)],
 )
 def test_a_key_set_that_is_none_is_refused(text: bytes, sentence: str) -> None:
     """With a clause that goes behind the file's name."""
     with pytest.raises(ValueError, match=sentence):
         jwts.key_set(text, ("ES256",))
+
+
+_SAID = st.sampled_from(["none", "HS256", "ES256", "OKP", "RSA", "oct", "P-521", "secp256k1", "\0"])
+
+
+@given(
+    said=st.dictionaries(
+        st.sampled_from(["kid", "alg", "kty", "crv", "x", "y", "use", "n", "e", "k"]),
+        _SAID | st.none() | st.integers() | st.lists(_SAID) | st.dictionaries(_SAID, _SAID),
+    )
+)
+def test_a_key_of_any_shape_is_only_refused(said: dict[str, Any]) -> None:
+    """Alone or beside a sound one: keys, or a clause."""
+    for entries in ([{**ES.jwk(), **said}], [{**ES.jwk(), **said}, OTHER.jwk(kid="2")]):
+        with contextlib.suppress(ValueError):
+            jwts.key_set(key_set(*entries), ("ES256", "EdDSA"))
 
 
 def test_a_short_rsa_key_is_refused() -> None:
