@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import grpc
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -20,6 +21,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from resultd_server.config import ConfigError, bytes_of
+
+CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
+"""With gRPC 1.85 Ed25519 and P-521 are served, but its own clients, those of Python, C++ and Ruby,
+do not offer them (NO_COMMON_SIGNATURE_ALGORITHMS). P-224, secp256k1, Brainpool's curves, Ed448 and
+DSA are not even served."""
+
+RSA_BITS_MIN = 2048  # OpenSSL's clients refuse less
 
 
 class Pem(NamedTuple):
@@ -86,6 +94,12 @@ class Certificates:
                     f"The certificate {self._chain} {word} {moment:%Y-%m-%d %H:%M} UTC: get a new "
                     "one, or mend the clock."
                 )
+        if not _common(leaf.public):
+            raise ConfigError(
+                f"The certificate {self._chain} has a key that clients do not take: make one with "
+                f"ECDSA and {' or '.join(CURVES.values())}, or with RSA of {RSA_BITS_MIN} bits or "
+                "more."
+            )
         if _bytes(_key(self._key, pem.key).public_key()) != _bytes(leaf.public):
             raise ConfigError(
                 f"The key {self._key} is not that of the certificate {self._chain}: name two that "
@@ -135,6 +149,13 @@ def _key(file: Path, pem: bytes) -> Any:
         raise ConfigError(
             f"{file} holds no private key in PEM: it begins with '-----BEGIN PRIVATE KEY-----'."
         ) from None
+
+
+def _common(public: Any) -> bool:
+    """Whether gRPC can serve a certificate with this key, and gRPC's own clients take it."""
+    if isinstance(public, rsa.RSAPublicKey):
+        return public.key_size >= RSA_BITS_MIN
+    return isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name in CURVES
 
 
 def _bytes(public: Any) -> bytes:

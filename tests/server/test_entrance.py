@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import grpc
 import pytest
 import trustme
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -23,7 +24,15 @@ from resultd_server.app import App
 from resultd_server.config import ConfigError, Settings, load
 from resultd_server.entrance import Entrance
 from tests.support import reports
-from tests.support.access import AuthFile, asking, channel_credentials, put, utc, with_token
+from tests.support.access import (
+    AuthFile,
+    asking,
+    channel_credentials,
+    put,
+    self_signed,
+    utc,
+    with_token,
+)
 from tests.support.frames import Frames
 from tests.support.in_process import until
 from tests.support.refusals import Refusal, taken_apart
@@ -160,6 +169,31 @@ async def test_what_cannot_be_used_leaves_the_old_certificate_in_force(
         assert said.count("not reloaded") == 1
         put(issued(ca, "better"), tmp_path)
         await until_shown(address, ca, "better")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ec.generate_private_key(ec.SECP256R1()),
+        lambda: ec.generate_private_key(ec.SECP384R1()),
+        lambda: rsa.generate_private_key(65_537, 2048),
+        lambda: rsa.generate_private_key(65_537, 4096),
+    ],
+    ids=["P-256", "P-384", "RSA 2048", "RSA 4096"],
+)
+async def test_a_kind_of_key_that_is_taken_is_one_that_clients_take(
+    tmp_path: Path, make: Callable[[], Any]
+) -> None:
+    """gRPC's own clients connect to every kind that the server does not refuse."""
+    chain, key = self_signed(make())
+    (tmp_path / "chain").write_bytes(chain)
+    (tmp_path / "key").write_bytes(key)
+    settings = {"tls_cert": tmp_path / "chain", "tls_key": tmp_path / "key"}
+    async with (
+        running(**settings, listen="localhost:0") as (_, address),
+        connected(address, grpc.ssl_channel_credentials(chain)) as stubs,
+    ):
+        await stubs.results.GetResult(READ, timeout=10)
 
 
 async def test_a_certificate_that_came_too_early_is_taken_in_its_time(

@@ -6,11 +6,14 @@ import base64
 import contextlib
 import functools
 import ssl
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -22,7 +25,7 @@ from hypothesis import strategies as st
 
 from resultd_server.config import ConfigError
 from resultd_server.tls import Certificates, Pem
-from tests.support.access import Pair, put, utc
+from tests.support.access import Pair, put, self_signed, utc
 
 CA = trustme.CA()
 
@@ -132,6 +135,26 @@ def test_files_that_cannot_work_are_refused(tmp_path: Path, spoil: object, sente
     with pytest.raises(ConfigError, match=sentence) as caught:
         made.take(made.read())
     assert "PRIVATE KEY-----\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        ed25519.Ed25519PrivateKey.generate,
+        ed448.Ed448PrivateKey.generate,
+        lambda: ec.generate_private_key(ec.SECP521R1()),
+        lambda: ec.generate_private_key(ec.SECP224R1()),
+        lambda: ec.generate_private_key(ec.SECP256K1()),
+        lambda: rsa.generate_private_key(65_537, 1024),
+        lambda: dsa.generate_private_key(2048),
+    ],
+    ids=["Ed25519", "Ed448", "P-521", "P-224", "secp256k1", "RSA 1024", "DSA"],
+)
+def test_a_kind_of_key_that_clients_do_not_take_is_refused(make: Callable[[], Any]) -> None:
+    """gRPC serves some of them, and its own clients cannot connect; the sentence says what can."""
+    chain, key = self_signed(make())
+    with pytest.raises(ConfigError, match=r"ECDSA and P-256 or P-384, or with RSA of 2048 bits"):
+        Certificates(Path("server.pem"), Path("server.key")).take(Pem(chain, key, None))
 
 
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")

@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 
 import grpc
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ed448, ed25519
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from google.protobuf.descriptor import MethodDescriptor
 
 from resultd_server.access import tokens
@@ -87,6 +91,19 @@ def put(certificate: trustme.LeafCert, directory: Path, name: str = "server") ->
         fresh.write_bytes(content)
         fresh.replace(path)
     return pair
+
+
+def self_signed(key: Any) -> tuple[bytes, bytes]:
+    """A certificate for localhost that goes with a private key, and that key, in PEM."""
+    nobody = x509.Name([])
+    signs = None if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey) else SHA256()
+    made = (
+        x509.CertificateBuilder(nobody, nobody, key.public_key(), 1, utc(-60), utc(3600))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=True)
+        .sign(key, signs)
+    )
+    raw = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return made.public_bytes(Encoding.PEM), raw
 
 
 def channel_credentials(
