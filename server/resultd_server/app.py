@@ -15,6 +15,7 @@ from resultd.v1 import group_service_pb2, result_service_pb2, worker_service_pb2
 from resultd_server import acceptance, connections, heap, limits, listening, pressure
 from resultd_server.acceptance import Acceptance, Method
 from resultd_server.admin import AdminServer, Answer, verdict
+from resultd_server.background import Background, Work
 from resultd_server.config import Settings
 from resultd_server.core import sweeper
 from resultd_server.engine.base import Clock, Engine, Swept
@@ -161,7 +162,8 @@ class App:
         self._admin: AdminServer | None = None
         self._serving = False
         self._health = health.Health()
-        self._tasks: list[asyncio.Task[None]] = []
+        self.background = Background()
+        self._writer_stuck = False
 
     async def start(self) -> str:
         """Opens the store and listens; the address. Raises ConfigError, DomainError, OSError."""
@@ -189,22 +191,24 @@ class App:
         await self._server.start()
         self._acceptance.start()
         self._set_health(SERVING)
-        self._tasks = [
-            asyncio.create_task(self.streams.watch_stalled(), name="watch-stalled"),
-            asyncio.create_task(heap.run(), name="heap"),
-            asyncio.create_task(self.pressure.run(), name="pressure"),
-            asyncio.create_task(self._acceptance.watch(), name="watch-requests"),
-            asyncio.create_task(self._watch_writer(), name="watch-writer"),
-        ]
-        for name, work in self._entrance.work().items():
-            self._tasks.append(asyncio.create_task(work, name=name))
-        if self._place is None or self._place.sweeps:
-            sweeping = sweeper.run(self.engine, self._on_swept, self._on_not_swept)
-            self._tasks.append(asyncio.create_task(sweeping, name="sweeper"))
-        for task in self._tasks:
-            task.add_done_callback(_tell_if_broken)
+        for name, work in self._work().items():
+            self.background.begin(name, work)
         self._serving = True
         return address
+
+    def _work(self) -> dict[str, Work]:
+        """What runs beside the calls, by name."""
+        found: dict[str, Work] = {
+            "watch-stalled": self.streams.watch_stalled,
+            "heap": heap.run,
+            "pressure": self.pressure.run,
+            "watch-requests": self._acceptance.watch,
+            "watch-writer": self._watch_writer,
+            **self._entrance.work(),
+        }
+        if self._place is None or self._place.sweeps:
+            found["sweeper"] = lambda: sweeper.run(self.engine, self._on_swept, self._on_not_swept)
+        return found
 
     async def _start_admin(self) -> None:
         # Loaded only where it is asked for: prometheus_client takes a tenth of a start. And not by
@@ -331,11 +335,11 @@ class App:
 
     async def _watch_writer(self) -> None:
         """Has health say whether the writer is stuck."""
-        stuck = False
         while not self.admission.closed:
             await asyncio.sleep(limits.WRITER_LOOK_S)
-            if stuck != bool(self._why_stuck()):
-                stuck = not stuck
+            stuck = bool(self._why_stuck())
+            if stuck != self._writer_stuck:
+                self._writer_stuck = stuck
                 log.warning("writer stuck" if stuck else "writer goes on")
                 self._set_health(NOT_SERVING if stuck else SERVING)
         self._set_health(NOT_SERVING)  # a drain that began meanwhile has the last word
@@ -377,9 +381,7 @@ class App:
 
     async def stop(self) -> None:
         """Stops at once and closes the store."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.background.end()
         if self.failed.is_set():
             self._set_health(NOT_SERVING)
             await self._server.stop(_LAST_WORD_S)
@@ -406,9 +408,3 @@ def _streaming() -> set[str]:
         for method in service.methods
         if method.server_streaming
     }
-
-
-def _tell_if_broken(task: asyncio.Task[None]) -> None:
-    error = None if task.cancelled() else task.exception()
-    if error is not None:
-        log.critical("background task ended", task=task.get_name(), error=repr(error))

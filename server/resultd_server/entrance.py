@@ -4,19 +4,20 @@ entrance = Entrance(settings)
 entrance.open()                      # reads the files, or says what is wrong with them
 handlers(…, entrance.door.identify)  # checks every call
 port = entrance.add_port(server)
-for work in entrance.work(): …       # run until the end
+for name, work in entrance.work().items(): …  # run until the end
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
 
 from resultd_server.access import reload
+from resultd_server.background import Work
 from resultd_server.config import Settings
 from resultd_server.interceptors.auth import Gate, OpenDoor
 
@@ -68,13 +69,13 @@ class Entrance:
             log.warning("insecure: others can read, or use, what is here", listen=said.listen)
         return port
 
-    def work(self) -> dict[str, Coroutine[Any, Any, None]]:
+    def work(self) -> dict[str, Work]:
         """What has to run while the server does, by name."""
-        found: dict[str, Coroutine[Any, Any, None]] = {}
+        found: dict[str, Work] = {}
         if self._certificates is not None:
-            found["follow-certificates"] = reload.follow(*self._certificates)
+            found["follow-certificates"] = partial(reload.follow, *self._certificates)
         if self._authority is not None:
-            found["follow-auth-file"] = reload.follow(*self._authority, self._changed.set)
+            found["follow-auth-file"] = partial(reload.follow, *self._authority, self._changed.set)
         if isinstance(self.door, Gate):
-            found["watch-credentials"] = self.door.watch(self._changed)
+            found["watch-credentials"] = partial(self.door.watch, self._changed)
         return found

@@ -26,6 +26,7 @@ from resultd_server.engine.memory import MemoryEngine
 from resultd_server.errors import Overloaded, StoreFailed
 from resultd_server.service.health import NOT_SERVING, SERVING
 from tests.support import reports
+from tests.support.access import AuthFile, with_token
 from tests.support.frames import Frames
 from tests.support.http import get_soon
 from tests.support.in_process import Served, serving, until
@@ -237,18 +238,71 @@ async def test_the_sweeper_outlives_a_refusal(
     assert "groups expired incomplete" in events
 
 
-async def test_a_background_task_that_breaks_is_told() -> None:
-    """A bug in what runs in the background does not pass in silence."""
+WORK = {
+    "watch-stalled": "resultd_server.service.streams.Streams.watch_stalled",
+    "heap": "resultd_server.heap.run",
+    "pressure": "resultd_server.pressure.Pressure.run",
+    "watch-requests": "resultd_server.acceptance.Acceptance.watch",
+    "watch-writer": "resultd_server.app.App._watch_writer",
+    "follow-auth-file": "resultd_server.access.reload.follow",
+    "watch-credentials": "resultd_server.interceptors.auth.Gate.watch",
+    "sweeper": "resultd_server.core.sweeper.run",
+}
 
-    async def broken(_: object) -> None:
-        raise ZeroDivisionError
 
-    with pytest.MonkeyPatch.context() as patched, structlog.testing.capture_logs() as lines:
-        patched.setattr("resultd_server.service.streams.Streams.watch_stalled", broken)
-        async with serving():
-            await until(lambda: bool(lines))
-    assert (lines[0]["event"], lines[0]["task"]) == ("background task ended", "watch-stalled")
-    assert lines[0]["log_level"] == "critical"
+@pytest.mark.parametrize("name", WORK)
+async def test_a_background_task_that_breaks_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A bug in what runs in the background is told, and the server goes on with it and with
+    calls.
+    """
+    runs: list[str] = []
+
+    async def broken(*_: object) -> None:
+        runs.append(name)
+        if len(runs) == 1:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(WORK[name], broken)
+    monkeypatch.setattr("resultd_server.background.AGAIN_S", 0.01)
+    file = AuthFile(tmp_path)
+    token = file.add("a", everywhere="reader")
+    with structlog.testing.capture_logs() as lines:
+        async with serving(auth_file=file.path) as served:
+            await until(lambda: len(runs) == 2)
+            read = pb.GetResultRequest(task_id="t")
+            await served.results.GetResult(read, metadata=with_token(token))
+            assert set(served.app.background.broken) == set(WORK)
+            assert served.app.background.broken[name] == 1
+    [line] = lines
+    assert (line["event"], line["task"]) == ("background task broke", name)
+
+
+async def test_a_writer_that_was_stuck_when_its_watch_broke_is_said_to_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever watches after a break knows what was said before: health does not stay as it was."""
+    monkeypatch.setattr(limits, "WRITER_LOOK_S", 0.01)
+    monkeypatch.setattr("resultd_server.background.AGAIN_S", 0.01)
+    stuck_s: list[float] = [limits.WRITER_STUCK_S + 1]
+
+    def writing_s() -> float:
+        if not stuck_s:
+            stuck_s.append(0.0)
+            raise ZeroDivisionError
+        return stuck_s[0]
+
+    with structlog.testing.capture_logs() as lines:
+        async with serving() as served:
+            monkeypatch.setattr(served.app.engine, "writing_s", writing_s)
+            await until(lambda: len(lines) == 1)
+            stuck_s.clear()
+            await until(lambda: len(lines) == 3)
+            stub: Any = health_pb2_grpc.HealthStub(served.channel)
+            assert (await stub.Check(health_pb2.HealthCheckRequest())).status == SERVING
+    events = [line["event"] for line in lines]
+    assert events == ["writer stuck", "background task broke", "writer goes on"]
 
 
 async def test_ready_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:

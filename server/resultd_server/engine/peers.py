@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
+import structlog
+
 from resultd_server.engine.hints import Hub
 from resultd_server.ledger.unit import Changed
 
@@ -39,6 +41,10 @@ CHANGES_PER_FRAME = 10_000
 _LENGTH = struct.Struct(">I")
 _WHEN = struct.Struct(">d")
 _LOST = _LENGTH.pack(0)
+_ENDED = (OSError, asyncio.IncompleteReadError, ValueError, struct.error)
+"""What a connection ends with, or a frame is that is none of ours."""
+
+log = structlog.get_logger("resultd.engine")
 
 
 class Peers:
@@ -136,10 +142,13 @@ class Peers:
                 await self._notify_soon()
                 while True:
                     await self._take(reader)
-            except (OSError, asyncio.IncompleteReadError, ValueError, struct.error):
+            except Exception as error:
                 self._heard.discard(other)
                 # Whatever it changed last may never have been said.
                 self._hub.lose()
+                if not isinstance(error, _ENDED):
+                    log.critical("hints broke", of=other, exc_info=error)
+                    await asyncio.sleep(AGAIN_MAX_S)
             finally:
                 writer.close()
                 with contextlib.suppress(OSError):

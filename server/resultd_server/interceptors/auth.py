@@ -190,7 +190,11 @@ class Gate:
             await asyncio.sleep(CHECK_S)
             if changed.is_set():
                 changed.clear()
-                await self.recheck()
+                try:
+                    await self.recheck()
+                except Exception:
+                    changed.set()  # the run after this one owes the rest
+                    raise
             self.end_expired()
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from resultd_server.engine import peers as peers_module
 from resultd_server.engine.hints import Hub, Subscription
@@ -171,6 +172,28 @@ async def test_a_frame_beyond_the_bound_is_a_loss(tmp_path: Path) -> None:
     starting.cancel()
     await process.peers.close()
     liar.close()
+
+
+async def test_a_bug_in_who_hears_is_a_loss(
+    mesh: list[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hint that breaks its hearer is told, counts as lost, and those after it are heard."""
+    publish = mesh[1].hub.publish
+
+    def broken(changed: Iterable[Changed], committed_s: float = 0.0) -> None:
+        monkeypatch.setattr(mesh[1].hub, "publish", publish)
+        raise KeyError
+
+    monkeypatch.setattr(mesh[1].hub, "publish", broken)
+    with capture_logs() as logs:
+        mesh[0].hub.announce([("n", TASK, "a")])
+        assert sorted(await mesh[1].hears()) == [(TASK, "a"), (TASK, "b")]
+        await until(lambda: 1 in mesh[0].peers._listeners and 0 in mesh[1].peers._heard)
+    mesh[1].waiter.take()
+    mesh[0].hub.announce([("n", TASK, "b")])
+    assert (TASK, "b") in await mesh[1].hears()
+    [line] = logs
+    assert (line["event"], line["of"], line["log_level"]) == ("hints broke", 0, "critical")
 
 
 async def test_when_a_change_was_committed_crosses_too(mesh: list[Process]) -> None:

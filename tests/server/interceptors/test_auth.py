@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from resultd_server.errors import (
     RoleInsufficient,
 )
 from resultd_server.interceptors.auth import Gate, OpenDoor, namespace_of
+from tests.support.in_process import until
 
 
 class Context:
@@ -133,6 +135,30 @@ def test_who_is_asked_first(tmp_path: Path) -> None:
     ):
         with pytest.raises(refusal):
             gate(tmp_path, expires).identify(method)(Context(*said))  # type: ignore[arg-type]  # a part of one
+
+
+async def test_what_broke_amid_a_change_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that breaks while it looks at streams leaves the change to the next one."""
+    monkeypatch.setattr("resultd_server.interceptors.auth.CHECK_S", 0.001)
+    made, changed = gate(tmp_path), asyncio.Event()
+    looks: list[int] = []
+
+    async def recheck() -> None:
+        looks.append(1)
+        if len(looks) == 1:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(made, "recheck", recheck)
+    changed.set()
+    with pytest.raises(ZeroDivisionError):
+        await made.watch(changed)
+    again = asyncio.ensure_future(made.watch(changed))
+    await until(lambda: len(looks) == 2)
+    assert not changed.is_set()
+    again.cancel()
+    await asyncio.gather(again, return_exceptions=True)
 
 
 def test_an_rpc_without_a_role_is_not_served(tmp_path: Path) -> None:
