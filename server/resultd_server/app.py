@@ -235,6 +235,8 @@ class App:
             metrics.Observed(
                 self.engine, self.streams, self.calls, self.swept, self.pressure,
                 metadata.version("resultd"), number, ready=not self._why_not_ready(),
+                broken=self.background.broken, refused=self._entrance.refused,
+                expires_s=self._entrance.expires_s,
             )
         )  # fmt: skip
         return Answer(page, content_type=metrics.CONTENT_TYPE)

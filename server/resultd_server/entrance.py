@@ -10,8 +10,10 @@ for name, work in entrance.work().items(): …  # run until the end
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 import structlog
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from resultd_server.access.authority import Authority, Contents
     from resultd_server.tls import Certificates, Pem
 
+T = TypeVar("T")
 log = structlog.get_logger("resultd.access")
 
 
@@ -37,6 +40,8 @@ class Entrance:
         self._authority: tuple[Authority, Contents] | None = None
         self._certificates: tuple[Certificates, Pem] | None = None
         self._changed = asyncio.Event()
+        #: Looks that found what could not be used, by what is followed.
+        self.refused: Counter[str] = Counter()
 
     def open(self) -> None:
         """Reads what the settings name. Raises ConfigError."""
@@ -69,13 +74,28 @@ class Entrance:
             log.warning("insecure: others can read, or use, what is here", listen=said.listen)
         return port
 
+    @property
+    def expires_s(self) -> float | None:
+        """When the server's certificate expires, in seconds since 1970; None without one."""
+        return None if self._certificates is None else self._certificates[0].expires_s
+
+    def _follow(
+        self, files: reload.Followed[T], seen: T, taken: Callable[[], None] = lambda: None
+    ) -> Work:
+        self.refused[files.what] = 0
+
+        def refused() -> None:
+            self.refused[files.what] += 1
+
+        return partial(reload.follow, files, seen, taken, refused)
+
     def work(self) -> dict[str, Work]:
         """What has to run while the server does, by name."""
         found: dict[str, Work] = {}
         if self._certificates is not None:
-            found["follow-certificates"] = partial(reload.follow, *self._certificates)
+            found["follow-certificates"] = self._follow(*self._certificates)
         if self._authority is not None:
-            found["follow-auth-file"] = partial(reload.follow, *self._authority, self._changed.set)
+            found["follow-auth-file"] = self._follow(*self._authority, self._changed.set)
         if isinstance(self.door, Gate):
             found["watch-credentials"] = partial(self.door.watch, self._changed)
         return found

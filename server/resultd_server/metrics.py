@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import grpc
@@ -45,6 +46,9 @@ class Observed(NamedTuple):
     version: str
     worker: int = 0
     ready: bool = False
+    broken: Mapping[str, int] = MappingProxyType({})
+    refused: Mapping[str, int] = MappingProxyType({})
+    expires_s: float | None = None
 
 
 def exposition(observed: Observed) -> bytes:
@@ -55,6 +59,7 @@ def exposition(observed: Observed) -> bytes:
         *_of_engine(observed.engine.stats()),
         *_of_sweeps(observed.sweeps),
         *_of_memory(observed.pressure),
+        *_of_files(observed),
         *_of_process(observed),
         # Of this process alone: a registry of its own, not the library's global one.
         *ProcessCollector(registry=None).collect(),
@@ -270,6 +275,20 @@ def _of_memory(pressure: Pressure) -> Iterator[Metric]:
         )
 
 
+def _of_files(observed: Observed) -> Iterator[Metric]:
+    refused = CounterMetricFamily(
+        "resultd_reloads_refused_total",
+        "Looks, one a second, that found files that cannot be used; the old ones stay.",
+        labels=("what",),
+    )
+    for what, count in observed.refused.items():
+        refused.add_metric((what,), count)
+    yield refused
+    expires = "resultd_tls_certificate_expires_timestamp_seconds"
+    said = "When the server's certificate expires, in seconds since 1970."
+    yield GaugeMetricFamily(expires, said, value=observed.expires_s)
+
+
 def _of_process(observed: Observed) -> Iterator[Metric]:
     build = GaugeMetricFamily(
         "resultd_build_info", "What runs.", labels=("version", "engine", "python", "grpc")
@@ -279,3 +298,11 @@ def _of_process(observed: Observed) -> Iterator[Metric]:
     )
     yield build
     yield _gauge("resultd_ready", "Whether calls are taken.", observed.ready)
+    broken = CounterMetricFamily(
+        "resultd_background_breaks_total",
+        "Errors that ended what runs in the background; it is begun again.",
+        labels=("task",),
+    )
+    for task, count in observed.broken.items():
+        broken.add_metric((task,), count)
+    yield broken

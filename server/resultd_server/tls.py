@@ -49,6 +49,8 @@ class Certificates:
         self._client_ca = client_ca
         self._current: grpc.ServerCertificateConfiguration | None = None
         self._handed: grpc.ServerCertificateConfiguration | None = None
+        #: When the certificate in force expires, in seconds since 1970.
+        self.expires_s = 0.0
 
     def read(self) -> Pem:
         """The files as they are now. Raises ConfigError."""
@@ -60,10 +62,11 @@ class Certificates:
 
     def take(self, pem: Pem) -> None:
         """Has the next handshakes use these. Raises ConfigError for those that cannot work."""
-        self._check(pem, datetime.datetime.now(datetime.timezone.utc))
+        ends = self._check(pem, datetime.datetime.now(datetime.timezone.utc))
         self._current = grpc.ssl_server_certificate_configuration(
             [(pem.key, pem.chain)], pem.client_ca
         )
+        self.expires_s = ends.timestamp()
 
     def credentials(self) -> grpc.ServerCredentials:
         """For a port, once something was taken."""
@@ -83,7 +86,7 @@ class Certificates:
         self._handed = current
         return current
 
-    def _check(self, pem: Pem, now: datetime.datetime) -> None:
+    def _check(self, pem: Pem, now: datetime.datetime) -> datetime.datetime:
         leaf = _leaf(self._chain, pem.chain)
         for moment, early, word in (
             (leaf.begins, True, "is not valid before"),
@@ -107,6 +110,7 @@ class Certificates:
             )
         if self._client_ca is not None and pem.client_ca is not None:
             _chain(self._client_ca, pem.client_ca)
+        return leaf.ends
 
 
 class _Leaf(NamedTuple):

@@ -15,11 +15,13 @@ import yaml
 
 from tests.deploy.chart import CHART, rendered
 from tests.support import reports
+from tests.support.access import AuthFile, with_token
 from tests.support.http import get_soon
 from tests.support.in_process import serving
 from tests.tooling.repository import ROOT
 
 ALERTS = CHART / "files" / "alerts.yaml"
+ALERTS_TEST = ROOT / "tests" / "deploy" / "alerts_test.yaml"
 DASHBOARD = CHART / "files" / "dashboard.json"
 OPERATING = ROOT / "docs" / "operating.md"
 OF_SCRAPER = {"up"}
@@ -60,8 +62,15 @@ class Told(NamedTuple):
 async def told(tmp_path: Path) -> Told:
     """Of a server that was used a little."""
     quotas: dict[str, Any] = {"records_per_namespace": 10, "bytes_per_namespace": 10_000}
-    async with serving(engine="lmdb", data=tmp_path, admin="127.0.0.1:0", **quotas) as served:
-        await served.results.StoreResult(reports.success("a"))
+    file = AuthFile(tmp_path)
+    token = with_token(file.add("a", everywhere="worker"))
+    settings: dict[str, Any] = {
+        "data": tmp_path / "data",
+        "auth_file": file.path,
+        "admin": "127.0.0.1:0",
+    }
+    async with serving(engine="lmdb", **settings, **quotas) as served:
+        await served.results.StoreResult(reports.success("a"), metadata=token)
         _, page = await get_soon(served.app.admin, "/metrics")
     names: set[str] = set()
     for name, kind in re.findall(r"(?m)^# TYPE (\w+) (\w+)$", page):
@@ -123,6 +132,16 @@ def test_promtool_takes_the_rules() -> None:
         ["promtool", "check", "rules", ALERTS], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_alerts_fire_when_they_should() -> None:
+    """Prometheus' own rules test: series as the server tells them, and what comes of them."""
+    if shutil.which("promtool") is None:
+        pytest.skip("no promtool on this machine")
+    done = subprocess.run(
+        ["promtool", "test", "rules", ALERTS_TEST], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
 
 
 def test_every_alert_is_explained() -> None:

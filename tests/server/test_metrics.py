@@ -7,17 +7,23 @@ from typing import Any
 
 import grpc
 import pytest
+import trustme
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import worker_service_pb2 as worker_pb
 from resultd_server import metrics
+from resultd_server.access import reload
 from resultd_server.engine.base import Swept
 from tests.support import reports
+from tests.support.access import AuthFile, put, utc
 from tests.support.http import get_soon, samples, value
 from tests.support.in_process import Served, serving, until
+from tests.support.request_fields import METHODS
 
 ADMIN: dict[str, Any] = {"admin": "127.0.0.1:0"}
 STORE = "ResultService/StoreResult"
+EXPIRES = "resultd_tls_certificate_expires_timestamp_seconds"
+FOLLOWED = ("certificates", "auth file")
 
 
 async def page(served: Served) -> str:
@@ -44,8 +50,62 @@ async def test_calls_are_counted_by_method_and_code() -> None:
     assert value(seen, "resultd_rpcs_total", method="unknown", code="UNIMPLEMENTED") == 2
     assert value(seen, "resultd_refusals_total", reason="FIELD_INVALID") == 1
     assert value(seen, "resultd_rpc_seconds_count", method=STORE) == 2
-    methods = {dict(labels)["method"] for labels in samples(seen)["resultd_rpcs_total"]}
+    called = samples(seen)["resultd_rpcs_total"]
+    methods = {dict(labels)["method"] for labels, count in called.items() if count}
     assert methods == {STORE, "unknown"}
+
+
+async def test_what_alarms_is_told_of_every_method_before_it_happens() -> None:
+    """INTERNAL and DATA_LOSS stand at 0 for each RPC, so that the first one has a rate."""
+    async with serving(**ADMIN) as served:
+        called = samples(await page(served))["resultd_rpcs_total"]
+    there = {(dict(labels)["method"], dict(labels)["code"]) for labels in called}
+    methods = {"/".join(name.split(".")[-2:]) for name in METHODS}
+    assert there == {(method, code) for method in methods for code in ("INTERNAL", "DATA_LOSS")}
+    assert set(called.values()) == {0}
+
+
+async def test_files_that_are_followed_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the certificate in force expires, and how often what lies there could not be used."""
+    monkeypatch.setattr(reload, "PERIOD_S", 0.01)
+    refused, expires = "resultd_reloads_refused_total", EXPIRES
+    ca, ends = trustme.CA(), [utc(3_600).replace(microsecond=0), utc(7_200).replace(microsecond=0)]
+    leaves = [ca.issue_cert("localhost", not_after=end) for end in ends]
+    pair = put(leaves[0], tmp_path)
+    settings: dict[str, Any] = {"tls_cert": pair.chain, "tls_key": pair.key, **ADMIN}
+    async with serving(auth_file=AuthFile(tmp_path).path, **settings) as served:
+        seen = await page(served)
+        assert value(seen, expires) == ends[0].timestamp()
+        assert [value(seen, refused, what=what) for what in FOLLOWED] == [0, 0]
+        assert len(samples(seen)[refused]) == 2
+        pair.chain.write_bytes(b"nothing of the kind")
+        while value(seen, refused, what="certificates") < 3:
+            seen = await page(served)
+        assert value(seen, refused, what="auth file") == 0
+        assert value(seen, expires) == ends[0].timestamp()
+        put(leaves[1], tmp_path)
+        while value(seen, expires) != ends[1].timestamp():
+            seen = await page(served)
+        count = value(seen, refused, what="certificates")
+        assert value(await page(served), refused, what="certificates") == count
+
+
+async def test_without_a_certificate_none_expires() -> None:
+    """The series is not there: 0 would be 1970."""
+    async with serving(**ADMIN) as served:
+        assert EXPIRES not in samples(await page(served))
+
+
+async def test_what_broke_in_the_background_is_counted() -> None:
+    """By the task's name, each there from the start."""
+    async with serving(**ADMIN) as served:
+        served.app.background.broken["heap"] += 1
+        broken = samples(await page(served))["resultd_background_breaks_total"]
+    assert broken.pop((("task", "heap"),)) == 1
+    assert (("task", "sweeper"),) in broken
+    assert set(broken.values()) == {0}
 
 
 async def test_waiting_is_seen_and_a_wake_is_timed(tmp_path: Path) -> None:

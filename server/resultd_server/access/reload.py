@@ -34,15 +34,11 @@ class Followed(Protocol[T]):
         """Goes by them. Raises ConfigError, and goes on as before."""
 
 
-def _nothing() -> None:
-    """What is done by who is told and has nothing to do."""
-
-
 async def follow(
     files: Followed[T],
     seen: T,
-    taken: Callable[[], None] = _nothing,
-    refused: Callable[[], None] = _nothing,
+    taken: Callable[[], None] = lambda: None,
+    refused: Callable[[], None] = lambda: None,
 ) -> None:
     """Takes what changes, and calls `taken` then; runs until cancelled.
 

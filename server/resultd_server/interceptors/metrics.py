@@ -15,6 +15,10 @@ from resultd_server.interceptors.errors import code_of
 from resultd_server.tallies import Histogram
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+ALARMING = ("INTERNAL", "DATA_LOSS")
+"""One is enough for an alert. A series that is born with its first count has no rate: Prometheus
+has to have seen it at 0."""
+
 UNKNOWN = "unknown"
 """What a method is counted as that no service has: clients choose such names freely."""
 
@@ -41,6 +45,8 @@ class Calls:
         """Counts what becomes of the calls of one of a method's handlers."""
         handled, in_progress = self.handled, self.in_progress
         in_progress[method] = 0
+        for code in ALARMING:
+            handled[method, code] += 0
         seconds = Histogram(SECONDS)
         if method not in self._streaming:
             seconds = self.seconds.setdefault(method, seconds)

@@ -44,7 +44,7 @@ async def test_every_end_is_counted_once(error: BaseException | None, code: str)
     handler = calls.intercept("m", raising(error))
     (ended,) = await asyncio.gather(handler(b"", CONTEXT), return_exceptions=True)
     assert type(ended) is type(error or b"done")
-    assert calls.handled == {("m", code): 1}
+    assert +calls.handled == {("m", code): 1}
     assert calls.in_progress["m"] == 0
     assert calls.seconds["m"].count == 1
 
@@ -58,7 +58,14 @@ async def test_the_handlers_of_a_method_count_together() -> None:
     with pytest.raises(Overloaded):
         await refuse(b"", CONTEXT)
     assert calls.seconds["m"].count == 2
-    assert calls.handled == {("m", "OK"): 1, ("m", "UNAVAILABLE"): 1}
+    assert +calls.handled == {("m", "OK"): 1, ("m", "UNAVAILABLE"): 1}
+
+
+def test_what_alarms_is_there_before_it_happens() -> None:
+    """Prometheus sees the first INTERNAL as a step from 0, and not as a series that begins."""
+    calls = Calls()
+    calls.intercept("m", raising(None))
+    assert calls.handled == {("m", "INTERNAL"): 0, ("m", "DATA_LOSS"): 0}
 
 
 async def test_refusals_are_counted_by_reason() -> None:
