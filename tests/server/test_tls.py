@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resultd_server import tls
 from resultd_server.config import ConfigError
 from resultd_server.tls import Certificates, Pem
 from tests.support.access import Pair, put, self_signed, utc
@@ -103,6 +104,11 @@ def of_version_113(pair: Pair) -> None:
     damaged(pair, bytes.fromhex("a0030201"), 112)
 
 
+def signed_by_nothing(pair: Pair) -> None:
+    """An issuer's name of no kind of text, which is parsed by who looks at the name."""
+    damaged(pair, bytes.fromhex("060355040a"), 0)
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
@@ -120,10 +126,11 @@ def of_version_113(pair: Pair) -> None:
         (off_the_curve, r"server\.pem has a public key that makes no sense"),
         (of_no_curve, r"server\.pem has a public key that makes no sense"),
         (of_version_113, r"server\.pem holds no certificate"),
+        (signed_by_nothing, r"gRPC cannot load .*server\.pem and .*server\.key: a byte"),
     ],
     ids=[
         "mismatched", "locked", "swapped", "no key", "no chain", "cut", "chain gone", "key gone",
-        "off the curve", "of no curve", "of version 113",
+        "off the curve", "of no curve", "of version 113", "signed by nothing",
     ],
 )  # fmt: skip
 def test_files_that_cannot_work_are_refused(tmp_path: Path, spoil: object, sentence: str) -> None:
@@ -135,6 +142,48 @@ def test_files_that_cannot_work_are_refused(tmp_path: Path, spoil: object, sente
     with pytest.raises(ConfigError, match=sentence) as caught:
         made.take(made.read())
     assert "PRIVATE KEY-----\n" not in str(caught.value)
+
+
+def descriptors() -> int:
+    """How many are open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_what_grpc_cannot_load_is_asked_of_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes lines of its own about that; the same bytes are refused again without it, others
+    are tried, and no descriptor stays.
+    """
+    asked: list[int] = []
+    loads = tls._loads
+
+    def counted(made: Any) -> bool:
+        asked.append(1)
+        return loads(made)
+
+    monkeypatch.setattr(tls, "_loads", counted)
+    good = put(CA.issue_cert("localhost"), tmp_path)
+    made = certificates(good)
+    made.take(made.read())
+    taken = made.read()
+    signed_by_nothing(good)
+    before = descriptors()
+    for _ in range(3):
+        with pytest.raises(ConfigError, match="gRPC cannot load"):
+            made.take(made.read())
+    assert len(asked) == 2
+    made.take(taken)
+    assert len(asked) == 3
+    assert descriptors() <= before
+
+
+def test_no_port_is_no_fault_of_a_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where gRPC has nothing to listen on, nothing is known of the certificate: it is taken."""
+    monkeypatch.setattr(tls, "_NOWHERE", "unix:/nowhere/at/all")
+    leaf = leaf_of_this_run()
+    pem = Pem(leaf.cert_chain_pems[0].bytes(), leaf.private_key_pem.bytes(), None)
+    Certificates(Path("server.pem"), Path("server.key")).take(pem)
 
 
 @pytest.mark.parametrize(
