@@ -107,8 +107,8 @@ class Certificates:
         ):
             if (now < moment) is early:
                 raise ConfigError(
-                    f"The certificate {self._chain} {word} {moment:%Y-%m-%d %H:%M} UTC: get a new "
-                    "one, or mend the clock."
+                    f"The certificate {self._chain} {word} {moment:%Y-%m-%d %H:%M:%S} UTC: get a "
+                    "new one, or mend the clock."
                 )
         if not _common(leaf.public):
             raise ConfigError(
