@@ -44,29 +44,15 @@ class MalformedMessage(DomainError):
 
 
 class LimitExceeded(DomainError):
-    """More of something than one call may have."""
+    """More of something than a call, a group or a store may have."""
 
     reason = error_pb2.ERROR_REASON_LIMIT_EXCEEDED
 
     def __init__(self, field: str, count: int, limit: int, remedy: str) -> None:
         super().__init__(
-            f"{field}: {count} are more than the {limit} one call may have: {remedy}.",
+            f"{field}: {count} are more than the {limit} there may be: {remedy}.",
             field=field,
             count=count,
-            limit=limit,
-        )
-
-
-class NamespacesFull(DomainError):
-    """The store has as many namespaces as it may; they stay, so waiting is of no use."""
-
-    reason = error_pb2.ERROR_REASON_LIMIT_EXCEEDED
-
-    def __init__(self, namespace: str, limit: int) -> None:
-        super().__init__(
-            f"Nothing was written in the namespace {namespace!r} before, and no more than {limit} "
-            "are made in a store: use one that is there.",
-            namespace=namespace,
             limit=limit,
         )
 

@@ -37,7 +37,7 @@ def test_every_error_has_a_reason_of_its_own() -> None:
         ),
         (
             errors.LimitExceeded("task_ids", 11, 10, "ask in two calls"),
-            "task_ids: 11 are more than the 10 one call may have: ask in two calls.",
+            "task_ids: 11 are more than the 10 there may be: ask in two calls.",
             {"field": "task_ids", "count": "11", "limit": "10"},
         ),
         (

@@ -32,7 +32,7 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_FIELD_INVALID: _ErrorReason.ValueType  # 1
     """INVALID_ARGUMENT: a field is empty, too long, or contradicts another."""
     ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 2
-    """INVALID_ARGUMENT: more of something than one call, or a store, may have."""
+    """INVALID_ARGUMENT: more of something than a call, a group or a store may have."""
     ERROR_REASON_VALUE_TOO_LARGE: _ErrorReason.ValueType  # 3
     """INVALID_ARGUMENT: the record would be over its size limit."""
     ERROR_REASON_GROUP_NOT_FOUND: _ErrorReason.ValueType  # 4
@@ -90,7 +90,7 @@ ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_FIELD_INVALID: ErrorReason.ValueType  # 1
 """INVALID_ARGUMENT: a field is empty, too long, or contradicts another."""
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 2
-"""INVALID_ARGUMENT: more of something than one call, or a store, may have."""
+"""INVALID_ARGUMENT: more of something than a call, a group or a store may have."""
 ERROR_REASON_VALUE_TOO_LARGE: ErrorReason.ValueType  # 3
 """INVALID_ARGUMENT: the record would be over its size limit."""
 ERROR_REASON_GROUP_NOT_FOUND: ErrorReason.ValueType  # 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from resultd_server import limits
-from resultd_server.errors import NamespacesFull
+from resultd_server.errors import LimitExceeded
 from resultd_server.ledger.keys import U64, Namespace
 from resultd_server.ledger.txn import Db, ReadTxn, WriteTxn
 
@@ -19,12 +19,15 @@ def find(txn: ReadTxn, name: str) -> Namespace | None:
 
 
 def find_or_create(txn: WriteTxn, name: str) -> Namespace:
-    """The namespace, numbered now if it is new. Raises NamespacesFull."""
+    """The namespace, numbered now if it is new. Raises LimitExceeded."""
     found = find(txn, name)
     if found is not None:
         return found
-    if U64.unpack(last(txn))[0] >= limits.NAMESPACES_MAX:
-        raise NamespacesFull(name, limits.NAMESPACES_MAX)
+    (there,) = U64.unpack(last(txn))
+    if there >= limits.NAMESPACES_MAX:
+        raise LimitExceeded(
+            "namespaces", there + 1, limits.NAMESPACES_MAX, f"use another one than {name!r}"
+        )
     prefix = next_number(txn, _NEXT)
     txn.put(Db.NAMESPACES, name.encode(), prefix)
     return Namespace(name, prefix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resultd_server import limits
-from resultd_server.errors import NamespacesFull
+from resultd_server.errors import LimitExceeded
 from resultd_server.ledger import namespaces
 from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.txn import ReadTxn
@@ -59,7 +59,7 @@ def test_the_namespaces_of_a_store_are_bounded(
     txn = empty_txn()
     made = [namespaces.find_or_create(txn, f"n{number}") for number in range(min(wanted, 3))]
     for number in range(3, wanted):
-        with pytest.raises(NamespacesFull, match=f"'n{number}'.*no more than 3"):
+        with pytest.raises(LimitExceeded, match=f"4 are more than the 3 .*'n{number}'"):
             namespaces.find_or_create(txn, f"n{number}")
     assert namespaces.names(txn) == {each.prefix: each for each in made}
     assert [namespaces.find_or_create(txn, each.name) for each in made] == made
