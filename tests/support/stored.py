@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from resultd_server.engine.base import Engine
+from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.memory import MemoryEngine
 from resultd_server.ledger import consistency, keys, namespaces, usage
 from resultd_server.ledger.consistency import Broken
@@ -30,12 +31,35 @@ def rows_of(engine: Engine, db: Db) -> list[tuple[bytes, bytes]]:
     return found
 
 
+def row_of(engine: Engine, db: Db, key: bytes) -> bytes | None:
+    """The row of a key."""
+    transactional: Any = engine
+    row: bytes | None = transactional._read(lambda view: view.txn.get(db, key))
+    return row
+
+
 def tamper(engine: MemoryEngine, db: Db, key: bytes, value: bytes | None) -> None:
     """Sets a row, or takes it out, whatever the rules say."""
     if value is None:
         del engine._maps[db][key]
     else:
         engine._maps[db][key] = value
+
+
+def damage(engine: Engine, db: Db, key_part: bytes, *, gone: bool = False) -> None:
+    """Flips a byte of every row in LMDB whose key has this part, as a bad disk would.
+
+    `gone`: takes the rows out.
+    """
+    assert isinstance(engine, LmdbEngine)
+    with engine._env.begin(write=True, db=engine._dbs[db]) as txn:
+        rows = [(key, value) for key, value in txn.cursor() if key_part in key]
+        assert rows
+        for key, value in rows:
+            if gone:
+                txn.delete(key)
+            else:
+                txn.put(key, bytes([value[0] ^ 1]) + value[1:])
 
 
 def usage_of(engine: Engine, namespace: str = "default") -> tuple[int, int]:

@@ -1,4 +1,7 @@
-"""The sweeper: what has expired goes, a bounded step at a time."""
+"""The sweeper: what has expired goes, a bounded step at a time.
+
+Of a store with damage too: what cannot be read stays or is put off, and holds up nothing else.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ async def run(
     """Sweeps until cancelled, or until the store has failed.
 
     A store that is overloaded, full or damaged in one place is tried again: without
-    expiry it would only become fuller.
+    expiry it would only become fuller. So is one whose rows the rules stumble over.
     """
     while True:
         try:
@@ -46,6 +49,9 @@ async def run(
             return
         except DomainError as refusal:
             on_refused(refusal)
+            swept = NOTHING
+        except Exception as error:  # noqa: BLE001  nobody else would delete what expires
+            on_refused(DomainError(f"The sweeper stumbled, and goes on: {error!r}."))
             swept = NOTHING
         if swept.steps:
             on_swept(swept)

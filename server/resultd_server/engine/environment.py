@@ -216,13 +216,15 @@ class Txn:
             return [None if row is None else unseal(key, row, skip_bytes) for key, row in found]
         return [*unseal_all(keys, rows, skip_bytes)]
 
-    def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, db: Db, start: bytes, stop: bytes, *, passing: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         # Most scans find nothing: looked up with a cursor that is kept, making one costs more.
         probe = self._probes.get(db)
         if probe is None:
             probe = self._probes[db] = self._txn.cursor(db=self._dbs[db])
         if probe.set_range(start[:_KEY_BYTES_MAX]) and probe.key() < stop:  # type: ignore[operator]  # bytes, since buffers=False
-            return self._rows(db, start, stop)
+            return self._rows(db, start, stop, passing=passing)
         return iter(())
 
     def page(self, db: Db, start: bytes, stop: bytes, count: int) -> Page:
@@ -241,7 +243,9 @@ class Txn:
             rows: list[Any] = [*islice(cursor.iternext(keys=False), len(keys))]
         return keys, unseal_all(keys, rows)
 
-    def _rows(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def _rows(
+        self, db: Db, start: bytes, stop: bytes, *, passing: bool
+    ) -> Iterator[tuple[bytes, bytes]]:
         with self._txn.cursor(db=self._dbs[db]) as cursor:
             if not cursor.set_range(start[:_KEY_BYTES_MAX]):
                 return
@@ -250,6 +254,8 @@ class Txn:
                 if key >= stop:
                     return
                 if crc32(row, crc32(key)) != _RESIDUE:
+                    if passing:
+                        continue
                     raise _corrupt(key)
                 yield key, row[:-_CHECKSUM_BYTES]
 

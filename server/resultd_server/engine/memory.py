@@ -32,7 +32,9 @@ class MemoryTxn:
     ) -> list[bytes | None]:
         return within(room_bytes, map(self._maps[db].get, keys), skip_bytes)
 
-    def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, db: Db, start: bytes, stop: bytes, *, passing: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         rows = self._maps[db]
         for key in rows.irange(start, stop, inclusive=(True, False)):
             yield key, rows[key]

@@ -132,9 +132,11 @@ class OverlayTxn:
         # As a rule all are there and fit: then without a line of Python for each.
         return list(map(itemgetter(slice(skip_bytes, None)), found))
 
-    def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, db: Db, start: bytes, stop: bytes, *, passing: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         found = self._between(db, start, stop)
-        below = self._below.scan(db, start, stop)
+        below = self._below.scan(db, start, stop, passing=passing)
         return _laid_over(found, below) if found else below
 
     def page(self, db: Db, start: bytes, stop: bytes, count: int) -> Page:

@@ -363,7 +363,7 @@ class TransactionalEngine(Engine):
 
     async def sweep(self, budget: int) -> Swept:
         def look(view: View) -> bytes | None:
-            return namespaces.last(view.txn) if expiry.anything_due(view) else None
+            return namespaces.last_if_sound(view.txn) if expiry.anything_due(view) else None
 
         # Looked at first, so that a store with nothing due commits nothing.
         committed = self._read(look)

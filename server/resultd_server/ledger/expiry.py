@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 
 from resultd_server import limits
@@ -17,10 +18,11 @@ def sweep(unit: Unit, budget: int, known: namespaces.Known, committed: bytes) ->
 
     (steps taken, records and groups that expired). As many steps as `budget` or more, or a unit
     that is exhausted, say that there is more to do. Raises RecordCorrupt, `due` in its metadata
-    where an entry led to what cannot be read. `known`, `committed`: of what is due every namespace
-    is committed, see there.
+    where an entry led to what cannot be read; one that cannot be read itself stays, to be found by
+    who verifies the store. `known`, `committed`: of what is due every namespace is committed, see
+    there.
     """
-    due = list(islice(unit.txn.scan(Db.EXPIRY, b"", U64.pack(unit.now_ms + 1)), budget))
+    due = list(islice(_due(unit), budget))
     by_prefix = known.with_prefixes(unit.txn, _named(due), committed)
     steps = expired = 0
     for steps, (key, _) in enumerate(due, 1):
@@ -32,6 +34,10 @@ def sweep(unit: Unit, budget: int, known: namespaces.Known, committed: bytes) ->
         if unit.exhausted:
             return steps, expired
     return steps + groups.collect_garbage(unit, budget), expired
+
+
+def _due(view: View) -> Iterator[tuple[bytes, bytes]]:
+    return view.txn.scan(Db.EXPIRY, b"", U64.pack(view.now_ms + 1), passing=True)
 
 
 def _named(due: list[tuple[bytes, bytes]]) -> set[bytes]:
@@ -66,9 +72,7 @@ def put_off(unit: Unit, due: str) -> None:
 
 def anything_due(view: View) -> bool:
     """Whether a sweep would have anything to do."""
-    due = view.txn.scan(Db.EXPIRY, b"", U64.pack(view.now_ms + 1))
-    garbage = view.txn.scan(Db.GARBAGE, b"", keys.ALL)
-    return next(due, None) is not None or next(garbage, None) is not None
+    return next(_due(view), None) is not None or next(groups.garbage(view), None) is not None
 
 
 def _expire_tombstone(unit: Unit, prefix: bytes, key: bytes) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from resultd.v1 import group_pb2, state_pb2
 from resultd_server import limits
+from resultd_server.errors import RecordCorrupt
 from resultd_server.ledger import (
     claims,
     counters,
@@ -149,13 +150,16 @@ def drop_run(unit: Unit, group: Counters) -> None:
 
 
 def raw_counters(unit: Unit, number: int) -> Counters:
-    """The numbers of a run, expired or not. Raises KeyError if there are none."""
+    """The numbers of a run, expired or not. Raises RecordCorrupt if there are none."""
     kept = unit.counters.get(number)
     if kept is not None:
         return kept
     raw = unit.txn.get(Db.COUNTERS, keys.group(number))
     if raw is None:
-        raise KeyError(number)
+        raise RecordCorrupt(
+            "A group's numbers are gone: restore the store from a backup.",
+            key=keys.group(number).hex(),
+        )
     return Counters.unpack(number, raw)
 
 

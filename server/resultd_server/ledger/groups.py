@@ -18,6 +18,7 @@ from resultd_server.errors import (
     GroupSealed,
     GroupTotalMismatch,
     LimitExceeded,
+    RecordCorrupt,
     ValueTooLarge,
 )
 from resultd_server.ledger import (
@@ -355,9 +356,17 @@ def expire(unit: Unit, namespace: Namespace, group_id: str) -> bool:
     return True
 
 
+def garbage(view: View) -> Iterator[tuple[bytes, bytes]]:
+    """Runs that are over and have rows left: keys of GARBAGE, and prefixes of namespaces."""
+    return view.txn.scan(Db.GARBAGE, b"", keys.ALL, passing=True)
+
+
 def collect_garbage(unit: Unit, budget: int) -> int:
-    """Deletes up to `budget` rows of runs that are over; how many."""
-    rows = list(islice(unit.txn.scan(Db.GARBAGE, b"", keys.ALL), budget))
+    """Deletes up to `budget` rows of runs that are over; how many.
+
+    What cannot be read stays, and holds up nothing: neither the rest of its run nor other runs.
+    """
+    rows = list(islice(garbage(unit), budget))
     removed = 0
     for key, prefix in rows:
         if removed >= budget:
@@ -366,26 +375,38 @@ def collect_garbage(unit: Unit, budget: int) -> int:
         taken = _collect_run(unit, number, Namespace("", prefix), room)
         removed += taken
         if taken < room:
-            usage.delete(unit, prefix, Db.TOTALS, key)
-            unit.txn.delete(Db.GARBAGE, key)
+            _collect_totals(unit, key, prefix)
+            unit.txn.remove(Db.GARBAGE, key)
             removed += 1
     return removed
 
 
 def _collect_run(unit: Unit, number: int, namespace: Namespace, budget: int) -> int:
     removed = 0
-    for index, member in list(islice(memberships.scan(unit, number, 0), budget)):
+    for index, member in list(islice(memberships.scan(unit, number, 0, passing=True), budget)):
         key = keys.membership(namespace, member.kind, member.id, number, index)
-        unit.txn.delete(Db.MEMBERSHIPS, key)
-        unit.txn.delete(Db.MEMBERS, keys.member(number, index))
-        usage.add(unit, namespace.prefix, 0, -memberships.rows_bytes(member.id))
+        unit.txn.remove(Db.MEMBERSHIPS, key)
+        unit.txn.remove(Db.MEMBERS, keys.member(number, index))
+        usage.add_if_sound(unit, namespace.prefix, 0, -memberships.rows_bytes(member.id))
         if member.kind == keys.TASK:
             # The group kept it: from now on its own life counts, and those of its others.
             records.file_expiry(unit, namespace, member.id)
         removed += 1
         if unit.exhausted:
             return budget  # as if it were: there is more of the run
-    for entry in list(islice(memberships.log(unit, number, 0), budget - removed)):
-        unit.txn.delete(Db.LOG, keys.member(number, entry.position))
+    start, stop = keys.group(number), keys.group(number + 1)
+    logged = unit.txn.scan(Db.LOG, start, stop, passing=True)
+    for key, _ in list(islice(logged, budget - removed)):
+        unit.txn.remove(Db.LOG, key)
         removed += 1
     return removed
+
+
+def _collect_totals(unit: Unit, key: bytes, prefix: bytes) -> None:
+    try:
+        row = unit.txn.get(Db.TOTALS, key)
+    except RecordCorrupt:
+        row = b""  # goes all the same: how large it was is found when all is counted again
+    if row is not None:
+        unit.txn.remove(Db.TOTALS, key)
+        usage.add_if_sound(unit, prefix, 0, -len(key) - len(row))

@@ -119,10 +119,12 @@ def unpack(raw: bytes) -> Member:
     return Member(kind, raw[_MEMBER.size :].decode(), position, counted_as)
 
 
-def scan(view: View, group_no: int, from_index: int) -> Iterator[tuple[int, Member]]:
-    """Members by index, from `from_index` on."""
+def scan(
+    view: View, group_no: int, from_index: int, *, passing: bool = False
+) -> Iterator[tuple[int, Member]]:
+    """Members by index, from `from_index` on. `passing`: over damaged rows."""
     start, stop = keys.member(group_no, from_index), keys.group(group_no + 1)
-    for key, raw in view.txn.scan(Db.MEMBERS, start, stop):
+    for key, raw in view.txn.scan(Db.MEMBERS, start, stop, passing=passing):
         yield keys.parse_member(key)[1], unpack(raw)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from resultd_server import limits
-from resultd_server.errors import LimitExceeded
+from resultd_server.errors import LimitExceeded, RecordCorrupt
 from resultd_server.ledger.keys import U64, Namespace
 from resultd_server.ledger.txn import Db, ReadTxn, WriteTxn
 
@@ -34,14 +34,22 @@ def find_or_create(txn: WriteTxn, name: str) -> Namespace:
 
 
 def names(txn: ReadTxn) -> dict[bytes, Namespace]:
-    """Every namespace by its prefix."""
-    rows = txn.scan(Db.NAMESPACES, b"", b"\xff" * 100)
+    """Every namespace by its prefix, but those whose rows are damaged."""
+    rows = txn.scan(Db.NAMESPACES, b"", b"\xff" * 100, passing=True)
     return {prefix: Namespace(name.decode(), prefix) for name, prefix in rows}
 
 
 def last(txn: ReadTxn) -> bytes:
     """The prefix that was given last: none is greater."""
     return txn.get(Db.META, _NEXT) or U64.pack(0)
+
+
+def last_if_sound(txn: ReadTxn) -> bytes:
+    """The same; where it cannot be read, a prefix that is less than any."""
+    try:
+        return last(txn)
+    except RecordCorrupt:
+        return bytes(U64.size)
 
 
 class Known:
@@ -67,7 +75,10 @@ class Known:
     def with_prefixes(
         self, txn: ReadTxn, prefixes: Collection[bytes], committed: bytes
     ) -> dict[bytes, Namespace]:
-        """Those that have these prefixes. `committed`: no greater prefix is known to be."""
+        """Those that have these prefixes, without a name where that cannot be read.
+
+        `committed`: no greater prefix is known to be.
+        """
         found = {each: self._by_prefix[each] for each in prefixes if each in self._by_prefix}
         if len(found) < len(prefixes):
             for prefix, namespace in names(txn).items():
@@ -75,7 +86,7 @@ class Known:
                     found[prefix] = namespace
                 if prefix <= committed:
                     self.keep(namespace)
-        return found
+        return {prefix: found.get(prefix, Namespace("", prefix)) for prefix in prefixes}
 
 
 def next_number(txn: WriteTxn, counter: bytes) -> bytes:

@@ -50,8 +50,13 @@ class ReadTxn(Protocol):
         Without so many bytes at the beginning of each.
         """
 
-    def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Rows with start <= key < stop, in key order. Do not write while scanning."""
+    def scan(
+        self, db: Db, start: bytes, stop: bytes, *, passing: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Rows with start <= key < stop, in key order. Do not write while scanning.
+
+        `passing`: over rows that are damaged, for who must go on. Else raises RecordCorrupt there.
+        """
 
     def page(self, db: Db, start: bytes, stop: bytes, count: int) -> Page:
         """The first rows of a scan, up to `count`, at once: for small ones."""

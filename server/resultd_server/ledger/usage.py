@@ -21,9 +21,10 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from resultd_server.errors import Quota
+from resultd_server.errors import Quota, RecordCorrupt
 from resultd_server.ledger import keys
 from resultd_server.ledger.txn import Db, ReadTxn
 
@@ -93,6 +94,12 @@ def add(unit: Unit, prefix: bytes, records: int, size_bytes: int) -> None:
     used = unit.usages.get(prefix) or of(unit, prefix)
     used.records += records
     used.size_bytes += size_bytes
+
+
+def add_if_sound(unit: Unit, prefix: bytes, records: int, size_bytes: int) -> None:
+    """The same where the count can be read. Where not, nothing is lost: it is to be made anew."""
+    with suppress(RecordCorrupt):
+        add(unit, prefix, records, size_bytes)
 
 
 def check(unit: Unit, namespace: Namespace, *, records: int = 0, size_bytes: int = 0) -> None:

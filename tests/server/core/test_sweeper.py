@@ -39,9 +39,11 @@ def refused_none(refusal: DomainError) -> None:
 
 
 async def test_it_stops_with_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that failed is swept no more; one that is full or damaged is tried again."""
+    """A store that failed is swept no more; one that is full or damaged is tried again, and so
+    is one with a row that nobody expected.
+    """
     monkeypatch.setattr(sweeper, "EVERY_S", 0)
-    answers: list[DomainError] = [StoreFull("full"), StoreFull("full"), StoreFailed("failed")]
+    answers = [StoreFull("full"), KeyError(7), StoreFull("full"), StoreFailed("failed")]
 
     async def refuse(_: int) -> Swept:
         raise answers.pop(0)
@@ -49,5 +51,6 @@ async def test_it_stops_with_the_store(store: Store, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(store.engine, "sweep", refuse)
     refused: list[DomainError] = []
     await sweeper.run(store.engine, lambda _: None, refused.append)
-    assert [type(refusal) for refusal in refused] == [StoreFull, StoreFull]
+    assert [type(refusal) for refusal in refused] == [StoreFull, DomainError, StoreFull]
+    assert "KeyError(7)" in refused[1].sentence
     assert answers == []

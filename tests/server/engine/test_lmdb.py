@@ -29,6 +29,7 @@ from resultd_server.errors import (
 )
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import TASK, Unit
+from tests.support.stored import damage
 from tests.support.stores import (
     DAY_MS,
     HOUR_MS,
@@ -110,21 +111,11 @@ async def test_what_was_answered_survives_a_kill(clock: Clock, tmp_path: Path) -
         assert [await store.state(id_) for id_ in log] == ["SUCCESS"] * len(log)
 
 
-def damage(store: Store, db: Db, key_part: bytes) -> None:
-    """Flips a byte of every value whose key has this part, as a bad disk would."""
-    engine = lmdb_of(store)
-    with engine._env.begin(write=True, db=engine._dbs[db]) as txn:
-        rows = [(key, value) for key, value in txn.cursor() if key_part in key]
-        assert rows
-        for key, value in rows:
-            txn.put(key, bytes([value[0] ^ 1]) + value[1:])
-
-
 async def test_what_a_disk_returns_wrong_is_refused(clock: Clock, tmp_path: Path) -> None:
     """A record that does not match its checksum raises RecordCorrupt; others are read."""
     async with opened(clock, tmp_path, sync=False) as store:
         await store.put([make_report("good"), make_report("bad")])
-        damage(store, Db.TASKS, b"bad")
+        damage(store.engine, Db.TASKS, b"bad")
         with pytest.raises(RecordCorrupt, match="backup"):
             await store.meta("bad")
         assert await store.state("good") == "SUCCESS"
@@ -139,7 +130,7 @@ async def test_a_report_that_meets_damage_is_stored_whole_or_not_at_all(
     """Where a group's numbers cannot be read, the report is refused and its record unchanged."""
     async with opened(clock, tmp_path, sync=False) as store:
         await store.report("t", "STARTED", group="g")
-        damage(store, Db.COUNTERS, b"")
+        damage(store.engine, Db.COUNTERS, b"")
         with pytest.raises(RecordCorrupt):
             await store.report("t")
         assert await store.state("t") == "STARTED"
@@ -149,7 +140,7 @@ async def test_a_damaged_record_does_not_stop_expiry(clock: Clock, tmp_path: Pat
     """A due row that cannot be read is said once and put off a day; what is behind it goes."""
     async with opened(clock, tmp_path, sync=False) as store:
         await store.put([make_report("bad", ttl_ms=HOUR_MS), make_report("good", ttl_ms=DAY_MS)])
-        damage(store, Db.TASKS, b"bad")
+        damage(store.engine, Db.TASKS, b"bad")
         store.clock.advance(DAY_MS)
         with pytest.raises(RecordCorrupt):
             await store.sweep()
@@ -167,7 +158,7 @@ async def test_a_damaged_record_of_a_group_does_not_stop_expiry(
     async with opened(clock, tmp_path, sync=False) as store:
         await store.create("g", task("bad"), task("kept"))
         await store.put([make_report(id_, ttl_ms=HOUR_MS) for id_ in ("bad", "kept", "other")])
-        damage(store, Db.TASKS, b"bad")
+        damage(store.engine, Db.TASKS, b"bad")
         await store.delete_group("g")
         store.clock.advance(2 * HOUR_MS)
         with suppress(RecordCorrupt):  # its own entry was due, too

@@ -132,7 +132,9 @@ def test_nothing_in_range_is_left_to_the_store() -> None:
         def page(self, db: Db, start: bytes, stop: bytes, count: int) -> Page:
             return page
 
-        def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        def scan(
+            self, db: Db, start: bytes, stop: bytes, *, passing: bool = False
+        ) -> Iterator[tuple[bytes, bytes]]:
             return rows
 
     rows: Iterator[tuple[bytes, bytes]] = iter([(b"a", b"1")])

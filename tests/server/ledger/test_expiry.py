@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
 from resultd_server import limits
 from resultd_server.engine.memory import MemoryEngine
+from resultd_server.errors import DomainError
 from resultd_server.ledger import keys
 from resultd_server.ledger.txn import Db
-from tests.support.stored import broken_in, rows_of, tamper, times_filed
+from tests.support.stored import broken_in, damage, row_of, rows_of, tamper, times_filed
 from tests.support.stores import (
     DAY_MS,
     HOUR_MS,
@@ -15,6 +21,7 @@ from tests.support.stores import (
     Clock,
     Store,
     disposition,
+    make_engine,
     make_report,
     task,
 )
@@ -201,3 +208,69 @@ async def test_a_record_that_its_group_keeps_has_no_entry(store: Store) -> None:
     assert broken_in(store.engine) == []
     await store.delete_group("g")
     assert (await store.sweep()).expired == 1
+
+
+TENANT = bytes(7) + b"\1"
+"""What the keys of the namespace made first begin with."""
+
+DAMAGES = [
+    (Db.EXPIRY, b"due"),
+    (Db.GARBAGE, b""),
+    (Db.MEMBERS, b""),
+    (Db.LOG, b""),
+    (Db.TOTALS, b""),
+    (Db.MEMBERSHIPS, b""),
+    (Db.COUNTERS, b""),
+    (Db.GROUPS, b"due"),
+    (Db.GROUPS, TENANT + b"\0"),
+    (Db.CLAIMS, b""),
+    (Db.CLAIMABLE, b""),
+    (Db.TASKS, b"due"),
+    (Db.TOMBSTONES, b"forgotten"),
+    (Db.REVOCATIONS, b""),
+    (Db.META, keys.usage(TENANT)),
+    (Db.META, b"next_namespace"),
+    (Db.META, b"next_group"),
+    (Db.NAMESPACES, b"tenant"),
+    (Db.NAMESPACES, b"other"),
+]
+
+
+@pytest.mark.parametrize("name", ["lmdb", "journaled"])
+@pytest.mark.parametrize("gone", [False, True], ids=["damaged", "gone"])
+@pytest.mark.parametrize(("db", "key_part"), DAMAGES)
+async def test_no_row_stops_expiry_for_all(
+    clock: Clock, tmp_path: Path, db: Db, key_part: bytes, gone: bool, name: str
+) -> None:
+    """Whatever rows of one namespace, or of the store, are damaged or lost: others' records go."""
+    engine = make_engine(name, clock, tmp_path)
+    await engine.start()
+    tenant, bystander, other = (
+        Store(engine, clock, each) for each in ("tenant", "bystander", "other")
+    )
+    await tenant.report("due", ttl_ms=HOUR_MS)
+    await tenant.create(
+        "due", task("m"), ttl_ms=HOUR_MS, seal=True, scope="s", continuation=bytes(100_000)
+    )
+    await tenant.report("m", ttl_ms=HOUR_MS)
+    await tenant.claim("due", "me")
+    await tenant.create("over", task("x"), task("y"))
+    await tenant.report("x", ttl_ms=HOUR_MS)
+    await tenant.add_to_total("over", 1, "once")
+    await tenant.delete_group("over")
+    await tenant.report("forgotten")
+    await tenant.forget("forgotten")
+    await tenant.revoke("wished")
+    clock.advance(SECOND_MS)
+    await bystander.report("b", ttl_ms=HOUR_MS)
+    await other.report("o", ttl_ms=NEVER)
+    await engine.close()  # and all is in LMDB
+    engine = bystander.engine = make_engine(name, clock, tmp_path)
+    await engine.start()
+    damage(engine, db, key_part, gone=gone)
+    clock.advance(DAY_MS + HOUR_MS)
+    for _ in range(20):
+        with suppress(DomainError):
+            await engine.sweep(limits.SWEEP_ROWS)
+    assert row_of(engine, Db.TASKS, bytes(7) + b"\2b") is None
+    await engine.close()

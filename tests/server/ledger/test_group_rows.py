@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resultd_server import limits
+from resultd_server.errors import RecordCorrupt
 from resultd_server.ledger import group_rows
 from resultd_server.ledger.unit import Unit
 from tests.server.ledger.test_txn import empty_txn
@@ -42,9 +43,9 @@ async def test_an_absent_group_says_why(store: Store) -> None:
     assert {field.name for field, _ in meta.ListFields()} == {"group_id", "existence"}
 
 
-def test_a_run_without_numbers_is_a_bug() -> None:
-    """Asking for the numbers of a run that is not there raises KeyError."""
-    with pytest.raises(KeyError):
+def test_a_run_without_numbers_is_damage() -> None:
+    """Where the numbers of a run are not there, the store is damaged, and whoever asks is told."""
+    with pytest.raises(RecordCorrupt):
         group_rows.raw_counters(Unit(empty_txn(), 0), 7)
 
 

@@ -32,10 +32,12 @@ class CountingTxn(MemoryTxn):
         self.looked += 1
         return super().get(db, key)
 
-    def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, db: Db, start: bytes, stop: bytes, *, passing: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         """Counted."""
         self.looked += 1
-        return super().scan(db, start, stop)
+        return super().scan(db, start, stop, passing=passing)
 
 
 def test_what_no_task_has_is_looked_for_once() -> None:
@@ -84,7 +86,9 @@ def test_a_row_that_cannot_be_read_is_there() -> None:
     """A corrupt row concerns who reads it, not everybody who asks whether there are any."""
 
     class Corrupt(MemoryTxn):
-        def scan(self, db: Db, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        def scan(
+            self, db: Db, start: bytes, stop: bytes, *, passing: bool = False
+        ) -> Iterator[tuple[bytes, bytes]]:
             raise RecordCorrupt("It does not match its checksum: restore the store.")
 
     assert not Unit(Corrupt(empty_txn()._maps), 0).empty(Db.TOMBSTONES, b"")
