@@ -177,6 +177,7 @@ def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) ->
     grown = 0
     taken: dict[int, tuple[bytes, str]] = {}
     places: dict[tuple[bytes, str], memberships.Tally] = {}
+    above: nesting.Above | None = None
     for member in members:
         kind, id_, index = member.kind, member.id, member.index
         there = None
@@ -199,7 +200,10 @@ def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) ->
             grown += memberships.rows_bytes(id_)
         who = (kind, id_)
         if who not in places:
-            _check_one(unit, group, kind, id_)
+            _check_open(group)
+            if kind == keys.GROUP:
+                above = above or nesting.Above(unit, group)
+                above.check(id_)
             places[who] = memberships.Tally(unit, group.namespace, kind, id_)
         places[who].add_one()
     if not taken and all(member.index is not None for member in members):
@@ -210,15 +214,13 @@ def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) ->
     return grown
 
 
-def _check_one(unit: Unit, group: Counters, kind: bytes, id_: str) -> None:
+def _check_open(group: Counters) -> None:
     if group.sealed:
         raise GroupSealed(
             f"Group {group.group_id!r} is sealed and takes no new members but those that "
             "reports name: raise its total with AddToTotal, or start a new group.",
             group_id=group.group_id,
         )
-    if kind == keys.GROUP:
-        nesting.check(unit, group, id_)
 
 
 def _add(unit: Unit, group: Counters, members: Sequence[NewMember]) -> list[int]:

@@ -9,34 +9,49 @@ from resultd_server.ledger.counters import Counters
 from resultd_server.ledger.unit import Unit
 
 
-def check(unit: Unit, parent: Counters, child_id: str) -> None:
-    """Raises GroupNesting where a group would contain itself or be nested too deep."""
-    child = group_rows.find(unit, parent.namespace, child_id)
-    height = 1 if child is None else child.height
-    level, visited = [parent], 0
-    while level:
-        height += 1
-        if height > limits.GROUP_DEPTH_MAX:
+class Above:
+    """A group and those above it, looked at once for all groups that are to be its members.
+
+    Above(unit, parent).check("child")
+
+    Raises LimitExceeded where they are too many to be looked at.
+    """
+
+    def __init__(self, unit: Unit, parent: Counters) -> None:
+        self._unit = unit
+        self._parent = parent
+        self._ids: set[str] = set()
+        self._levels = visited = 0
+        level = [parent]
+        while level and self._levels < limits.GROUP_DEPTH_MAX:  # nothing fits below so many
+            self._levels += 1
+            above: dict[int, Counters] = {}
+            for group in level:
+                self._ids.add(group.group_id)
+                for place in memberships.of(unit, group.namespace, keys.GROUP, group.group_id):
+                    above[place.group.number] = place.group
+                visited += 1
+                if visited > limits.GROUP_PARENTS_VISITED:
+                    raise LimitExceeded(
+                        "groups above", visited, limits.GROUP_PARENTS_VISITED, "nest fewer groups"
+                    )
+            level = list(above.values())
+
+    def check(self, child_id: str) -> None:
+        """Raises GroupNesting where a group would contain itself or be nested too deep."""
+        parent_id = self._parent.group_id
+        if child_id in self._ids:
+            raise GroupNesting(
+                f"Group {child_id!r} would contain itself: leave it out of {parent_id!r}.",
+                group_id=parent_id,
+            )
+        child = group_rows.find(self._unit, self._parent.namespace, child_id)
+        height = 1 if child is None else child.height
+        if height + self._levels > limits.GROUP_DEPTH_MAX:
             raise GroupNesting(
                 f"Groups nest at most {limits.GROUP_DEPTH_MAX} deep: flatten the workflow.",
-                group_id=parent.group_id,
+                group_id=parent_id,
             )
-        above: dict[int, Counters] = {}
-        for group in level:
-            if group.group_id == child_id:
-                raise GroupNesting(
-                    f"Group {child_id!r} would contain itself: leave it out of "
-                    f"{parent.group_id!r}.",
-                    group_id=parent.group_id,
-                )
-            for place in memberships.of(unit, group.namespace, keys.GROUP, group.group_id):
-                above[place.group.number] = place.group
-            visited += 1
-            if visited > limits.GROUP_PARENTS_VISITED:
-                raise LimitExceeded(
-                    "groups above", visited, limits.GROUP_PARENTS_VISITED, "nest fewer groups"
-                )
-        level = list(above.values())
 
 
 def raise_heights(unit: Unit, parent: Counters, child_id: str) -> None:

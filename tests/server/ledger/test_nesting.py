@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 from resultd.v1 import state_pb2
 from resultd_server import limits
 from resultd_server.errors import GroupNesting, LimitExceeded
+from resultd_server.ledger import memberships
+from resultd_server.ledger.keys import Namespace
+from resultd_server.ledger.memberships import Place
+from resultd_server.ledger.unit import View
 from tests.support.stores import HOUR_MS, Store, group, task
 
 
@@ -170,6 +175,26 @@ async def test_a_member_group_that_grows_is_no_change_of_those_above(store: Stor
     assert await store.group("above") == before
     store.clock.advance(HOUR_MS // 2)
     assert await store.existence("above") == "EXPIRED"
+
+
+async def test_what_is_above_is_looked_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many member groups one call adds: to check them all, and to note how tall it is."""
+    for number in range(5):
+        await store.create(f"parent{number}", group("child"))
+    await store.create("child")
+    looked_up: Counter[str] = Counter()
+    groups_of = memberships.of
+
+    def counted(view: View, namespace: Namespace, kind: bytes, id_: str) -> list[Place]:
+        looked_up[id_] += 1
+        return groups_of(view, namespace, kind, id_)
+
+    monkeypatch.setattr(memberships, "of", counted)
+    await store.add("child", *(group(f"grandchild{number}") for number in range(20)))
+    assert looked_up.keys() == {"child", *(f"parent{number}" for number in range(5))}
+    assert max(looked_up.values()) <= 2
 
 
 @pytest.mark.parametrize(("visited", "fits"), [(7, True), (8, True), (9, False), (80, False)])
