@@ -26,6 +26,9 @@ TESTED = {
     ),
     "COMMIT_WORK_US": ("server/engine/test_lmdb.py::test_what_is_much_work_takes_several_commits"),
     "GROUPS_PER_MEMBER": "faults/test_limits.py::test_the_groups_of_a_member_are_bounded",
+    "MEMBER_PLACES_MAX": (
+        "server/ledger/test_memberships.py::test_places_in_groups_that_are_over_are_bounded"
+    ),
     "GROUP_DEPTH_MAX": "faults/test_limits.py::test_groups_nest_so_deep_and_no_deeper",
     "REQUEST_BYTES_MAX": "faults/test_connection_limits.py::test_a_request_has_a_limit",
     "METADATA_BYTES_MAX": (

@@ -10,12 +10,13 @@ import enum
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from operator import itemgetter
 from typing import NamedTuple
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
-from resultd_server.errors import LimitExceeded
+from resultd_server.errors import LimitExceeded, Overloaded
 from resultd_server.ledger import claims, counters, group_rows, keys, usage, wire
 from resultd_server.ledger.counters import GONE, Counters
 from resultd_server.ledger.keys import Namespace
@@ -27,9 +28,11 @@ _ENTRY = struct.Struct(">cB")
 """What a row of the log begins with: the kind, and the bytes of the id that follows. The rest
 is the place as it stands in an event."""
 _PLACE_BYTES_MAX = 12
+_PASS_US = 1
 _LOOK_US = 3
 _COUNT_US = 15
-"""What one of a member's groups takes: to be looked at, and to have the member counted."""
+"""What one of a member's groups takes: to be passed over, to be looked at, and to have the member
+counted."""
 _begin_of = itemgetter(slice(_ENTRY.size))
 # Of a member, its entry in the log and the way from its id to its group: keys, and values
 # but for the id, which stands in each.
@@ -271,17 +274,26 @@ class Tally:
     """In how many groups an id is, while it is added to some.
 
     What is over and not removed yet counts only until it matters: which of them are is dear to
-    see.
+    see. Once they are so many that each report has much to pass over, no more are added before the
+    sweeper has been there.
     """
 
     def __init__(self, view: View, namespace: Namespace, kind: bytes, id_: str) -> None:
         self._who = (view, namespace, kind, id_)
         self._over: int | None = None
-        self._count = sum(1 for _ in _rows(*self._who))
+        self._places = sum(1 for _ in islice(_rows(*self._who), limits.MEMBER_PLACES_MAX))
+        self._count = self._places
+        view.spend(self._places * _PASS_US)
 
     def add_one(self) -> None:
-        """Counts one more. Raises LimitExceeded."""
+        """Counts one more. Raises LimitExceeded, Overloaded."""
         self._count += 1
+        self._places += 1
+        if self._places > limits.MEMBER_PLACES_MAX:
+            raise Overloaded(
+                f"Too many groups that {self._who[-1]!r} was in are over and not removed yet: try "
+                "again later, with backoff."
+            )
         if self._count > limits.GROUPS_PER_MEMBER and self._over is None:
             rows = list(_rows(*self._who))
             self._over = len(rows) - sum(1 for _ in _living(self._who[0], rows))

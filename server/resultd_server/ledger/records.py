@@ -253,7 +253,7 @@ def store(unit: Unit, namespace: Namespace, report: Report) -> bytes | Owing:
     """Applies a report by the transition rule, and counts it in its groups.
 
     The serialized StoreResultResponse, or what there is of it yet. Raises ValueTooLarge, Quota,
-    before anything is changed.
+    Overloaded; then nothing is changed, but that a record whose life was over is buried.
     """
     task_id, group_id = report.task_id, report.group_id
     stored = _find(unit, namespace, task_id)

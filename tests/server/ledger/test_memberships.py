@@ -6,7 +6,7 @@ import pytest
 
 from resultd.v1 import state_pb2
 from resultd_server import limits
-from resultd_server.errors import LimitExceeded
+from resultd_server.errors import LimitExceeded, Overloaded
 from resultd_server.ledger import counters
 from resultd_server.ledger.counters import Counters
 from resultd_server.ledger.unit import View
@@ -172,6 +172,26 @@ async def test_groups_that_are_over_do_not_count(
     assert membership(await store.report("t", group="g2")) == "NOT_A_MEMBER"
     with pytest.raises(LimitExceeded, match="groups of 'u': 3 are more than the 2"):
         await store.add("g0", task("u", 10), task("u", 11))
+
+
+async def test_places_in_groups_that_are_over_are_bounded(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would add one too many changes nothing and is refused, until the sweeper was there."""
+    monkeypatch.setattr(limits, "MEMBER_PLACES_MAX", 4)
+    for _ in range(2):
+        await store.create("g", task("t"), task("t"), new_epoch=True)
+    for _ in range(2):
+        with pytest.raises(Overloaded, match="'t' was in are over"):
+            await store.create("g", task("t"), new_epoch=True)
+        with pytest.raises(Overloaded):
+            await store.report("t", group="h")
+    assert (await store.counts("g"))["epoch"] == 2
+    assert await store.state("t") == "UNKNOWN"
+    await store.report("t", group="g")
+    await store.sweep()
+    assert membership(await store.report("t", group="h")) == "COUNTED"
+    await store.create("g", task("t"), new_epoch=True)
 
 
 async def test_who_reads_looks_at_one_group_that_lives(
