@@ -111,9 +111,12 @@ def _unborn(namespace: Namespace, group_id: str) -> Counters:
 
 
 def _check_new(unit: Unit, group: Counters, members: Sequence[NewMember]) -> int:
-    """The members of a run that has none yet must fit one another; what they take, in bytes."""
+    """The members of a run that has none yet must fit one another; what they take, in bytes.
+
+    `group`: the run that ends with that, if there is one.
+    """
     run = Counters(0, group.namespace, group.group_id, group.epoch, 0, 0, 0, 0)
-    return _check_members(unit, run, members)
+    return _check_members(unit, run, members, ending=group.number)
 
 
 def _check_again(
@@ -172,8 +175,13 @@ def add_members(
     return group_rows.show(unit, group), indexes
 
 
-def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) -> int:
-    """Raises where they cannot be members; what those take that are none yet, in bytes."""
+def _check_members(
+    unit: Unit, group: Counters, members: Sequence[NewMember], *, ending: int = 0
+) -> int:
+    """Raises where they cannot be members; what those take that are none yet, in bytes.
+
+    `ending`: the number of a run that is over when they are.
+    """
     grown = 0
     taken: dict[int, tuple[bytes, str]] = {}
     places: dict[tuple[bytes, str], memberships.Tally] = {}
@@ -204,7 +212,7 @@ def _check_members(unit: Unit, group: Counters, members: Sequence[NewMember]) ->
             if kind == keys.GROUP:
                 above = above or nesting.Above(unit, group)
                 above.check(id_)
-            places[who] = memberships.Tally(unit, group.namespace, kind, id_)
+            places[who] = memberships.Tally(unit, group.namespace, kind, id_, ending=ending)
         places[who].add_one()
     if not taken and all(member.index is not None for member in members):
         return grown

@@ -271,15 +271,19 @@ def in_too_many(view: View, namespace: Namespace, kind: bytes, id_: str) -> bool
 
 
 class Tally:
-    """In how many groups an id is, while it is added to some.
+    """In how many groups an id is, while it is added to some. `ending`: the number of one that is
+    over before.
 
     What is over and not removed yet counts only until it matters: which of them are is dear to
     see. Once they are so many that each report has much to pass over, no more are added before the
     sweeper has been there.
     """
 
-    def __init__(self, view: View, namespace: Namespace, kind: bytes, id_: str) -> None:
+    def __init__(
+        self, view: View, namespace: Namespace, kind: bytes, id_: str, *, ending: int = 0
+    ) -> None:
         self._who = (view, namespace, kind, id_)
+        self._ending = ending
         self._over: int | None = None
         self._places = sum(1 for _ in islice(_rows(*self._who), limits.MEMBER_PLACES_MAX))
         self._count = self._places
@@ -296,7 +300,8 @@ class Tally:
             )
         if self._count > limits.GROUPS_PER_MEMBER and self._over is None:
             rows = list(_rows(*self._who))
-            self._over = len(rows) - sum(1 for _ in _living(self._who[0], rows))
+            living = _living(self._who[0], rows)
+            self._over = len(rows) - sum(each.group.number != self._ending for each in living)
             self._count -= self._over
         if self._count > limits.GROUPS_PER_MEMBER:
             raise LimitExceeded(

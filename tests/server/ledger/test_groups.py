@@ -170,6 +170,19 @@ async def test_places_of_one_id_are_bounded(store: Store, monkeypatch: pytest.Mo
         await store.add("g", task("a", 9))
 
 
+async def test_a_new_epoch_does_not_count_the_run_it_ends(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members with as many places as they may have are declared again, and not with one more."""
+    monkeypatch.setattr(limits, "GROUPS_PER_MEMBER", 3)
+    await store.create("other", task("a"))
+    for _ in range(3):
+        await store.create("g", task("a"), task("a"), new_epoch=True)
+    with pytest.raises(LimitExceeded):
+        await store.create("g", *(task("a") for _ in range(3)), new_epoch=True)
+    assert (await store.counts("g"))["epoch"] == 3
+
+
 async def test_what_a_group_carries_is_bounded(store: Store) -> None:
     """A group over the record's limit is refused by name."""
     said = group_pb2.GroupMeta()
