@@ -273,6 +273,17 @@ async def opened(clock: Clock, directory: Path, **settings: Any) -> AsyncIterato
         await engine.close()
 
 
+@asynccontextmanager
+async def restarted(name: str, clock: Clock, directory: Path) -> AsyncIterator[Store]:
+    """A store that is there or begins, of an engine by its name; in LMDB whole afterwards."""
+    engine = make_engine(name, clock, directory)
+    await engine.start()
+    try:
+        yield Store(engine, clock)
+    finally:
+        await engine.close()
+
+
 def disposition(answer: pb.StoreResultResponse) -> str:
     """APPLIED, DUPLICATE or SUPERSEDED."""
     return pb.Disposition.Name(answer.disposition).removeprefix("DISPOSITION_")

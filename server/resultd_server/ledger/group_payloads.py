@@ -132,7 +132,7 @@ def put(unit: Unit, group: Counters, said: group_pb2.GroupMeta) -> None:
     else:
         raw = U64.pack(group.number) + said.SerializeToString()
         if before is not None and _is_apart(before):
-            unit.txn.delete(Db.GROUPS, large_key)
+            unit.txn.remove(Db.GROUPS, large_key)
     unit.txn.put(Db.GROUPS, key, raw)
     usage.add(unit, group.namespace.prefix, 0, grown + _rows_bytes(raw))
 
@@ -144,8 +144,8 @@ def delete(unit: Unit, group: Counters) -> None:
     if raw is None:
         return
     if _is_apart(raw):
-        unit.txn.delete(Db.GROUPS, keys.group_large(group.namespace, group.number))
-    unit.txn.delete(Db.GROUPS, key)
+        unit.txn.remove(Db.GROUPS, keys.group_large(group.namespace, group.number))
+    unit.txn.remove(Db.GROUPS, key)
     usage.add(unit, group.namespace.prefix, 0, -len(key) - _rows_bytes(raw))
 
 

@@ -21,8 +21,8 @@ from tests.support.stores import (
     Clock,
     Store,
     disposition,
-    make_engine,
     make_report,
+    restarted,
     task,
 )
 
@@ -236,6 +236,23 @@ DAMAGES = [
 ]
 
 
+async def fill(store: Store) -> None:
+    """Something of every kind: what is due, what is over, what is to be remembered."""
+    await store.report("due", ttl_ms=HOUR_MS)
+    await store.create(
+        "due", task("m"), ttl_ms=HOUR_MS, seal=True, scope="s", continuation=bytes(100_000)
+    )
+    await store.report("m", ttl_ms=HOUR_MS)
+    await store.claim("due", "me")
+    await store.create("over", task("x"), task("y"))
+    await store.report("x", ttl_ms=HOUR_MS)
+    await store.add_to_total("over", 1, "once")
+    await store.delete_group("over")
+    await store.report("forgotten")
+    await store.forget("forgotten")
+    await store.revoke("wished")
+
+
 @pytest.mark.parametrize("name", ["lmdb", "journaled"])
 @pytest.mark.parametrize("gone", [False, True], ids=["damaged", "gone"])
 @pytest.mark.parametrize(("db", "key_part"), DAMAGES)
@@ -243,34 +260,15 @@ async def test_no_row_stops_expiry_for_all(
     clock: Clock, tmp_path: Path, db: Db, key_part: bytes, gone: bool, name: str
 ) -> None:
     """Whatever rows of one namespace, or of the store, are damaged or lost: others' records go."""
-    engine = make_engine(name, clock, tmp_path)
-    await engine.start()
-    tenant, bystander, other = (
-        Store(engine, clock, each) for each in ("tenant", "bystander", "other")
-    )
-    await tenant.report("due", ttl_ms=HOUR_MS)
-    await tenant.create(
-        "due", task("m"), ttl_ms=HOUR_MS, seal=True, scope="s", continuation=bytes(100_000)
-    )
-    await tenant.report("m", ttl_ms=HOUR_MS)
-    await tenant.claim("due", "me")
-    await tenant.create("over", task("x"), task("y"))
-    await tenant.report("x", ttl_ms=HOUR_MS)
-    await tenant.add_to_total("over", 1, "once")
-    await tenant.delete_group("over")
-    await tenant.report("forgotten")
-    await tenant.forget("forgotten")
-    await tenant.revoke("wished")
-    clock.advance(SECOND_MS)
-    await bystander.report("b", ttl_ms=HOUR_MS)
-    await other.report("o", ttl_ms=NEVER)
-    await engine.close()  # and all is in LMDB
-    engine = bystander.engine = make_engine(name, clock, tmp_path)
-    await engine.start()
-    damage(engine, db, key_part, gone=gone)
-    clock.advance(DAY_MS + HOUR_MS)
-    for _ in range(20):
-        with suppress(DomainError):
-            await engine.sweep(limits.SWEEP_ROWS)
-    assert row_of(engine, Db.TASKS, bytes(7) + b"\2b") is None
-    await engine.close()
+    async with restarted(name, clock, tmp_path) as store:
+        await fill(Store(store.engine, clock, "tenant"))
+        clock.advance(SECOND_MS)
+        await Store(store.engine, clock, "bystander").report("b", ttl_ms=HOUR_MS)
+        await Store(store.engine, clock, "other").report("o", ttl_ms=NEVER)
+    async with restarted(name, clock, tmp_path) as store:
+        damage(store.engine, db, key_part, gone=gone)
+        clock.advance(DAY_MS + HOUR_MS)
+        for _ in range(20):
+            with suppress(DomainError):
+                await store.engine.sweep(limits.SWEEP_ROWS)
+        assert row_of(store.engine, Db.TASKS, bytes(7) + b"\2b") is None

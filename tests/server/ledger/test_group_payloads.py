@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,17 @@ from resultd_server.errors import GroupConflict
 from resultd_server.ledger import group_payloads, keys
 from resultd_server.ledger.groups import Declaration
 from resultd_server.ledger.txn import Db
-from tests.support.stored import broken_in, rows_of, tamper, usage_of
-from tests.support.stores import Clock, Store, asking, group, make_report, task
+from tests.support.stored import broken_in, damage, rows_of, tamper, usage_of
+from tests.support.stores import (
+    SECOND_MS,
+    Clock,
+    Store,
+    asking,
+    group,
+    make_report,
+    restarted,
+    task,
+)
 
 LARGE = b"x" * 100_000
 
@@ -131,6 +141,29 @@ async def test_the_large_part_is_seldom_read(
     assert max(read) < 1_000
     await memory.group("g")
     assert max(read) > len(LARGE)
+
+
+@pytest.mark.parametrize("name", ["lmdb", "journaled"])
+@pytest.mark.parametrize("how", ["deleted", "expired", "said again", "begun again"])
+async def test_the_large_part_goes_unread(
+    clock: Clock, tmp_path: Path, how: str, name: str
+) -> None:
+    """Whatever ends a run, or takes the place of what was said: so too where it is damaged."""
+    async with restarted(name, clock, tmp_path) as store:
+        await store.create("g", continuation=LARGE, ttl_ms=SECOND_MS)
+    async with restarted(name, clock, tmp_path) as store:
+        damage(store.engine, Db.GROUPS, bytes(7) + b"\1\0")
+        if how == "deleted":
+            await store.delete_group("g")
+        elif how == "expired":
+            clock.advance(SECOND_MS)
+            await store.sweep()
+        else:
+            await store.create("g", new_epoch=how == "begun again")
+    async with restarted(name, clock, tmp_path) as store:
+        rows = rows_of(store.engine, Db.GROUPS)
+        assert [key[8:] for key, _ in rows] == ([b"g"] if "again" in how else [])
+        usage_of(store.engine)
 
 
 def in_place(store: Store) -> None:
