@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from resultd.v1 import group_pb2
 from resultd_server import limits
+from resultd_server.errors import RecordCorrupt
 from resultd_server.ledger import keys, usage
 from resultd_server.ledger.counters import Counters
 from resultd_server.ledger.keys import U64, Namespace
@@ -92,20 +93,26 @@ def read(group: Counters, raw: bytes) -> tuple[group_pb2.GroupMeta, Owed | None]
 
 
 def large(view: View, owed: Owed) -> bytes | None:
-    """A GroupMeta with continuation and extra, serialized; None if the run is over."""
+    """A GroupMeta with continuation and extra, serialized; None if the run is over.
+
+    Raises RecordCorrupt where the run goes on without them.
+    """
     found = view.txn.get(Db.GROUPS, keys.group_large(owed.namespace, owed.number))
     if found is not None:
         return found
     raw = view.txn.get(Db.GROUPS, keys.record(owed.namespace, owed.group_id))
     if raw is None or U64.unpack_from(raw)[0] != owed.number:
         return None
+    if _is_apart(raw):
+        raise _lost(owed.group_id)
     return _large_of(_said(raw))
 
 
 def same_continuation(view: View, group: Counters, said: group_pb2.GroupMeta) -> bool:
     """Whether the group has the continuation that is said.
 
-    A large one is not read for who says one of another size: that would be a small call.
+    A large one is not read for who says one of another size: that would be a small call. Raises
+    RecordCorrupt where it is lost.
     """
     raw = row(view, group)
     if not _is_apart(raw):
@@ -114,7 +121,16 @@ def same_continuation(view: View, group: Counters, said: group_pb2.GroupMeta) ->
     if continuation_bytes != said.continuation.ByteSize():
         return False
     kept = view.txn.get(Db.GROUPS, keys.group_large(group.namespace, number))
-    return group_pb2.GroupMeta.FromString(kept or b"").continuation == said.continuation
+    if kept is None:
+        raise _lost(group.group_id)
+    return group_pb2.GroupMeta.FromString(kept).continuation == said.continuation
+
+
+def _lost(group_id: str) -> RecordCorrupt:
+    return RecordCorrupt(
+        f"The continuation of group {group_id!r} is lost: restore the store from a backup.",
+        group_id=group_id,
+    )
 
 
 def put(unit: Unit, group: Counters, said: group_pb2.GroupMeta) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from resultd.v1 import group_pb2, group_service_pb2
 from resultd_server.engine.memory import MemoryEngine, MemoryTxn
-from resultd_server.errors import GroupConflict
+from resultd_server.errors import GroupConflict, RecordCorrupt
 from resultd_server.ledger import group_payloads, keys
 from resultd_server.ledger.groups import Declaration
 from resultd_server.ledger.txn import Db
@@ -224,6 +224,22 @@ async def test_a_large_part_that_does_not_fit_is_found(memory: Store, how: str) 
     assert isinstance(memory.engine, MemoryEngine)
     tamper(memory.engine, Db.GROUPS, key, BREAKS[how](row))
     assert "groups" in {each.db for each in broken_in(memory.engine)}
+
+
+async def test_a_large_part_that_is_lost_is_not_nothing(memory: Store) -> None:
+    """Who asks for it is told that it is lost; who reports is not told of a claim without it."""
+    meta = said()
+    await declare(memory, meta, seal=True)
+    ((key, _),) = [each for each in rows_of(memory.engine, Db.GROUPS) if each[0][8:9] == b"\0"]
+    assert isinstance(memory.engine, MemoryEngine)
+    tamper(memory.engine, Db.GROUPS, key, None)
+    assert not (await memory.report("t", group="g", claim="me")).HasField("claim")
+    for asked in (memory.claim("g", "me"), memory.group("g"), declare(memory, meta)):
+        with pytest.raises(RecordCorrupt, match="'g' is lost"):
+            await asked
+    with pytest.raises(GroupConflict):
+        await declare(memory, said(continuation=b"another"))
+    assert await memory.delete_group("g")
 
 
 async def test_a_large_part_of_nobody_is_found(memory: Store) -> None:
