@@ -49,7 +49,8 @@ async def run(
             return
         except DomainError as refusal:
             on_refused(refusal)
-            swept = NOTHING
+            # What was due and cannot be read is out of the way: others wait no second for each.
+            swept = NOTHING._replace(more="due" in refusal.metadata)
         except Exception as error:  # noqa: BLE001  nobody else would delete what expires
             on_refused(DomainError(f"The sweeper stumbled, and goes on: {error!r}."))
             swept = NOTHING

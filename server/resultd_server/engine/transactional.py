@@ -69,6 +69,7 @@ class TransactionalEngine(Engine):
         self._revocations = 0
         self._census = usage.Census()
         self._turn = asyncio.Lock()
+        self._damage = _Damage()
 
     @abc.abstractmethod
     async def _write(
@@ -368,7 +369,9 @@ class TransactionalEngine(Engine):
         # Looked at first, so that a store with nothing due commits nothing.
         committed = self._read(look)
         if committed is None:
+            self._damage = _Damage()
             return Swept(0, 0, 0)
+        budget = self._damage.budget(budget)
         step = functools.partial(
             expiry.sweep, budget=budget, known=self._namespaces, committed=committed
         )
@@ -380,13 +383,17 @@ class TransactionalEngine(Engine):
             return Swept(steps, expired, unit.expired_incomplete - before, more)
 
         try:
-            return await self._write(operation, grows=False, size_bytes=budget * _SWEPT_BYTES)
+            swept = await self._write(operation, grows=False, size_bytes=budget * _SWEPT_BYTES)
         except RecordCorrupt as error:
             # Nothing was changed. Out of the way, so that the others go all the same.
             due = error.metadata.get("due")
             if due is not None:
-                await self._write(lambda unit: expiry.put_off(unit, due), grows=False)
+                count = self._damage.met(error)
+                await self._write(lambda unit: expiry.put_off(unit, due, count), grows=False)
             raise
+        if not swept.more:
+            self._damage = _Damage()
+        return swept
 
     def _held(self) -> Held | None:
         """What namespaces hold; None where that cannot be looked at, or not yet."""
@@ -394,6 +401,32 @@ class TransactionalEngine(Engine):
             return self._read(lambda view: self._census.look(view.txn))
         except DomainError:
             return None
+
+
+class _Damage:
+    """What the sweeper has met that cannot be read, since there was last nothing to do.
+
+    A million entries of a namespace may lead to one row. While nothing of it could be read in
+    between, twice as many are put off each time.
+    """
+
+    def __init__(self) -> None:
+        self._namespace = ""
+        self._count = 0
+        self._before = 0
+
+    def met(self, error: RecordCorrupt) -> int:
+        """An entry led to it: of the error that `expiry.sweep` raised. How many to put off."""
+        said = error.metadata
+        again = said["namespace"] == self._namespace and said["like"] == "0"
+        self._count = min(2 * self._count, limits.SWEEP_ROWS) if again else 1
+        self._namespace, self._before = said["namespace"], int(said["before"])
+        return self._count
+
+    def budget(self, budget: int) -> int:
+        """How many are to be swept next: those before it, which can be read, are not met twice."""
+        before, self._before = self._before, 0
+        return min(before, budget) or budget
 
 
 def _size_of(ids: Iterable[str]) -> int:

@@ -17,10 +17,12 @@ def sweep(unit: Unit, budget: int, known: namespaces.Known, committed: bytes) ->
     """Handles up to `budget` due entries and deletes up to as many left-over rows.
 
     (steps taken, records and groups that expired). As many steps as `budget` or more, or a unit
-    that is exhausted, say that there is more to do. Raises RecordCorrupt, `due` in its metadata
-    where an entry led to what cannot be read; one that cannot be read itself stays, to be found by
-    who verifies the store. `known`, `committed`: of what is due every namespace is committed, see
-    there.
+    that is exhausted, say that there is more to do. `known`, `committed`: of what is due every
+    namespace is committed, see there.
+
+    Raises RecordCorrupt. Where an entry led to what cannot be read its metadata say which was
+    `due`, its `namespace`, how many were `before` it, and how many of these were `like` it in that.
+    One that cannot be read itself stays, to be found by who verifies the store.
     """
     due = list(islice(_due(unit), budget))
     by_prefix = known.with_prefixes(unit.txn, _named(due), committed)
@@ -29,11 +31,18 @@ def sweep(unit: Unit, budget: int, known: namespaces.Known, committed: bytes) ->
         try:
             expired += _handle(unit, key, by_prefix)
         except RecordCorrupt as error:
-            error.metadata["due"] = key.hex()
+            error.metadata |= _whereabouts(key, [before for before, _ in due[: steps - 1]])
             raise
         if unit.exhausted:
             return steps, expired
     return steps + groups.collect_garbage(unit, budget), expired
+
+
+def _whereabouts(key: bytes, before: list[bytes]) -> dict[str, str]:
+    prefix = keys.parse_expiry(key)[2]
+    like = sum(keys.parse_expiry(each)[2] == prefix for each in before)
+    said = {"due": key.hex(), "namespace": prefix.hex(), "before": len(before), "like": like}
+    return {name: str(fact) for name, fact in said.items()}
 
 
 def _due(view: View) -> Iterator[tuple[bytes, bytes]]:
@@ -61,13 +70,21 @@ def _handle(unit: Unit, key: bytes, by_prefix: dict[bytes, Namespace]) -> bool:
     return False
 
 
-def put_off(unit: Unit, due: str) -> None:
-    """Looks again in a day at what could not be read: `due` of the error that `sweep` raised."""
-    key = bytes.fromhex(due)
-    _, kind, prefix, id_ = keys.parse_expiry(key)
-    unit.txn.delete(Db.EXPIRY, key)
+def put_off(unit: Unit, due: str, count: int) -> None:
+    """Looks again in a day at what could not be read: `due` of the error that `sweep` raised.
+
+    And at what else of its namespace is due next, so that it is `count` entries: a row that many
+    of them lead to would else be met as many times.
+    """
+    start, stop = bytes.fromhex(due), U64.pack(unit.now_ms + 1)
+    later = islice(unit.txn.scan(Db.EXPIRY, start, stop, passing=True), limits.SWEEP_ROWS)
+    parsed = [(key, keys.parse_expiry(key)) for key, _ in later]
+    namespace = keys.parse_expiry(start)[2]  # the entry itself may have gone meanwhile
+    theirs = [each for each in parsed if each[1][2] == namespace]
     again_ms = unit.now_ms + limits.TTL_DEFAULT_MS
-    unit.txn.put(Db.EXPIRY, keys.expiry(again_ms, kind, Namespace("", prefix), id_), b"")
+    for key, (_, kind, prefix, id_) in theirs[:count]:
+        unit.txn.remove(Db.EXPIRY, key)
+        unit.txn.put(Db.EXPIRY, keys.expiry(again_ms, kind, Namespace("", prefix), id_), b"")
 
 
 def anything_due(view: View) -> bool:

@@ -10,9 +10,10 @@ tombstones, of groups' numbers, claims, and requests to raise a total. A member 
 with its entry in the completion log from the start, so that what becomes terminal later
 needs no more room.
 
-Not counted is what goes with a row that is, and is no larger than a small multiple of it:
-when it expires (at most one entry a row, 17 bytes and the id; it goes with the row), the
-namespace's name in a group's numbers, and a claim scope there and where it is looked up.
+Not counted is what goes with a row that is, and is no larger than a small multiple of it: when it
+expires (one entry a row, 17 bytes and the id, which goes with the row; one more, for a day, where
+the row could not be read when it was due), the namespace's name in a group's numbers, and a claim
+scope there and where it is looked up.
 `consistency` counts again, and looks for entries without their row.
 """
 

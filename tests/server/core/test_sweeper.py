@@ -9,7 +9,7 @@ import pytest
 from resultd_server import limits
 from resultd_server.core import sweeper
 from resultd_server.engine.base import Swept
-from resultd_server.errors import DomainError, StoreFailed, StoreFull
+from resultd_server.errors import DomainError, RecordCorrupt, StoreFailed, StoreFull
 from tests.support.stores import SECOND_MS, Store, make_report
 
 
@@ -36,6 +36,35 @@ async def test_it_sweeps_in_steps_and_lets_others_have_their_turn(
 def refused_none(refusal: DomainError) -> None:
     """No refusal is expected."""
     raise refusal
+
+
+async def test_nobody_waits_for_what_is_put_off(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an entry that led to damage the sweeper goes on; only what may pass is waited for."""
+    answers: list[DomainError | Swept] = [
+        RecordCorrupt("It is out of the way.", due="00"),
+        Swept(3, 3, 0, more=True),
+        RecordCorrupt("It is not."),
+        StoreFull("full"),
+        Swept(3, 3, 0),
+        StoreFailed("failed"),
+    ]
+    slept: list[float] = []
+
+    async def answer(_: int) -> Swept:
+        said = answers.pop(0)
+        if isinstance(said, Swept):
+            return said
+        raise said
+
+    async def sleep(for_s: float) -> None:
+        slept.append(for_s)
+
+    monkeypatch.setattr(store.engine, "sweep", answer)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await sweeper.run(store.engine, lambda _: None, lambda _: None)
+    assert slept == [0, 0, *[sweeper.EVERY_S] * 3]
 
 
 async def test_it_stops_with_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

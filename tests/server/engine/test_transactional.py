@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -15,10 +16,13 @@ from resultd_server.engine.lmdb import LmdbEngine
 from resultd_server.engine.transactional import NOWHERE, TransactionalEngine
 from resultd_server.errors import GroupNotFound, RecordCorrupt, ValueTooLarge
 from resultd_server.ledger import group_payloads, records
+from resultd_server.ledger.keys import Namespace
 from resultd_server.ledger.records import Report
 from resultd_server.ledger.unit import Unit
 from tests.support.in_process import until
+from tests.support.stored import times_filed
 from tests.support.stores import (
+    DAY_MS,
     SECOND_MS,
     Store,
     asking,
@@ -99,6 +103,64 @@ async def test_a_sweep_ends_where_it_was_work_enough(
         *[(1, 1, 0, True)] * 3,
         (0, 0, 0, False),
     ]
+
+
+@pytest.fixture
+def expired(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each record was tried to be expired; those named "bad" cannot be read."""
+    tried: Counter[str] = Counter()
+    expire = records.expire
+
+    def counted(unit: Unit, namespace: Namespace, task_id: str) -> bool:
+        tried[task_id] += 1
+        if task_id.startswith("bad"):
+            raise RecordCorrupt("A row that it led to.")
+        return expire(unit, namespace, task_id)
+
+    monkeypatch.setattr(records, "expire", counted)
+    return tried
+
+
+async def sweep_all(store: Store) -> int:
+    """Sweeps until there is nothing to do; how often that was refused."""
+    refused = 0
+    while True:
+        try:
+            if not (await store.engine.sweep(500)).steps:
+                return refused
+        except RecordCorrupt:
+            refused += 1
+
+
+async def test_what_can_be_read_is_not_done_again_for_what_cannot(
+    store: Store, expired: Counter[str]
+) -> None:
+    """Entries before one that leads to damage are swept by themselves, and those behind it then."""
+    names = [f"{'bad' if number % 3 == 2 else 't'}{number:02}" for number in range(30)]
+    for name in names:
+        await store.report(name, ttl_ms=SECOND_MS)
+        store.clock.advance(1)
+    store.clock.advance(SECOND_MS)
+    assert await sweep_all(store) == 10
+    assert [await store.state(name) for name in names] == ["EXPIRED"] * 30
+    assert {expired[name] for name in names if name.startswith("t")} == {2}
+
+
+async def test_what_many_lead_to_is_met_a_few_times(store: Store, expired: Counter[str]) -> None:
+    """While nothing of a namespace can be read, more and more of it are put off for a day; of
+    others, due between them, nothing is.
+    """
+    other = Store(store.engine, store.clock, "other")
+    for number in range(100):
+        await store.report(f"bad{number}", ttl_ms=SECOND_MS)
+        await other.report(f"t{number}", ttl_ms=SECOND_MS)
+        store.clock.advance(1)
+    store.clock.advance(SECOND_MS)
+    assert await sweep_all(store) == 7, "1, 2, 4, 8, 16, 32, 64"
+    assert sum(expired[f"t{number}"] > 0 for number in range(100)) == 100
+    assert times_filed(store.engine).count(store.clock() + DAY_MS) == 100
+    store.clock.advance(DAY_MS)
+    assert await sweep_all(store) == 7, "begun anew"
 
 
 async def test_what_groups_leave_behind_is_swept_bit_by_bit(

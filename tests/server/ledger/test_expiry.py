@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from resultd_server import limits
 from resultd_server.engine.memory import MemoryEngine
 from resultd_server.errors import DomainError
-from resultd_server.ledger import keys
+from resultd_server.ledger import expiry, keys
 from resultd_server.ledger.txn import Db
 from tests.support.stored import broken_in, damage, row_of, rows_of, tamper, times_filed
 from tests.support.stores import (
@@ -208,6 +209,21 @@ async def test_a_record_that_its_group_keeps_has_no_entry(store: Store) -> None:
     assert broken_in(store.engine) == []
     await store.delete_group("g")
     assert (await store.sweep()).expired == 1
+
+
+async def test_nothing_of_others_is_put_off(store: Store) -> None:
+    """Where what was due went meanwhile: of its namespace the next are put off, of others none."""
+    other = Store(store.engine, store.clock, "other")
+    for each, ttl_ms in ((store, 1), (other, 2), (store, 3), (other, 4)):
+        await each.report(f"t{ttl_ms}", ttl_ms=ttl_ms)
+    (due, *_) = [key.hex() for key, _ in rows_of(store.engine, Db.EXPIRY)]
+    before = times_filed(store.engine)
+    await store.forget("t1")
+    store.clock.advance(SECOND_MS)
+    engine: Any = store.engine
+    await engine._write(lambda unit: expiry.put_off(unit, due, 10))
+    left = [each for each in times_filed(store.engine) if each in before]
+    assert left == [before[1], before[3]]
 
 
 TENANT = bytes(7) + b"\1"
