@@ -7,7 +7,7 @@ gRPC takes an answer at once and keeps it until its peer has taken it. A small c
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from contextvars import ContextVar
 
 from resultd_server import limits
@@ -23,7 +23,7 @@ class _Connection:
 
     def __init__(self) -> None:
         self.under_way = 0
-        self.waiting: deque[asyncio.Future[None]] = deque()
+        self.waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
 
 
 class AnswerBound:
@@ -74,7 +74,7 @@ class AnswerBound:
 
     async def _wait(self, connection: _Connection) -> None:
         turn = asyncio.get_running_loop().create_future()
-        connection.waiting.append(turn)
+        connection.waiting[turn] = None
         try:
             await asyncio.wait((turn,), timeout=self._wait_s)
         except asyncio.CancelledError:
@@ -83,6 +83,7 @@ class AnswerBound:
             raise
         finally:
             turn.cancel()
+            connection.waiting.pop(turn, None)  # whoever has it has left the row
 
     def _taken(self, peer: str, connection: _Connection) -> None:
         connection.under_way -= 1
@@ -93,7 +94,7 @@ class AnswerBound:
 
 def _wake_one(connection: _Connection) -> None:
     while connection.waiting:
-        turn = connection.waiting.popleft()
+        turn, _ = connection.waiting.popitem(last=False)
         if not turn.done():
             turn.set_result(None)
             return

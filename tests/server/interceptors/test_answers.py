@@ -103,6 +103,23 @@ async def test_who_is_gone_leaves_his_turn(woken: bool) -> None:
     assert answering._bound._connections == {}
 
 
+async def test_who_is_gone_leaves_nothing() -> None:
+    """Calls that wait and end, again and again, while the first one's answer lies there."""
+    answering = Answering(AnswerBound(1, 60))
+    (first,) = await answering.ask("a")
+    for _ in range(3):
+        for waiting in await answering.ask("a", "a"):
+            waiting.cancel()
+        await answering.rest()
+    (last,) = await answering.ask("a")
+    (connection,) = answering._bound._connections.values()
+    assert len(connection.waiting) == 1
+    for number in range(2):
+        answering.begun[number].taken()
+        await answering.rest()
+    await asyncio.gather(first, last)
+
+
 async def test_clients_of_a_unix_socket_do_not_wait_for_each_other() -> None:
     """gRPC has one name for all of them."""
     answering = Answering(AnswerBound(1, 60))
