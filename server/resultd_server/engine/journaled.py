@@ -163,7 +163,9 @@ class JournaledEngine(LmdbEngine):
             entry = self._journal.encode(batch.layer)
             batch.layer.size_bytes = len(entry)
             if self._journal.fits(entry):
-                await self._append(entry, SPARE_BYTES if _may_grow(operations) else 0)
+                # Of a full store nothing in it grows, whoever came together.
+                spares = _may_grow(operations) and not is_full
+                await self._append(entry, SPARE_BYTES if spares else 0)
                 self._checkpoints.add(batch.layer)
             elif len(operations) > 1:
                 # Fewer at a time: they run again, having changed nothing.

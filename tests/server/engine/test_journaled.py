@@ -381,6 +381,32 @@ async def test_a_full_store_takes_no_more_and_recovers(clock: Clock, tmp_path: P
             await store.report(f"later{number}", value=block)
 
 
+async def test_what_makes_room_is_not_refused_with_what_grows(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk: a call to forget has what was spared, also beside a report in one commit."""
+    async with opened(clock, tmp_path, kill=True) as store:
+        await store.put([make_report("a"), make_report("b")])
+        engine = engine_of(store)
+        await engine._checkpoints.write_all()
+        room_bytes = engine._journal._offset + journal.SPARE_BYTES // 2
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._checkpoints, "stuck", True)
+            patch.setattr(engine._checkpoints, "frozen", Layer())
+            patch.setattr(engine._journal, "_capacity_bytes", room_bytes)
+            before = engine.commits
+            said = await asyncio.gather(
+                answered(store.forget("a")),
+                answered(store.report("c")),
+                answered(store.forget("b")),
+                answered(store.create("g")),
+            )
+            assert [*said] == ["", "STORE_FULL", "", "STORE_FULL"]
+            assert engine.commits == before + 1
+        states = [await store.state(id_) for id_ in ("a", "b", "c")]
+        assert states == ["FORGOTTEN", "FORGOTTEN", "UNKNOWN"]
+
+
 def small_journal(directory: Path, run: bytes, *, sync: bool) -> journal.Journal:
     """A journal of two files of 1 MiB."""
     return journal.Journal(directory, run, MIB, sync=sync)
