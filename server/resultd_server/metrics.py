@@ -197,6 +197,11 @@ def _of_engine(stats: EngineStats) -> Iterator[Metric]:
         "resultd_writer_busy_seconds", "How long the commit under way has taken.", stats.writing_s
     )
     yield _counter("resultd_revocations_total", "Tasks asked to stop.", stats.revocations)
+    yield _counter(
+        "resultd_groups_expired_incomplete_total",
+        "Groups that expired before they were complete.",
+        stats.groups_incomplete,
+    )
     yield from _of_usage(stats)
     if stats.space is not None:
         yield from _of_space(stats.space)
@@ -251,11 +256,6 @@ def _of_sweeps(sweeps: Sweeps) -> Iterator[Metric]:
     yield _counter("resultd_expired_total", "Records and groups expired.", sweeps.expired)
     yield _counter("resultd_sweep_steps_total", "Steps the sweeper took.", sweeps.steps)
     yield _counter("resultd_sweeps_refused_total", "Sweeps the store refused.", sweeps.refused)
-    yield _counter(
-        "resultd_groups_expired_incomplete_total",
-        "Groups that expired before they were complete.",
-        sweeps.groups_incomplete,
-    )
 
 
 def _of_memory(pressure: Pressure) -> Iterator[Metric]:

@@ -19,6 +19,7 @@ from tests.support.access import AuthFile, put, utc
 from tests.support.http import get_soon, samples, value
 from tests.support.in_process import Served, serving, until
 from tests.support.request_fields import METHODS
+from tests.support.stores import SECOND_MS, Clock, Store
 
 ADMIN: dict[str, Any] = {"admin": "127.0.0.1:0"}
 STORE = "ResultService/StoreResult"
@@ -145,12 +146,23 @@ async def test_the_store_is_measured(tmp_path: Path) -> None:
 
 
 async def test_what_the_sweeper_did_is_counted() -> None:
-    """Expired records, steps, groups that expired incomplete."""
+    """Expired records and steps."""
     async with serving(**ADMIN) as served:
         served.app.swept.count(Swept(steps=7, expired=3, expired_incomplete=1))
         seen = await page(served)
     assert value(seen, "resultd_expired_total") == 3
     assert value(seen, "resultd_sweep_steps_total") == 7
+
+
+async def test_groups_that_expired_incomplete_are_counted() -> None:
+    """As the engine counts them."""
+    clock = Clock()
+    async with serving(clock=clock, **ADMIN) as served:
+        store = Store(served.app.engine, clock)
+        await store.create("g", ttl_ms=SECOND_MS)
+        clock.advance(SECOND_MS)
+        await store.create("g")
+        seen = await page(served)
     assert value(seen, "resultd_groups_expired_incomplete_total") == 1
 
 

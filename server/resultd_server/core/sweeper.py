@@ -22,14 +22,12 @@ class Sweeps:
     def __init__(self) -> None:
         self.expired = 0
         self.steps = 0
-        self.groups_incomplete = 0
         self.refused = 0
 
     def count(self, swept: Swept) -> None:
         """Adds one step."""
         self.expired += swept.expired
         self.steps += swept.steps
-        self.groups_incomplete += swept.expired_incomplete
 
 
 async def run(

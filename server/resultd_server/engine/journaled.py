@@ -239,7 +239,7 @@ class JournaledEngine(LmdbEngine):
             self._vacant.clear()
         unit = Unit(txn, self.clock(), self._vacant, allowance=self.allowance)
         done = run_all(unit, operations, is_full=is_full)
-        return _Batch(Commit(done, unit.changed), txn.own)
+        return _Batch(Commit(done, unit.changed, unit.expired_incomplete), txn.own)
 
     def _run_singly(
         self, operations: list[Operation], layers: Sequence[Layer], below: Txn, *, is_full: bool
@@ -247,6 +247,7 @@ class JournaledEngine(LmdbEngine):
         kept = Layer()
         done: list[Done] = []
         changed: set[Changed] = set()
+        groups_incomplete = 0
         for operation in operations:
             try:
                 one = self._run_together([operation], (kept, *layers), below, is_full=is_full)
@@ -258,7 +259,8 @@ class JournaledEngine(LmdbEngine):
             kept.update(one.layer)
             done += one.commit.done
             changed |= one.commit.changed
-        return _Batch(Commit(done, changed), kept)
+            groups_incomplete += one.commit.groups_incomplete
+        return _Batch(Commit(done, changed, groups_incomplete), kept)
 
     async def _append(self, entry: bytes, spare_bytes: int) -> None:
         """Has an entry on disk. Raises DomainError; it is none then."""

@@ -82,6 +82,7 @@ class Commit(NamedTuple):
 
     done: list[Done]
     changed: set[Changed]
+    groups_incomplete: int = 0
 
 
 class LmdbEngine(TransactionalEngine):
@@ -288,7 +289,7 @@ class LmdbEngine(TransactionalEngine):
             unit = Unit(Txn(txn, self._dbs), self.clock(), allowance=self.allowance)
             done = run_all(unit, operations, is_full=self._is_full(txn, operations))
         self.commits += 1
-        return Commit(done, unit.changed)
+        return Commit(done, unit.changed, unit.expired_incomplete)
 
     def _is_full(self, txn: environment.Transaction, operations: list[Operation]) -> bool:
         """Whether live data has reached its limit; looked at after every mebibyte written."""
@@ -329,6 +330,7 @@ class LmdbEngine(TransactionalEngine):
         hold up the answers, and none do not matter.
         """
         changed = commit.changed
+        self._groups_incomplete += commit.groups_incomplete
         hints_first = (
             len(changed) <= HINTS_FIRST_MAX and self.hub.waiting(changed) <= HINTS_FIRST_MAX
         )
@@ -358,6 +360,7 @@ class LmdbEngine(TransactionalEngine):
             writes_queued_bytes=self._queued_bytes,
             writing_s=self.writing_s(),
             revocations=self._revocations,
+            groups_incomplete=self._groups_incomplete,
             held=self._held(),
             allowance=self.allowance,
             space=self._space(),

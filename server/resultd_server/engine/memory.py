@@ -104,6 +104,7 @@ class MemoryEngine(TransactionalEngine):
             raise
         self._commit_seconds.observe(time.monotonic() - began_s)
         self._commit_operations.observe(1)
+        self._groups_incomplete += unit.expired_incomplete
         self.hub.announce(unit.changed, time.monotonic())
         return result
 
@@ -115,6 +116,7 @@ class MemoryEngine(TransactionalEngine):
             self._commit_seconds,
             self._commit_operations,
             revocations=self._revocations,
+            groups_incomplete=self._groups_incomplete,
             held=self._held(),
             allowance=self.allowance,
         )

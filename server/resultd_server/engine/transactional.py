@@ -67,6 +67,7 @@ class TransactionalEngine(Engine):
         self.allowance = allowance
         self._namespaces = namespaces.Known()
         self._revocations = 0
+        self._groups_incomplete = 0
         self._census = usage.Census()
         self._turn = asyncio.Lock()
         self._damage = _Damage()

@@ -254,6 +254,22 @@ async def test_a_group_that_expires_incomplete_is_counted(store: Store) -> None:
     assert await store.existence("short") == "UNKNOWN"
 
 
+async def test_a_group_that_expired_incomplete_is_counted_once(store: Store) -> None:
+    """By a sweep, or by who declares it again before one, or names it in a report."""
+    for name in ("swept", "declared", "named", "begun again", "lives"):
+        await store.create(name, task("a"), ttl_ms=DAY_MS if name == "lives" else HOUR_MS)
+    await store.create("done", seal=True, ttl_ms=HOUR_MS)
+    store.clock.advance(HOUR_MS)
+    await store.create("declared")
+    await store.report("t", group="named")
+    await store.create("begun again", new_epoch=True)
+    await store.create("done")
+    await store.delete_group("lives")
+    assert store.engine.stats().groups_incomplete == 3
+    assert (await store.sweep()).expired_incomplete == 1
+    assert store.engine.stats().groups_incomplete == 4
+
+
 async def test_writers_at_once_all_count(store: Store) -> None:
     """However many report at once, each member is counted once and the log is dense."""
     names = [f"t{number}" for number in range(300)]
