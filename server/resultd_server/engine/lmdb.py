@@ -242,12 +242,10 @@ class LmdbEngine(TransactionalEngine):
 
     def _run(self) -> None:
         while (batch := self._batches.get()) is not None:
-            self._writing_since_s = began_s = time.monotonic()
+            self._writing_since_s = time.monotonic()
             commits = self._commit(batch)
             self._writing_since_s = None
             done_s = time.monotonic()
-            self._commit_seconds.observe(done_s - began_s)
-            self._commit_operations.observe(len(batch))
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 self._loop.call_soon_threadsafe(self._deliver, commits, done_s)
 
@@ -285,10 +283,13 @@ class LmdbEngine(TransactionalEngine):
         return [commit for operation in operations for commit in self._commit([operation])]
 
     def _attempt(self, operations: list[Operation]) -> Commit:
+        began_s = time.monotonic()
         with self._env.begin(write=True) as txn:
             unit = Unit(Txn(txn, self._dbs), self.clock(), allowance=self.allowance)
             done = run_all(unit, operations, is_full=self._is_full(txn, operations))
         self.commits += 1
+        self._commit_seconds.observe(time.monotonic() - began_s)
+        self._commit_operations.observe(len(done))
         return Commit(done, unit.changed, unit.expired_incomplete)
 
     def _is_full(self, txn: environment.Transaction, operations: list[Operation]) -> bool:

@@ -264,16 +264,22 @@ async def test_writes_that_come_together_share_a_commit(clock: Clock, tmp_path: 
 async def test_what_is_much_work_takes_several_commits(
     clock: Clock, tmp_path: Path, engine: type[LmdbEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of operations that come together those that follow much work wait for the next commit."""
+    """Of operations that come together those that follow much work wait for the next commit. Each
+    commit is counted as one.
+    """
     store = Store(engine(clock, tmp_path, max_db_bytes=MAP_BYTES, sync=False), clock)
     await store.engine.start()
     names = [f"t{number}" for number in range(5)]
     await store.create("g", *map(task, names))
     monkeypatch.setattr(limits, "COMMIT_WORK_US", 1)
-    before = lmdb_of(store).commits
+    before, counted = lmdb_of(store).commits, store.engine.stats().commit_operations.count
     said = await asyncio.gather(*map(store.report, [*names, "alone", "too"]))
     assert [disposition(each) for each in said] == ["APPLIED"] * 7
-    assert lmdb_of(store).commits - before in (6, 7), "who was first may have gone alone"
+    commits = lmdb_of(store).commits - before
+    assert commits in (6, 7), "who was first may have gone alone"
+    stats = store.engine.stats()
+    assert stats.commit_operations.count - counted == commits
+    assert stats.commit_operations.count == stats.commit_seconds.count
     assert await store.log("g") == names
     await store.engine.close()
 
