@@ -52,6 +52,7 @@ VALUE_BYTES = 64 * 1024
 MAP_BYTES = 2 * MIB
 TTL_S = 2
 FEW = 4
+RESTARTS = 3
 GROUP = "g"
 CALL_S = 10.0
 
@@ -224,16 +225,35 @@ def fill_disk(
     program: tuple[str, ...] = REAL,
     settle_s: float = SETTLE_S,
 ) -> Outcome:
-    """The disk is full for a while: what was stored is there, and what makes room goes on."""
+    """The disk is full for a while: what was stored is there, and what makes room goes on.
+
+    So it does in a server that ends meanwhile and starts again, with not a block left.
+    """
     ballast = disk / "ballast"
     ballast.write_bytes(bytes(BALLAST_BYTES))
     with _Full(directory, disk / "data", seed, program, settle_s) as full:
         full.fill()
         full.look()
         full.forget(FEW)
+        with taken(disk):
+            for _ in range(RESTARTS):
+                full.restart()
+                full.read()
+                full.forget(1)
         ballast.unlink()
         full.resume("there is room on the disk")
     return full.outcome
+
+
+@contextlib.contextmanager
+def taken(disk: Path) -> Iterator[None]:
+    """All that is left of a disk is somebody else's."""
+    ballast = disk / "taken"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    yield
+    ballast.unlink()
 
 
 def fill_map(
@@ -318,10 +338,25 @@ class _Full:
         if reason != "STORE_FULL":
             self._broken(f"refused with {reason or 'nothing, ever'}, not with STORE_FULL")
 
-    def look(self) -> None:
-        """Reads, waits and deleting go on, and so does expiry."""
+    def restart(self) -> None:
+        """It ends, killed or told to, and starts again."""
+        self._channel.close()
+        if self._dice.random() < 0.5:
+            self._server.kill()
+        elif (code := self._server.stop()) != 0:
+            self._broken(f"the server ended with {code} on a full disk")
+        self._connect(self._server.start())
+        if (reason := self._store("more", TTL_S)) != "STORE_FULL":
+            self._broken(f"a server that started on a full disk refuses with {reason or 'nothing'}")
+
+    def read(self) -> None:
+        """Reads go on."""
         for task_id in self._dice.sample(sorted(self.stored), FEW):
             self._check(task_id, self.stored[task_id])
+
+    def look(self) -> None:
+        """Reads, waits and deleting go on, and so does expiry."""
+        self.read()
         try:
             self._wait(self._dice.choice(sorted(self.stored)))
             self._delete_group()

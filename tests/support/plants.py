@@ -232,15 +232,14 @@ def _overlook_errors() -> None:
 
 
 def _stay_full() -> None:
-    is_full_for = journaled.JournaledEngine._is_full_for
-    was = set()
+    why_full = journaled.JournaledEngine._why_full
+    was: dict[journaled.JournaledEngine, Any] = {}
 
-    async def stays(self: journaled.JournaledEngine, operations: Any) -> bool:
-        if await is_full_for(self, operations):
-            was.add(self)
-        return self in was
+    async def stays(self: journaled.JournaledEngine, operations: Any) -> Any:
+        why = await why_full(self, operations)
+        return was.setdefault(self, why) if why or self in was else None
 
-    _put(journaled.JournaledEngine, "_is_full_for", stays)
+    _put(journaled.JournaledEngine, "_why_full", stays)
 
 
 def _grow_always() -> None:

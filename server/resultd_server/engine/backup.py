@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resultd_server import limits
-from resultd_server.engine import audit, environment, journal, lease, recovery
+from resultd_server.engine import audit, disk, environment, journal, lease, recovery
 from resultd_server.engine.environment import Environment, Transaction
 from resultd_server.engine.recovery import Target
 from resultd_server.errors import StoreFailed
@@ -60,7 +60,8 @@ def back_up(directory: Path, into: Path) -> Copied:
     """
     if not (directory / "data.mdb").exists() or not (directory / lease.NOTE).exists():
         raise StoreFailed(f"There is no store in {directory}: name the server's data directory.")
-    with contextlib.suppress(OSError):  # a server has it, and its journal is its business
+    # A server has it, and its journal is its business; or nobody can, on a disk that is read only.
+    with contextlib.suppress(OSError, disk.MayNotWrite):
         lease.Lease(directory).close()
     store_id = lease.check_format(directory)
     taken = time.gmtime()
@@ -146,7 +147,7 @@ class _Growth:
         left_bytes = info["map_size"] - info["last_pgno"] * self._page_bytes
         if info["last_pgno"] == self._before:
             return
-        if left_bytes < ROOM_BYTES_MIN or environment.disk_is_full(self._directory, ROOM_BYTES_MIN):
+        if left_bytes < ROOM_BYTES_MIN or disk.is_full(self._directory, ROOM_BYTES_MIN):
             raise StoreFailed(
                 "The store would be full before it was copied: try again when less is written, "
                 "copy to a faster disk, or raise max_db_bytes."

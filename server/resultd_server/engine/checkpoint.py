@@ -47,6 +47,7 @@ class Checkpoints:
         active, frozen: the layers.
         live_bytes: what lies in LMDB, as of the last checkpoint.
         stuck: whether the checkpoint under way finds no room; it is tried again.
+        map_full: whether that was in LMDB's map, and not on the disk.
         entry_open: set while an entry is on its way to the active layer's file, which is
             not left meanwhile.
     """
@@ -58,7 +59,9 @@ class Checkpoints:
         directory: Path,
         live_bytes: int,
         on_failure: Callable[[BaseException], None],
+        left: Layer | None = None,
     ) -> None:
+        """`left`: what the journal has and LMDB has no room for; tried again at once."""
         self._target = target
         self._journal = journal
         self._directory = directory
@@ -76,7 +79,11 @@ class Checkpoints:
         self.frozen: Layer | None = None
         self.live_bytes = live_bytes
         self.stuck = False
+        self.map_full = False
         self.entry_open = False
+        if left:
+            self.frozen, self.stuck = left, True
+            self._write_in_background(left)
 
     def layers(self) -> tuple[Layer, ...]:
         """What has rows, the newest first. For the event loop's thread, which changes them."""
@@ -171,9 +178,13 @@ class Checkpoints:
         self._due = self._hurry = False
         self._settled.clear()
         self.frozen, self.active = self.active, Layer()
-        progress = Progress(self._journal.run, self._journal.entry)
+        self._write_in_background(self.frozen)
         self._journal.rotate()
-        self._task = self._loop.create_task(self._write_frozen(self.frozen, progress))
+
+    def _write_in_background(self, frozen: Layer) -> None:
+        """Begins to write what the journal has by now."""
+        progress = Progress(self._journal.run, self._journal.entry)
+        self._task = self._loop.create_task(self._write_frozen(frozen, progress))
 
     async def _write_frozen(self, frozen: Layer, progress: Progress) -> None:
         first, rest = Layer(), frozen
@@ -183,9 +194,10 @@ class Checkpoints:
                     self._thread, self._write, first, rest, progress
                 )
             except (environment.Error, OSError) as error:
-                if not self._finds_no_room(error):
+                if not environment.finds_no_room(self._target.environment, self._directory, error):
                     self._on_failure(error)
                     return
+                self.map_full = isinstance(error, environment.MapFull)
             except Exception as error:  # noqa: BLE001  a bug here must not look like a slow disk
                 self._on_failure(error)
                 return
@@ -200,9 +212,6 @@ class Checkpoints:
         self._settled.set()
         self._begin_later()
         self.begin_if_due()
-
-    def _finds_no_room(self, error: BaseException) -> bool:
-        return isinstance(error, environment.MapFull) or environment.disk_is_full(self._directory)
 
     # The checkpoint's thread.
 

@@ -6,6 +6,7 @@ value: what a disk returns wrong is refused, never passed on.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from bisect import bisect_left
@@ -19,6 +20,7 @@ from zlib import crc32
 import lmdb
 
 from resultd_server import limits
+from resultd_server.engine import disk
 from resultd_server.errors import RecordCorrupt, StoreFailed
 from resultd_server.ledger.txn import Db, Page
 
@@ -34,9 +36,6 @@ is sparse, so this costs nothing."""
 
 JOURNAL = b"journal"
 """The database that says how far the others have the journal; `recovery` reads it."""
-
-DISK_LOW_BYTES = 4 * limits.MIB
-"""Below this a failed write is a full disk, which ends; above it a broken one."""
 
 _CHECKSUM = struct.Struct("<I")
 _CHECKSUM_BYTES = _CHECKSUM.size
@@ -92,6 +91,12 @@ def open_environment(directory: Path, map_bytes: int, *, sync: bool = True) -> E
     except lmdb.Error as error:
         raise cannot_open(directory, error) from error
     return environment
+
+
+def replay_map_bytes(directory: Path) -> int:
+    """A map that has room for what a journal may have, whatever lies in the store."""
+    data = directory / "data.mdb"
+    return (data.stat().st_size if data.exists() else 0) + HEADROOM_BYTES_MIN
 
 
 def open_to_read(directory: Path) -> Environment:
@@ -176,10 +181,35 @@ def open_databases(environment: Environment, directory: Path) -> dict[Db, Any]:
 
 
 def cannot_open(directory: Path, error: BaseException | str) -> StoreFailed:
+    """Why a store cannot be opened: what the system does not let us have, or else damage."""
+    if isinstance(error, BaseException) and (number := disk.number_of(error)):
+        if number == errno.EIO and disk.is_full(directory):  # LMDB's word for half a write
+            error = OSError(errno.ENOSPC, "")
+        return disk.cannot_use(f"The store in {directory}", error)
     return StoreFailed(
         f"The store in {directory} cannot be opened: {error}. Restore it from a "
         "backup, or name another directory."
     )
+
+
+def finds_no_room(opened: Environment, directory: Path, error: BaseException) -> bool:
+    """Whether a transaction failed because the disk is full, and is as if it had never been.
+
+    LMDB says what the system said, or "Input/output error" where only part of a write was done:
+    then the disk is asked. It writes pages that nothing leads to yet, syncs them, and then the
+    meta page that leads to them. Until that one nothing of the store has changed, whatever came
+    of the writes: the pages were free, and stay so. If the meta page's write fails nobody knows
+    which one a disk has; LMDB marks the environment then, and gives no transaction any more.
+    """
+    if isinstance(error, lmdb.MapFullError):
+        return True
+    if not disk.says_no_room(error) and not disk.is_full(directory):
+        return False
+    try:
+        opened.begin().abort()
+    except lmdb.Error:
+        return False
+    return True
 
 
 class Txn:
@@ -321,12 +351,3 @@ def count_live_bytes(txn: Transaction, dbs: dict[Db, Any]) -> int:
         pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         page_bytes = stat["psize"]
     return pages * page_bytes
-
-
-def disk_is_full(directory: Path, needed_bytes: int = 0) -> bool:
-    """Whether the disk has no room, or not for so much: why a write failed there, or would."""
-    try:
-        space = os.statvfs(directory)
-    except OSError:
-        return False  # a disk that will not even say is a broken one
-    return space.f_bavail * space.f_frsize < DISK_LOW_BYTES + needed_bytes

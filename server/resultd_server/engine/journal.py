@@ -20,8 +20,10 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from resultd_server import limits
+from resultd_server.engine import disk
 from resultd_server.engine.environment import FILE_MODE
 from resultd_server.engine.overlay import Layer
 from resultd_server.errors import StoreFailed
@@ -74,6 +76,13 @@ DATABASES = (
 _NUMBERS = {db: number for number, db in enumerate(DATABASES)}
 
 
+class Place(NamedTuple):
+    """In which of the files, and where in it."""
+
+    segment: int
+    offset: int
+
+
 class Journal:
     """The files of a data directory, open for a new run. One append at a time.
 
@@ -98,6 +107,28 @@ class Journal:
         self._segment = 0
         self._offset = 0
         sync_directory(directory)
+
+    def reserve(self) -> None:
+        """Has both files at their first size, if the disk has room: deletions need one later."""
+        for self._segment in reversed(range(len(FILES))):
+            try:
+                self._fill(min(FIRST_BYTES, self._segment_bytes))
+            except OSError as error:
+                if not disk.says_no_room(error):
+                    raise
+
+    def go_on(self, entry: int, place: Place | None) -> None:
+        """Goes on after the last entry there is, which has this number and ends at `place`.
+
+        None: LMDB has all that is in the files, and the larger one is written over. What lies in
+        them is on disk on return. Raises OSError.
+        """
+        for descriptor in self._descriptors:
+            os.fsync(descriptor)
+        self.entry = entry
+        if place is None:
+            place = Place(self._filled.index(max(self._filled)), 0)
+        self._segment, self._offset = place
 
     def encode(self, layer: Layer) -> bytes:
         """The next entry: whole blocks."""
@@ -181,7 +212,8 @@ def read(directory: Path, run: bytes, after: int) -> tuple[int, Layer]:
     found: dict[int, bytes] = {}
     for name in FILES:
         if (directory / name).exists():
-            found.update(_entries((directory / name).read_bytes(), run, after))
+            entries = _entries((directory / name).read_bytes(), run, after)
+            found.update((entry, rows) for entry, rows, _ in entries)
     if found and max(found) != after + len(found):
         missing = next(entry for entry in range(after + 1, max(found)) if entry not in found)
         raise StoreFailed(
@@ -192,6 +224,7 @@ def read(directory: Path, run: bytes, after: int) -> tuple[int, Layer]:
     layer = Layer()
     for entry in sorted(found):
         _decode(found[entry], layer)
+        layer.size_bytes += len(found[entry])
     return after + len(found), layer
 
 
@@ -201,9 +234,19 @@ def last(directory: Path, run: bytes) -> int:
         entry
         for name in FILES
         if (directory / name).exists()
-        for entry, _ in _entries((directory / name).read_bytes(), run, 0)
+        for entry, *_ in _entries((directory / name).read_bytes(), run, 0)
     ]
     return max(entries, default=0)
+
+
+def end_of(directory: Path, run: bytes, wanted: int) -> Place | None:
+    """Where the next entry after one goes in the same file; None if no file has that one."""
+    for segment, name in enumerate(FILES):
+        if (directory / name).exists():
+            for entry, _, end in _entries((directory / name).read_bytes(), run, wanted - 1):
+                if entry == wanted:
+                    return Place(segment, end)
+    return None
 
 
 def begun(directory: Path, run: bytes) -> Iterator[int]:
@@ -217,7 +260,8 @@ def begun(directory: Path, run: bytes) -> Iterator[int]:
                     yield entry
 
 
-def _entries(segment: bytes, run: bytes, after: int) -> Iterator[tuple[int, bytes]]:
+def _entries(segment: bytes, run: bytes, after: int) -> Iterator[tuple[int, bytes, int]]:
+    """The whole entries of a run after one: number, rows, where its last block ends."""
     offset = 0
     while offset + _HEADER.size <= len(segment):
         magic, checksum, length, entry, of_run = _HEADER.unpack_from(segment, offset)
@@ -227,9 +271,10 @@ def _entries(segment: bytes, run: bytes, after: int) -> Iterator[tuple[int, byte
             and end <= len(segment)
             and zlib.crc32(memoryview(segment)[offset + _CHECKED_FROM : end]) == checksum
         ):
-            if entry > after:
-                yield entry, segment[offset + _HEADER.size : end]
+            rows_at = offset + _HEADER.size
             offset = end + -end % BLOCK_BYTES
+            if entry > after:
+                yield entry, segment[rows_at:end], offset
         else:
             offset += BLOCK_BYTES
 

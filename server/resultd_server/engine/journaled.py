@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import functools
 import queue
 import time
@@ -19,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from resultd_server import limits
-from resultd_server.engine import environment, recovery
+from resultd_server.engine import disk, environment, recovery
 from resultd_server.engine.base import Space
 from resultd_server.engine.checkpoint import Checkpoints
 from resultd_server.engine.environment import Txn
@@ -29,12 +28,14 @@ from resultd_server.engine.lmdb import (
     Done,
     LmdbEngine,
     Operation,
+    WhyFull,
     failed,
     full,
     refused,
     run_all,
 )
 from resultd_server.engine.overlay import Layer, OverlayTxn, WriteSet
+from resultd_server.engine.recovery import Left, Target
 from resultd_server.engine.transactional import T
 from resultd_server.errors import DomainError
 from resultd_server.ledger.unit import Changed, Place, Unit, View
@@ -57,8 +58,6 @@ time without any that it was no more than this share."""
 VACANT_MAX = 1_000
 """How many empty places are kept in mind from commit to commit: three for each namespace."""
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-
 
 class _Batch(NamedTuple):
     """What a commit's operations came to, and what they change."""
@@ -70,19 +69,20 @@ class _Batch(NamedTuple):
 class JournaledEngine(LmdbEngine):
     """Keeps everything in `directory`, which is this process's alone; see `LmdbEngine`."""
 
+    _keeps_left = True
+
     def _open_environment(self) -> None:
         super()._open_environment()
         try:
             target = recovery.open_target(self._env, self._dbs)
-            run = recovery.begin_run(target)
-            self._journal = Journal(self._directory, run, sync=self._sync)
+            self._journal, left = self._begin(target)
             with self._env.begin() as txn:
                 live_bytes = environment.count_live_bytes(txn, self._dbs)
         except (environment.Error, OSError) as error:
             self._env.close()
             raise environment.cannot_open(self._directory, error) from error
         self._checkpoints = Checkpoints(
-            target, self._journal, self._directory, live_bytes, self._fail
+            target, self._journal, self._directory, live_bytes, self._fail, left
         )
         # One at a time: whoever gives one waits for it.
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
@@ -90,6 +90,29 @@ class JournaledEngine(LmdbEngine):
         self._take_max = limits.COMMIT_OPERATIONS_MAX
         self._on_loop_from_s = 0.0
         self._vacant: set[Place] = set()
+
+    def _begin(self, target: Target) -> tuple[Journal, Layer]:
+        """The journal of a new run; or of the last one, which goes on where there is no room.
+
+        And what of it LMDB has not got. Raises environment.Error, OSError.
+        """
+        assert self._lease is not None  # it is this process's alone
+        left, self._lease.left = self._lease.left, None
+        if left is None:
+            try:
+                run = recovery.begin_run(target)
+            except environment.Error as error:
+                progress = recovery.progress_of(target)
+                if progress is None or not environment.finds_no_room(
+                    self._env, self._directory, error
+                ):
+                    raise
+                left = Left(progress, Layer())
+            else:
+                begun = Journal(self._directory, run, sync=self._sync)
+                begun.reserve()
+                return begun, Layer()
+        return recovery.go_on(target, self._directory, left, sync=self._sync), left.layer
 
     async def close(self) -> None:
         writer, self._writer = self._writer, None
@@ -150,21 +173,21 @@ class JournaledEngine(LmdbEngine):
         """Runs operations, keeps what they change, answers. Raises DomainError for them all."""
         if self._failure is not None:
             raise failed(self._failure)
-        is_full = await self._is_full_for(operations)
+        why_full = await self._why_full(operations)
         # Here and not where they run: only this thread sees them change from one to the next.
         # Those that are written into LMDB meanwhile still say what it says.
         layers = self._checkpoints.layers()
         if _is_short(operations) and began_s >= self._on_loop_from_s:
-            batch = self._run_on_loop(operations, layers, is_full=is_full)
+            batch = self._run_on_loop(operations, layers, why_full)
         else:
-            job = functools.partial(self._run_batch, operations, layers, is_full=is_full)
+            job = functools.partial(self._run_batch, operations, layers, why_full)
             batch = await self._in_thread(job)
         if batch.layer:
             entry = self._journal.encode(batch.layer)
             batch.layer.size_bytes = len(entry)
             if self._journal.fits(entry):
                 # Of a full store nothing in it grows, whoever came together.
-                spares = _may_grow(operations) and not is_full
+                spares = why_full is None and _may_grow(operations)
                 await self._append(entry, SPARE_BYTES if spares else 0)
                 self._checkpoints.add(batch.layer)
             elif len(operations) > 1:
@@ -182,8 +205,8 @@ class JournaledEngine(LmdbEngine):
         self._answer(batch.commit, done_s)
         self._pending.extendleft(reversed(operations[done:]))  # the rest was too much for one
 
-    async def _is_full_for(self, operations: list[Operation]) -> bool:
-        """Whether what grows is to be refused.
+    async def _why_full(self, operations: list[Operation]) -> WhyFull | None:
+        """What refuses those that grow, if they are to be.
 
         Where live data has reached its limit: what the layers will add is an estimate and
         refuses nobody, so where it matters they are written first. And where the disk might
@@ -191,58 +214,70 @@ class JournaledEngine(LmdbEngine):
         """
         checkpoints = self._checkpoints
         if not _may_grow(operations):
-            return False
+            return None
         if checkpoints.live_bytes + checkpoints.size_bytes() >= self._max_db_bytes:
             await checkpoints.write_all()
-        return (
-            checkpoints.stuck
-            or checkpoints.live_bytes >= self._max_db_bytes
-            or environment.disk_is_full(self._directory, 2 * checkpoints.size_bytes())
-        )
+        if checkpoints.stuck:
+            return self._why_stuck()
+        if checkpoints.live_bytes >= self._max_db_bytes:
+            return full
+        is_full = disk.is_full(self._directory, 2 * checkpoints.size_bytes())
+        return disk.full if is_full else None
+
+    def _why_stuck(self) -> WhyFull:
+        return full if self._checkpoints.map_full else disk.full
 
     def _run_on_loop(
-        self, operations: list[Operation], layers: Sequence[Layer], *, is_full: bool
+        self, operations: list[Operation], layers: Sequence[Layer], why_full: WhyFull | None
     ) -> _Batch:
         """Runs operations here; if that took long, the next ones run on the writer's thread."""
         began_s = time.monotonic()
         try:
-            return self._run_batch(operations, layers, is_full=is_full)
+            return self._run_batch(operations, layers, why_full)
         finally:
             ended_s = time.monotonic()
             if ended_s - began_s > ON_LOOP_S:
                 self._on_loop_from_s = ended_s + (ended_s - began_s) / ON_LOOP_SHARE
 
     def _run_batch(
-        self, operations: list[Operation], layers: Sequence[Layer], *, is_full: bool
+        self, operations: list[Operation], layers: Sequence[Layer], why_full: WhyFull | None
     ) -> _Batch:
         """Runs operations together, those that are work enough; where one breaks that, singly."""
         try:
             with self._env.begin() as raw:
                 below = Txn(raw, self._dbs)
                 try:
-                    return self._run_together(operations, layers, below, is_full=is_full)
+                    return self._run_together(operations, layers, below, why_full)
                 except environment.Error:
                     raise
                 except BaseException as error:  # noqa: BLE001  as an executor: the caller's to raise
                     if len(operations) == 1:
                         return _Batch(refused(operations, error), Layer())
-                return self._run_singly(operations, layers, below, is_full=is_full)
+                return self._run_singly(operations, layers, below, why_full)
         except environment.Error as error:
             self._fail(error)
             raise failed(error) from error
 
     def _run_together(
-        self, operations: list[Operation], layers: Sequence[Layer], below: Txn, *, is_full: bool
+        self,
+        operations: list[Operation],
+        layers: Sequence[Layer],
+        below: Txn,
+        why_full: WhyFull | None,
     ) -> _Batch:
         txn = WriteSet(layers, below)
         if len(self._vacant) > VACANT_MAX:
             self._vacant.clear()
         unit = Unit(txn, self.clock(), self._vacant, allowance=self.allowance)
-        done = run_all(unit, operations, is_full=is_full)
+        done = run_all(unit, operations, why_full)
         return _Batch(Commit(done, unit.changed, unit.expired_incomplete), txn.own)
 
     def _run_singly(
-        self, operations: list[Operation], layers: Sequence[Layer], below: Txn, *, is_full: bool
+        self,
+        operations: list[Operation],
+        layers: Sequence[Layer],
+        below: Txn,
+        why_full: WhyFull | None,
     ) -> _Batch:
         kept = Layer()
         done: list[Done] = []
@@ -250,7 +285,7 @@ class JournaledEngine(LmdbEngine):
         groups_incomplete = 0
         for operation in operations:
             try:
-                one = self._run_together([operation], (kept, *layers), below, is_full=is_full)
+                one = self._run_together([operation], (kept, *layers), below, why_full)
             except environment.Error:
                 raise
             except BaseException as error:  # noqa: BLE001  as above
@@ -265,7 +300,7 @@ class JournaledEngine(LmdbEngine):
     async def _append(self, entry: bytes, spare_bytes: int) -> None:
         """Has an entry on disk. Raises DomainError; it is none then."""
         if not await self._checkpoints.make_room(entry, spare_bytes):
-            raise full() if self._failure is None else failed(self._failure)
+            raise self._why_stuck()() if self._failure is None else failed(self._failure)
         self._checkpoints.entry_open = True
         refusal = await self._in_thread(functools.partial(self._write_entry, entry, spare_bytes))
         self._checkpoints.entry_open = False
@@ -281,14 +316,14 @@ class JournaledEngine(LmdbEngine):
     async def _write_through(self, layer: Layer) -> None:
         """Writes what is too large for the journal straight into LMDB. Raises DomainError."""
         if not await self._checkpoints.write_all():
-            raise full() if self._failure is None else failed(self._failure)
+            raise self._why_stuck()() if self._failure is None else failed(self._failure)
         try:
             await self._checkpoints.write_through(layer)
         except environment.MapFull:
             raise full() from None
         except (environment.Error, OSError) as error:
-            if environment.disk_is_full(self._directory):
-                raise full() from None
+            if environment.finds_no_room(self._env, self._directory, error):
+                raise disk.full() from None
             self._fail(error)
             raise failed(error) from error
 
@@ -320,10 +355,10 @@ class JournaledEngine(LmdbEngine):
             self._journal.append(entry, spare_bytes)
         except OSError as error:
             worse = error
-            if error.errno in _NO_ROOM:
+            if disk.says_no_room(error):
                 try:
                     self._journal.take_back()
-                    return full()
+                    return disk.full()
                 except OSError as again:
                     worse = again
             self._fail(worse)

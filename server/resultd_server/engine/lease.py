@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from resultd_server.engine import environment, journal, recovery
+from resultd_server.engine import disk, environment, journal, recovery
 from resultd_server.errors import StoreFailed
 
 DATA_FORMAT = 3
@@ -32,22 +32,31 @@ _LOOK_S = 0.02
 class Lease:
     """The right to use a data directory, which is made if it is missing.
 
-    What a server left in its journal is in the store once this returns. Raises OSError
-    where somebody else has it, StoreFailed for a foreign format or a damaged journal.
+    What a server left in its journal is in the store once this returns. Where there is no room
+    for it: `left` has it for who `keeps_left`, for others NoRoom is raised. Raises OSError where
+    somebody else has the directory, StoreFailed where it cannot be used, for a foreign format or a
+    damaged journal.
     """
 
-    def __init__(self, directory: Path) -> None:
-        if not directory.exists():
-            directory.mkdir(parents=True, exist_ok=True)
-            journal.sync_directory(directory.parent)
-        self._descriptor = _lock(directory)
-        try:
-            _await_leftovers(directory)
-            self.store_id = check_format(directory)
-            recovery.replay(directory)
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, directory: Path, *, keeps_left: bool = False) -> None:
+        with disk.explained(f"The data directory {directory}"):
+            if not directory.exists():
+                directory.mkdir(parents=True, exist_ok=True)
+                journal.sync_directory(directory.parent)
+            self._descriptor = _lock(directory)
+            try:
+                _await_leftovers(directory)
+                self.store_id = check_format(directory)
+                self.left = recovery.replay(directory)
+                if self.left is not None and not keeps_left:
+                    raise disk.NoRoom(
+                        f"What lies in the journal in {directory} cannot be written into the "
+                        "store: make room on its disk (nothing is lost, and a server of one "
+                        "process serves it as it is)."
+                    )
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Lets others have it."""
@@ -63,7 +72,8 @@ def check_there(directory: Path) -> None:
 @contextlib.contextmanager
 def held(directory: Path) -> Iterator[None]:
     """The right to look at a store as it was left. Raises OSError where somebody else has it."""
-    descriptor = _lock(directory)
+    with disk.explained(f"The data directory {directory}"):
+        descriptor = _lock(directory)
     try:
         _await_leftovers(directory)
         yield

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resultd_server import limits
-from resultd_server.engine import environment
+from resultd_server.engine import disk, environment
 from resultd_server.engine.base import EngineStats, Space
 from resultd_server.engine.environment import Txn
 from resultd_server.engine.journal import sync_directory
@@ -63,6 +63,10 @@ _ROWS_BYTES = 512
 """What an operation writes beside what it was given, roughly: keys, headers, counters."""
 
 
+WhyFull = Callable[[], StoreFull]
+"""Makes the refusal of what grows: `full`, or `disk.full`."""
+
+
 class Operation(NamedTuple):
     run: Callable[[Unit], Any]
     grows: bool
@@ -92,6 +96,8 @@ class LmdbEngine(TransactionalEngine):
     """
 
     name = "lmdb"
+    _keeps_left = False
+    """Whether it serves what lies in the journal before LMDB has room for it."""
 
     def __init__(
         self,
@@ -128,13 +134,17 @@ class LmdbEngine(TransactionalEngine):
         self.commits = 0
 
     async def start(self) -> None:
-        """Opens or makes the store. Raises OSError, or StoreFailed for a foreign format."""
+        """Opens or makes the store.
+
+        Raises OSError where somebody else has it, StoreFailed where it cannot be used.
+        """
         if self._shared:
             self.store_id = check_format(self._directory)
-            self._share = open_lock(self._directory, SHARES)
+            with disk.explained(f"The data directory {self._directory}"):
+                self._share = open_lock(self._directory, SHARES)
             fcntl.flock(self._share, fcntl.LOCK_SH)  # as long as this process lives
         else:
-            self._lease = Lease(self._directory)
+            self._lease = Lease(self._directory, keeps_left=self._keeps_left)
             self.store_id = self._lease.store_id
         try:
             self._open_environment()
@@ -147,9 +157,11 @@ class LmdbEngine(TransactionalEngine):
 
     def _open_environment(self) -> None:
         headroom = max(environment.HEADROOM_BYTES_MIN, self._max_db_bytes // 10)
-        self._env = environment.open_environment(
-            self._directory, self._max_db_bytes + headroom, sync=self._sync
-        )
+        map_bytes = self._max_db_bytes + headroom
+        if self._lease is not None and self._lease.left is not None:
+            # What is acknowledged fits, though `max_db_bytes` be less than it was.
+            map_bytes = max(map_bytes, environment.replay_map_bytes(self._directory))
+        self._env = environment.open_environment(self._directory, map_bytes, sync=self._sync)
         self._dbs = environment.open_databases(self._env, self._directory)
         sync_directory(self._directory)  # LMDB syncs what is in its file, not that there is one
 
@@ -269,11 +281,10 @@ class LmdbEngine(TransactionalEngine):
                 return self._commit_singly(operations)
             return [refused(operations, full())]
         except (environment.Error, OSError) as error:
-            refusal: DomainError = full()
-            if not environment.disk_is_full(self._directory):
-                self._fail(error)
-                refusal = failed(error)
-            return [refused(operations, refusal)]
+            if environment.finds_no_room(self._env, self._directory, error):
+                return [refused(operations, disk.full())]
+            self._fail(error)
+            return [refused(operations, failed(error))]
         except BaseException as error:  # noqa: BLE001  as an executor: the caller's to raise
             if len(operations) > 1:
                 return self._commit_singly(operations)
@@ -286,7 +297,8 @@ class LmdbEngine(TransactionalEngine):
         began_s = time.monotonic()
         with self._env.begin(write=True) as txn:
             unit = Unit(Txn(txn, self._dbs), self.clock(), allowance=self.allowance)
-            done = run_all(unit, operations, is_full=self._is_full(txn, operations))
+            why_full = full if self._is_full(txn, operations) else None
+            done = run_all(unit, operations, why_full)
         self.commits += 1
         self._commit_seconds.observe(time.monotonic() - began_s)
         self._commit_operations.observe(len(done))
@@ -398,17 +410,18 @@ def refused(operations: list[Operation], error: BaseException) -> Commit:
     return Commit([Done(each, None, error) for each in operations], set())
 
 
-def run_all(unit: Unit, operations: list[Operation], *, is_full: bool) -> list[Done]:
+def run_all(unit: Unit, operations: list[Operation], why_full: WhyFull | None) -> list[Done]:
     """Runs operations one after another in one unit; raises where one of them breaks it.
 
-    The first of them only, at least one, where that was work enough.
+    The first of them only, at least one, where that was work enough. `why_full`: what grows is
+    refused with it.
     """
     done: list[Done] = []
     for operation in operations:
         if done and unit.exhausted:
             break
-        if is_full and operation.grows:
-            done.append(Done(operation, None, full()))
+        if why_full is not None and operation.grows:
+            done.append(Done(operation, None, why_full()))
             continue
         try:
             done.append(Done(operation, operation.run(unit), None))
@@ -422,6 +435,7 @@ def run_all(unit: Unit, operations: list[Operation], *, is_full: bool) -> list[D
 
 
 def full() -> StoreFull:
+    """The refusal of what grows while the store has all it may have."""
     return StoreFull(
         "The store is full: forget results, shorten their time to live, or raise max_db_bytes; "
         "reads, forgetting and expiry go on."

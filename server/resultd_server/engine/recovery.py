@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from resultd_server.engine import environment, journal
 from resultd_server.engine.environment import Environment, Transaction, Txn
+from resultd_server.engine.journal import Journal
 from resultd_server.engine.overlay import Layer
-from resultd_server.errors import StoreFailed
 from resultd_server.ledger.txn import Db
 
 TXN_ROWS = 8_000
@@ -34,6 +34,13 @@ class Progress(NamedTuple):
 
     run: bytes
     entry: int
+
+
+class Left(NamedTuple):
+    """What of a journal LMDB has no room for. `progress`: as it will be when LMDB has it."""
+
+    progress: Progress
+    layer: Layer
 
 
 class Target(NamedTuple):
@@ -128,31 +135,50 @@ def _write_some(
     return False
 
 
-def replay(directory: Path) -> None:
+def replay(directory: Path) -> Left | None:
     """Writes into LMDB what a server that ended suddenly left in the journal.
 
-    Raises StoreFailed where it is damaged, or there is no room for it.
+    What there is no room for, None where LMDB has everything then. Raises StoreFailed where the
+    journal is damaged, or cannot be written for another reason.
     """
     if not any((directory / name).exists() for name in journal.FILES):
-        return
-    data = directory / "data.mdb"
-    size_bytes = data.stat().st_size if data.exists() else 0
-    opened = environment.open_environment(directory, size_bytes + environment.HEADROOM_BYTES_MIN)
+        return None
+    opened = environment.open_environment(directory, environment.replay_map_bytes(directory))
     try:
         target = open_target(opened, environment.open_databases(opened, directory))
         progress = progress_of(target)
         if progress is None:  # it was written before the files were made
             raise environment.cannot_open(directory, "it does not know its journal")
         entry, layer = journal.read(directory, progress.run, progress.entry)
-        if layer:
-            write(target, layer, Progress(progress.run, entry))
+        if not layer:
+            return None
+        last = Progress(progress.run, entry)
+        try:
+            write(target, layer, last)
+        except environment.Error as error:
+            if environment.finds_no_room(opened, directory, error):
+                return Left(last, layer)
+            raise
+        return None
     except environment.Error as error:
-        raise StoreFailed(
-            f"What lies in the journal in {directory} cannot be written into the store: {error}. "
-            "Make room on the disk if it is full; else restore the store from a backup."
-        ) from error
+        raise environment.cannot_open(directory, error) from error
     finally:
         opened.close()
+
+
+def go_on(target: Target, directory: Path, left: Left, *, sync: bool = True) -> Journal:
+    """The journal, open to append to the run that wrote it last: a new one cannot begin.
+
+    Before it is written to, all that was read at this start is made to be on disk. A server that
+    was killed may have written more than it synced: its last entry, or how far LMDB has the
+    journal. After a power cut that would be missing before what comes now, or below it. Raises
+    environment.Error, OSError.
+    """
+    target.environment.sync(True)
+    place = journal.end_of(directory, left.progress.run, left.progress.entry if left.layer else 0)
+    again = Journal(directory, left.progress.run, sync=sync)
+    again.go_on(left.progress.entry, place)
+    return again
 
 
 def progress_of(target: Target) -> Progress | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resultd_server.engine import checkpoint, environment, recovery
+from resultd_server.engine import checkpoint, environment, journal, journaled, recovery
+from resultd_server.engine.journal import Journal
 from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.memory import MemoryEngine
+from resultd_server.engine.overlay import Layer
 from resultd_server.errors import StoreFailed, StoreFull
 from resultd_server.ledger.txn import Db
 from tests.support.abandoned import abandon
+from tests.support.full_disk import error_of, no_room
 from tests.support.in_process import until
 from tests.support.stores import HOUR_MS, MAP_BYTES, Clock, Store, ids, make_report
 
@@ -100,6 +104,23 @@ async def test_a_checkpoint_without_room_is_tried_again(
     await store.engine.close()
 
 
+async def test_a_checkpoint_over_quota_is_tried_again(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's word is enough, whatever the disk has left; and the disk is named."""
+    monkeypatch.setattr(checkpoint, "RETRY_S", 0.01)
+    store = await started(clock, tmp_path)
+    await store.report("a")
+    with no_room(tmp_path):
+        assert not await checkpoints_of(store).write_all()
+        with pytest.raises(StoreFull, match="The disk of the store is full"):
+            await store.report("b")
+        assert await store.forget("a") == 1
+    await until(lambda: not checkpoints_of(store).stuck)
+    await store.report("b")
+    await store.engine.close()
+
+
 @pytest.mark.parametrize("error", [environment.Error("EIO"), OSError(5, "EIO"), ValueError("bug")])
 async def test_a_checkpoint_that_fails_stops_the_store(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -127,23 +148,57 @@ async def test_a_checkpoint_that_fails_stops_the_store(
 
 
 STEPS = st.lists(
-    st.sampled_from(["report", "report", "forget", "group", "sweep", "list"])
-    | st.sampled_from(["checkpoint", "freeze", "kill", "close"]),
-    min_size=1,
-    max_size=25,
+    st.sampled_from(["report"] * 4 + ["forget", "forget", "group", "sweep", "list"])
+    | st.sampled_from(["checkpoint", "freeze", "close", "kill", "kill"])
+    | st.sampled_from(["kill", "full", "full", "room"]),
+    min_size=10,
+    max_size=40,
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck], database=None)
+class Disk:
+    """One that is full at times: no file grows then, and LMDB gets part of a checkpoint written."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        fill, write = Journal._fill, recovery.write
+
+        def filled(journal: Journal, end: int) -> None:
+            if self.full and journal._filled[journal._segment] < end:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            fill(journal, end)
+
+        def written(target: Any, layer: Layer, progress: Any, **more: Any) -> int:
+            if not self.full:
+                return write(target, layer, progress, **more)
+            some = Layer()
+            for db in list(layer.dbs)[::2]:
+                some.of(db).values.update(layer.dbs[db].values)
+            write(target, some, None, whole=False)
+            raise error_of(errno.ENOSPC)
+
+        patch.setattr(Journal, "_fill", filled)
+        patch.setattr(recovery, "write", written)
+        patch.setattr(checkpoint, "RETRY_S", 0.001)
+        patch.setattr(journal, "FIRST_BYTES", 8 * journal.BLOCK_BYTES)
+        patch.setattr(journaled, "SPARE_BYTES", 2 * journal.BLOCK_BYTES)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[*HealthCheck], database=None)
 @given(steps=STEPS, data=st.data())
-def test_checkpoints_kills_and_restarts_change_nothing(
+def test_checkpoints_kills_restarts_and_a_full_disk_change_nothing(
     steps: list[str], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whatever is done, in whatever state the layers are: it reads as the memory engine does."""
-    asyncio.run(_history(steps, data, tmp_path_factory.mktemp("store")))
+    """Whatever is done, in whatever state the layers are: it reads as the memory engine does.
+
+    What is refused because the disk is full is as if it had not been asked for. A server that is
+    killed or stopped meanwhile starts again, full or not.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        asyncio.run(_history(steps, data, tmp_path_factory.mktemp("store"), Disk(patch)))
 
 
-async def _history(steps: list[str], data: st.DataObject, directory: Path) -> None:
+async def _history(steps: list[str], data: st.DataObject, directory: Path, disk: Disk) -> None:
     clock = Clock()
     reference = Store(MemoryEngine(clock), clock)
     store = await started(clock, directory)
@@ -155,16 +210,29 @@ async def _history(steps: list[str], data: st.DataObject, directory: Path) -> No
             assert isinstance(store.engine, JournaledEngine)
             await (abandon(store.engine) if step == "kill" else store.engine.close())
             store = await started(clock, directory)
+        elif step in ("full", "room"):
+            disk.full = step == "full"
+            if not disk.full:
+                await _unstuck(checkpoints_of(store))
         elif step == "checkpoint":
             await checkpoints_of(store).write_all()
         elif step == "freeze" and len(checkpoints_of(store).layers()) == 1:
-            checkpoints_of(store)._begin()
+            if checkpoints_of(store).frozen is None:
+                checkpoints_of(store)._begin()
         else:
-            for each in (store, reference):
-                await _do(each, step, name, group, state)
+            try:
+                await _do(store, step, name, group, state)
+            except StoreFull:
+                assert disk.full
+            else:
+                await _do(reference, step, name, group, state)
             clock.advance(HOUR_MS // 2 if step == "sweep" else 0)
         assert await _seen(store, names, groups) == await _seen(reference, names, groups)
     await store.engine.close()
+
+
+async def _unstuck(checkpoints: checkpoint.Checkpoints) -> None:
+    await until(lambda: not checkpoints.stuck)
 
 
 async def _do(store: Store, step: str, name: str, group: str, state: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from resultd_server import limits
-from resultd_server.engine import environment
+from resultd_server.engine import disk, environment
 from resultd_server.engine.environment import Environment, Txn
 from resultd_server.errors import RecordCorrupt, StoreFailed
 from resultd_server.ledger.txn import Db
+from tests.support.full_disk import error_of, no_room
 from tests.support.stores import MAP_BYTES
 
 Opened = tuple[Environment, dict[Db, Any]]
@@ -24,6 +25,14 @@ Opened = tuple[Environment, dict[Db, Any]]
 def opened(tmp_path: Path) -> Iterator[Opened]:
     """An empty environment and its databases."""
     made = environment.open_environment(tmp_path, MAP_BYTES, sync=False)
+    yield made, environment.open_databases(made, tmp_path)
+    made.close()
+
+
+@pytest.fixture
+def synced(tmp_path: Path) -> Iterator[Opened]:
+    """The same as a server has it: meta pages have a descriptor of their own."""
+    made = environment.open_environment(tmp_path, MAP_BYTES)
     yield made, environment.open_databases(made, tmp_path)
     made.close()
 
@@ -185,15 +194,47 @@ def test_what_lives_is_counted(opened: Opened) -> None:
         assert environment.count_live_bytes(raw, dbs) == before
 
 
-def test_a_full_disk_is_told_from_a_silent_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_write_without_room_is_as_if_it_had_never_been(
+    synced: Opened, tmp_path: Path
 ) -> None:
-    """A disk is full where there is less than is needed; one that says nothing is not full."""
-    assert not environment.disk_is_full(tmp_path)
-    assert environment.disk_is_full(tmp_path, 2**62)
+    """LMDB goes on where the pages found no room: no quota of the disk has to say so."""
+    made, dbs = synced
+    no_space = pytest.raises(environment.Error, match="No space left")
+    with no_space as caught, no_room(tmp_path), made.begin(write=True) as raw:
+        Txn(raw, dbs).put(Db.TASKS, b"k", b"1")
+    assert environment.finds_no_room(made, tmp_path, caught.value)
+    with made.begin(write=True) as raw:
+        assert Txn(raw, dbs).get(Db.TASKS, b"k") is None
+        Txn(raw, dbs).put(Db.TASKS, b"k", b"2")
+    with made.begin() as raw:
+        assert Txn(raw, dbs).get(Db.TASKS, b"k") == b"2"
 
-    def gone(_: object) -> None:
-        raise OSError(5, "EIO")
 
-    monkeypatch.setattr(os, "statvfs", gone)
-    assert not environment.disk_is_full(tmp_path)
+def test_a_meta_page_that_could_not_be_written_is_doubt(synced: Opened, tmp_path: Path) -> None:
+    """Nobody knows which meta page a disk has then, full or not: that is no full disk."""
+    made, dbs = synced
+    no_space = pytest.raises(environment.Error, match="No space left")
+    with no_space as caught, no_room(tmp_path, of_meta=True), made.begin(write=True) as raw:
+        Txn(raw, dbs).put(Db.TASKS, b"k", b"1")
+    assert not environment.finds_no_room(made, tmp_path, caught.value)
+
+
+def test_half_a_write_is_a_full_disk_where_the_disk_is_full(
+    synced: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB calls it an input/output error: the disk has the last word."""
+    made, _ = synced
+    half = error_of(errno.EIO)
+    assert not environment.finds_no_room(made, tmp_path, half)
+    assert "system's log" in environment.cannot_open(tmp_path, half).sentence
+    monkeypatch.setattr(disk, "LOW_BYTES", 2**62)
+    assert environment.finds_no_room(made, tmp_path, half)
+    assert "make room" in environment.cannot_open(tmp_path, half).sentence
+
+
+def test_a_backup_is_named_where_something_is_damaged() -> None:
+    """And not where the system does not give what was asked for."""
+    for error in (environment.Error("MDB_CORRUPTED"), error_of(-30_796), "its databases are odd"):
+        assert "Restore it from a backup" in environment.cannot_open(Path("/x"), error).sentence
+    for number in (errno.ENOSPC, errno.ENOMEM, errno.EACCES, errno.EROFS):
+        assert "backup" not in environment.cannot_open(Path("/x"), error_of(number)).sentence

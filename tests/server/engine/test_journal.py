@@ -225,3 +225,58 @@ def test_its_size_is_bounded(tmp_path: Path) -> None:
     assert appended == SEGMENT // len(entry)
     assert all((tmp_path / name).stat().st_size <= SEGMENT for name in FILES)
     written.close()
+
+
+def test_both_files_are_there_before_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes room later has its own, and a disk that is full already is no error here."""
+    written = opened(tmp_path)
+    written.reserve()
+    assert [(tmp_path / name).stat().st_size for name in FILES] == [SEGMENT, SEGMENT]
+    assert written.has_room(bytes(SEGMENT))
+    written.close()
+
+    def refuses(number: int) -> Journal:
+        def refuse(*_: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "pwrite", refuse)
+        (tmp_path / str(number)).mkdir()
+        return opened(tmp_path / str(number))
+
+    refuses(errno.EDQUOT).reserve()
+    with pytest.raises(OSError, match="Input/output"):
+        refuses(errno.EIO).reserve()
+
+
+def test_where_an_entry_ends_is_found(tmp_path: Path) -> None:
+    """In the file that has it, though the other has older ones and both have torn ends."""
+    written = opened(tmp_path)
+    assert journal.end_of(tmp_path, RUN, 1) is None
+    append(written, a=b"1")
+    append(written, b=b"2" * BLOCK_BYTES)
+    written.rotate()
+    append(written, c=b"3")
+    torn = written.encode(layer(d=b"4" * BLOCK_BYTES))
+    written._write(torn[:BLOCK_BYTES], BLOCK_BYTES)
+    assert journal.end_of(tmp_path, RUN, 2) == (0, 3 * BLOCK_BYTES)
+    assert journal.end_of(tmp_path, RUN, 3) == (1, BLOCK_BYTES)
+    assert journal.end_of(tmp_path, RUN, 4) is None
+    assert journal.end_of(tmp_path, b"another.", 3) is None
+    written.close()
+
+
+def test_it_goes_on_over_a_torn_entry(tmp_path: Path) -> None:
+    """The next one has the torn one's number, in its place or in the other file."""
+    written = opened(tmp_path)
+    append(written, a=b"1")
+    written._write(written.encode(layer(x=b"x" * BLOCK_BYTES))[:BLOCK_BYTES], BLOCK_BYTES)
+    written.close()
+    again = opened(tmp_path)
+    again.go_on(1, journal.end_of(tmp_path, RUN, 1))
+    append(again, b=b"2")
+    again.rotate()
+    append(again, c=b"3")
+    again.close()
+    assert found(tmp_path) == (3, {"a": b"1", "b": b"2", "c": b"3"})

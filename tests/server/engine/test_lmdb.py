@@ -29,6 +29,7 @@ from resultd_server.errors import (
 )
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import TASK, Unit
+from tests.support.full_disk import no_room
 from tests.support.stored import damage
 from tests.support.stores import (
     DAY_MS,
@@ -407,18 +408,24 @@ async def test_a_failed_commit_stops_the_store(
         assert told == [error]
 
 
-async def test_a_full_disk_is_not_a_broken_one(
-    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where a commit fails because the disk is full, the write is refused and the store lives."""
-    async with opened(clock, tmp_path, sync=False) as store:
-        monkeypatch.setattr(environment, "DISK_LOW_BYTES", 2**62)
-        no_space = lmdb.Error("No space left")
-        with broken(store, no_space, on_commit=True) as told, pytest.raises(StoreFull):
-            await store.report("t")
-        assert told == []
+async def test_a_full_disk_is_not_a_broken_one(clock: Clock, tmp_path: Path) -> None:
+    """Where the system says there is no room the write is refused, whatever the disk has left."""
+    async with opened(clock, tmp_path) as store:
+        with no_room(tmp_path):
+            with pytest.raises(StoreFull, match="The disk of the store is full"):
+                await store.report("t")
+            assert await store.state("t") == "UNKNOWN"
         await store.report("t")
         assert await store.state("t") == "SUCCESS"
+
+
+async def test_a_meta_page_without_room_stops_the_store(clock: Clock, tmp_path: Path) -> None:
+    """Which of two meta pages the disk has is not known then: no full disk explains it."""
+    async with opened(clock, tmp_path) as store:
+        with no_room(tmp_path, of_meta=True), pytest.raises(StoreFailed, match="No space left"):
+            await store.report("t")
+        with pytest.raises(StoreFailed):
+            await store.report("t")
 
 
 async def test_a_disk_that_answers_nothing_is_a_broken_one(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from resultd_server.engine import environment, recovery
+from resultd_server.engine import environment, journal, recovery
+from resultd_server.engine.disk import NoRoom
 from resultd_server.engine.environment import Txn
 from resultd_server.engine.journal import Journal
 from resultd_server.engine.lease import Lease
 from resultd_server.engine.overlay import Layer
-from resultd_server.engine.recovery import Progress, Target
+from resultd_server.engine.recovery import Left, Progress, Target
 from resultd_server.errors import StoreFailed
 from resultd_server.ledger.txn import Db
+from tests.support.full_disk import error_of
 from tests.support.stores import MAP_BYTES
 
 
@@ -137,18 +142,92 @@ def test_a_store_without_a_journal_is_left_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_room_it_says_so(
+def test_without_room_nothing_is_lost(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A journal that does not fit keeps the server from starting, in a sentence; it stays."""
+    """Who cannot serve a journal that does not fit is told so, in a sentence; it stays as it is."""
     left_behind(target, tmp_path)
     target.environment.close()
 
     def full(*_: object) -> None:
-        raise environment.Error("mdb_txn_commit: No space left on device")
+        raise error_of(errno.ENOSPC)
 
     with monkeypatch.context() as patch:
         patch.setattr(Txn, "put_many", full)
-        with pytest.raises(StoreFailed, match="Make room on the disk"):
+        with pytest.raises(NoRoom, match="make room on its disk") as caught:
             Lease(tmp_path)
+        assert "backup" not in caught.value.sentence
+        for _ in range(2):
+            lease = Lease(tmp_path, keeps_left=True)
+            assert lease.left is not None
+            assert lease.left.progress.entry == 2
+            assert lease.left.layer.of(Db.TASKS).values == {b"00001": b"v", b"00002": None}
+            lease.close()
     Lease(tmp_path).close()
+
+
+def test_another_trouble_is_no_full_disk(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal that a broken disk does not take is not served before it is in LMDB."""
+    left_behind(target, tmp_path)
+    target.environment.close()
+
+    def broken(*_: object) -> None:
+        raise error_of(errno.EIO)
+
+    monkeypatch.setattr(Txn, "put_many", broken)
+    with pytest.raises(StoreFailed, match="Input/output error"):
+        Lease(tmp_path, keeps_left=True)
+
+
+def test_a_run_goes_on_where_it_was(target: Target, tmp_path: Path) -> None:
+    """After its last entry, in the same file; what comes then is read with what was there."""
+    left_behind(target, tmp_path)
+    before = recovery.progress_of(target)
+    assert before is not None
+    left = Left(Progress(before.run, 2), rows(1))
+    again = recovery.go_on(target, tmp_path, left)
+    again.append(again.encode(rows(3)))
+    again.close()
+    last, layer = journal.read(tmp_path, before.run, before.entry)
+    assert last == 3
+    assert layer.of(Db.TASKS).values == {b"00001": b"v", b"00002": None, b"00003": b"v"}
+
+
+def test_a_run_goes_on_over_what_lmdb_has(target: Target, tmp_path: Path) -> None:
+    """Where nothing is left the files are used from the start, and the entries' numbers go on."""
+    left_behind(target, tmp_path)
+    before = recovery.progress_of(target)
+    assert before is not None
+    recovery.write(target, rows(1), Progress(before.run, 2))
+    again = recovery.go_on(target, tmp_path, Left(Progress(before.run, 2), Layer()))
+    again.append(again.encode(rows(3)))
+    again.close()
+    last, layer = journal.read(tmp_path, before.run, 2)
+    assert (last, layer.of(Db.TASKS).values) == (3, {b"00003": b"v"})
+    assert journal.end_of(tmp_path, before.run, 3) == (0, journal.BLOCK_BYTES)
+
+
+def test_what_was_read_is_synced_before_the_run_goes_on(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed server may have written more than it synced, and entries build on what was read."""
+    left_behind(target, tmp_path)
+    before = recovery.progress_of(target)
+    assert before is not None
+    synced: list[str] = []
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    class Noting:
+        def sync(self, force: bool) -> None:
+            assert force
+            synced.append("data.mdb")
+
+    monkeypatch.setattr(os, "fsync", noted)
+    noting: Any = Noting()
+    left = Left(Progress(before.run, 2), rows(1))
+    recovery.go_on(target._replace(environment=noting), tmp_path, left).close()
+    assert {"data.mdb", *journal.FILES} <= set(synced)
