@@ -2,7 +2,8 @@
 
 SIGTERM or SIGINT drains: new calls are refused, streams end with DRAINING, calls under
 way finish within `drain_s`. A second signal stops at once. A store that fails ends the
-server with exit code 3, for its supervisor to start again.
+server with exit code 3, and one that has no room to be opened with 4: for its supervisor to
+start again, which is of no use after 2.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import typer
 from resultd_server import config, event_loop, heap, logs
 from resultd_server.app import App, Place
 from resultd_server.config import ConfigError, Settings
+from resultd_server.engine.disk import NoRoom
 from resultd_server.errors import DomainError
 from resultd_server.supervisor import Supervisor
 
 EXIT_CONFIG = 2
 EXIT_STORE_FAILED = 3
+EXIT_NO_ROOM = 4
 
 log = structlog.get_logger("resultd.server")
 
@@ -59,7 +62,7 @@ async def run(
 
 async def run_several(settings: Settings) -> int:
     """The same with `settings.workers` processes."""
-    several = Supervisor(settings, (EXIT_CONFIG, EXIT_STORE_FAILED))
+    several = Supervisor(settings, (EXIT_CONFIG, EXIT_STORE_FAILED, EXIT_NO_ROOM))
     return await _serve(settings, several, several.ended, lambda: several.code, None)
 
 
@@ -89,7 +92,9 @@ async def _serve(
         address = starting.result()
     except (ConfigError, DomainError, OSError) as error:
         _complain(error)
-        return EXIT_CONFIG
+        if broken.is_set():  # one of several could not start, and has said why
+            return code_of_break()
+        return EXIT_NO_ROOM if isinstance(error, NoRoom) else EXIT_CONFIG
     log.info(
         "serving",
         address=address,

@@ -17,7 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import result_service_pb2_grpc, state_pb2, stream_pb2
 from resultd_server.config import Settings
-from tests.support import reports, serve_command, workers
+from resultd_server.serve import EXIT_CONFIG, EXIT_NO_ROOM
+from tests.support import disk_faults, reports, serve_command, workers
 from tests.support.refusals import Refusal, taken_apart
 from tests.support.server_process import ServerProcess
 
@@ -208,6 +209,60 @@ def test_data_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         [line] = refused.stderr.splitlines()
         assert line.startswith("resultd: ")
         assert str(directory) in line
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MiB."""
+    if (reason := disk_faults.no_small_disk()) is not None:
+        pytest.skip(reason)
+    with disk_faults.small_disk(tmp_path) as disk:
+        yield disk
+
+
+def test_no_room_for_a_new_store_is_no_mistake_in_the_settings(small: Path) -> None:
+    """It passes by itself: exit code 4, which a service manager tries again, and what to do."""
+    with disk_faults.taken(small):
+        refused = run("--data", str(small / "data"), "--listen", "127.0.0.1:0")
+    assert refused.returncode == EXIT_NO_ROOM, refused.stderr
+    [line] = refused.stderr.splitlines()
+    assert "No space left on device: make room on its disk" in line
+    assert "backup" not in line
+
+
+def test_several_processes_wait_for_room_for_a_journal(small: Path) -> None:
+    """What a killed server of one process left they cannot serve before LMDB has it: code 4."""
+    server = ServerProcess(small, "--workers", "1").start()
+    with grpc.insecure_channel(server.address) as channel:
+        results(channel).StoreResult(reports.success("t", bytes(100_000)))
+        server.kill()
+    flags = ("--data", str(small / "data"), "--listen", "127.0.0.1:0", "--workers", "2")
+    with disk_faults.taken(small):
+        refused = run(*flags)
+    assert refused.returncode == EXIT_NO_ROOM, refused.stderr
+    [line] = refused.stderr.splitlines()
+    assert "cannot be written into the store: make room on its disk" in line
+    assert "a server of one process serves it" in line
+
+
+def test_files_that_may_not_be_written_say_what_to_do(tmp_path: Path) -> None:
+    """A disk that is read only, in a sentence with its remedy and exit code 2."""
+    with ServerProcess(tmp_path):
+        pass
+    data, read_only = tmp_path / "data", tmp_path / "read-only"
+    read_only.mkdir()
+    command = "mount --bind {0} {1} && mount -o remount,ro,bind {1} && exec {2}"
+    serve = f"{sys.executable} -m resultd_server --data {read_only} --listen 127.0.0.1:0"
+    script = command.format(data, read_only, serve)
+    within = ["unshare", "--mount", "--map-root-user", "sh", "-c", script]
+    refused = subprocess.run(within, capture_output=True, text=True, timeout=30, check=False)
+    if "unshare" in refused.stderr or "mount:" in refused.stderr:
+        pytest.skip(refused.stderr)
+    assert refused.returncode == EXIT_CONFIG
+    assert refused.stderr == (
+        f"resultd: The data directory {read_only} cannot be used: Read-only file system: mount its "
+        "disk for writing, or name another directory.\n"
+    )
 
 
 @ALONE
