@@ -33,6 +33,9 @@ NOT_SETTINGS = frozenset({"RESULTD_URL", "RESULTD_TOKEN", "RESULTD_TOKEN_FILE", 
 SIZES = ("max_db_bytes", "bytes_per_namespace", "memory_max_bytes")
 """Settings that people write with a unit."""
 
+MAX_DB_BYTES = 64 * 1024**4
+"""The map takes a tenth more of the address space, of which a process has 128 TiB on x86-64."""
+
 _QUOTAS = frozenset(
     f"{what}_per_namespace" for what in ("streams", "waited_ids", "records", "bytes")
 )
@@ -98,6 +101,7 @@ class Settings(BaseModel):
     max_db_bytes: int = Field(
         64 * 1024**3,
         ge=1024**2,
+        le=MAX_DB_BYTES,
         description="Live data the store may hold, '10GiB' or bytes. Does not reserve disk space.",
     )
     memory_max_bytes: int | None = Field(
@@ -169,6 +173,14 @@ class Settings(BaseModel):
         if match is None:
             raise ValueError("is not a size: write bytes, or a number with a unit like '10GiB'")
         return int(float(match[1]) * 1024 ** _POWERS[match[2].upper()])
+
+    @field_validator("data", "tls_cert", "tls_key", "tls_client_ca", "auth_file", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        # An empty variable: Path("") would be the current directory.
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("is empty: name a path, or leave the setting out")
+        return value
 
     @field_validator("channelz")
     @classmethod

@@ -154,10 +154,12 @@ _FLAG_TYPES: dict[str, type] = {
     str(bool): bool,
     str(int): int,
     str(float): float,
-    str(Path | None): Path,
     str(int | None): int,
 }
-"""What a flag takes, by its setting's type; text where the settings parse it."""
+"""What a flag takes, by its setting's type; text where the settings parse it.
+
+Paths too: an empty one would be the current directory before they see it.
+"""
 
 
 def _command_signature() -> inspect.Signature:
@@ -176,7 +178,7 @@ def _command_signature() -> inspect.Signature:
         option = typer.Option(
             help=field.description,
             show_default=config.shown_default(name),
-            metavar="|".join(choices) or None,
+            metavar="|".join(choices) or ("PATH" if field.annotation == Path | None else None),
         )
         kind = str if name in config.SIZES else _FLAG_TYPES.get(str(field.annotation), str)
         parameters.append(

@@ -73,6 +73,9 @@ def test_sizes_are_written_as_people_write_them(said: str | int, size: int) -> N
     [
         ({"max_db_bytes": "lots"}, "max_db_bytes: is not a size.*'10GiB'.*lots"),
         ({"max_db_bytes": "1KiB"}, "max_db_bytes: .*greater than or equal.*1024"),
+        ({"max_db_bytes": "200TiB"}, "max_db_bytes: .*less than or equal to 70368744177664"),
+        ({"max_db_bytes": "99999999TiB"}, "max_db_bytes: .*less than or equal"),
+        ({"max_db_bytes": 2**70}, "max_db_bytes: .*less than or equal"),
         ({"drain_s": -1}, "drain_s: .*greater than or equal to 0"),
         ({"engine": "lmbd"}, "engine: .*'lmdb' or 'memory'.*lmbd"),
         ({"listen": "7758"}, "listen: is not host:port or unix:PATH, for instance 127"),
@@ -86,6 +89,17 @@ def test_what_cannot_be_used_is_said(flags: dict[str, Any], message: str) -> Non
     """A value that cannot be used names the setting, the reason and what would do."""
     with pytest.raises(ConfigError, match=message):
         settings(**flags)
+
+
+@pytest.mark.parametrize("name", ["data", "tls_cert", "tls_key", "tls_client_ca", "auth_file"])
+@pytest.mark.parametrize("said", ["", " "])
+def test_an_empty_path_is_none(tmp_path: Path, name: str, said: str) -> None:
+    """A variable that is set to nothing is not the current directory, wherever it stands."""
+    message = f"{name}: is empty: name a path, or leave the setting out"
+    with pytest.raises(ConfigError, match=message):
+        settings(environ={f"RESULTD_{name.upper()}": said})
+    with pytest.raises(ConfigError, match=message):
+        settings(toml(tmp_path, f"{name} = {said!r}"))
 
 
 def test_unknown_settings_are_refused_with_a_suggestion(tmp_path: Path) -> None:

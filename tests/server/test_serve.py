@@ -177,6 +177,8 @@ def test_a_second_server_on_the_data_refuses(own: ServerProcess, tmp_path: Path)
         (["--listen", "0.0.0.0:0", "--data", "/nowhere"], "--insecure"),
         (["--auth-file", "/nowhere/auth.toml", "--data", "x"], "/nowhere/auth.toml cannot be read"),
         (["--tls-cert", "/dev/null", "--tls-key", "/dev/null", "--data", "x"], "no certificate"),
+        (["--data", ""], "data: is empty"),
+        (["--data", "x", "--max-db-bytes", "99999999TiB"], "max_db_bytes"),
         (["--data", "x", "--stream-age-s", "0"], "stream_age_s"),
         (["--data", "x", "--engine", "paper"], "engine"),
         (["--data", "/dev/null/x", "--listen", "127.0.0.1:0"], "/dev/null"),
