@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -56,10 +57,12 @@ class Copied(NamedTuple):
 def back_up(directory: Path, into: Path) -> Copied:
     """Copies a store, served or not, into a new file, durably.
 
-    `into` may be a directory: the file gets a name then. Raises StoreFailed, OSError.
+    `into` may be a directory: the file gets a name then. Until it is whole it is a hidden file
+    beside it, `.NAME.PROCESS-RANDOM.partial`, which is nobody else's and goes with the end. What a
+    backup that was killed left there stays: its process may be on another host. Raises
+    StoreFailed, OSError.
     """
-    if not (directory / "data.mdb").exists() or not (directory / lease.NOTE).exists():
-        raise StoreFailed(f"There is no store in {directory}: name the server's data directory.")
+    lease.check_there(directory)
     # A server has it, and its journal is its business; or nobody can, on a disk that is read only.
     with contextlib.suppress(OSError, disk.MayNotWrite):
         lease.Lease(directory).close()
@@ -67,9 +70,9 @@ def back_up(directory: Path, into: Path) -> Copied:
     taken = time.gmtime()
     if into.is_dir():
         into = into / f"resultd-{time.strftime('%Y%m%dT%H%M%SZ', taken)}.backup"
-    partial = into.with_name(f".{into.name}.partial")
+    partial = into.with_name(f".{into.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     if into.exists():
-        raise StoreFailed(f"{into} is there already: name another file, or a directory.")
+        raise _there_already(into)
     note = {
         "format": lease.DATA_FORMAT,
         "lmdb": environment.library(),
@@ -79,18 +82,28 @@ def back_up(directory: Path, into: Path) -> Copied:
     try:
         with contextlib.closing(environment.open_to_read(directory)) as opened:
             grown_bytes = _copy(opened, directory, partial, note)
-        os.link(partial, into)  # and not a rename: nobody's file is lost
+        with disk.explained(f"The directory {into.parent}"):
+            try:
+                os.link(partial, into)  # and not a rename: nobody's file is lost
+            except FileExistsError:
+                raise _there_already(into) from None
+            journal.sync_directory(into.parent)
     except environment.Error as error:
         raise StoreFailed(f"The store in {directory} cannot be copied: {error}.") from error
     finally:
-        partial.unlink(missing_ok=True)
-    journal.sync_directory(into.parent)
+        with contextlib.suppress(OSError):  # it was never made: that is being said already
+            partial.unlink()
     return Copied(into, store_id, into.stat().st_size, grown_bytes)
+
+
+def _there_already(into: Path) -> StoreFailed:
+    return StoreFailed(f"{into} is there already: name another file, or a directory.")
 
 
 def _copy(opened: Environment, directory: Path, partial: Path, note: dict[str, Any]) -> int:
     target = recovery.find_target(opened)
-    with _caught_up(target, directory) as txn, environment.create_file(partial) as file:
+    written = disk.explained(f"The directory {partial.parent}")
+    with _caught_up(target, directory) as txn, written, environment.create_file(partial) as file:
         growth = _Growth(opened, directory)
         digest, size_bytes = hashlib.sha256(), 0
         for chunk in _stream(opened, txn):
@@ -185,14 +198,17 @@ def restore(backup: Path, directory: Path, now_ms: int) -> audit.Verdict:
     It is another store: its id is new. Raises BackupDamaged, StoreFailed, OSError; the directory
     is empty then, unless there is a verdict: what was found wrong.
     """
-    note = read_note(backup)
-    directory.mkdir(parents=True, exist_ok=True)
-    if any(directory.iterdir()):
-        raise StoreFailed(f"{directory} is not empty: name a new directory.")
+    with disk.explained(f"The backup {backup}"):
+        note = read_note(backup)
+    with disk.explained(f"The directory {directory}"):
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise StoreFailed(f"{directory} is not empty: name a new directory.")
     data = directory / "data.mdb"
     verdict = None
     try:
-        _unpack(backup, note, data)
+        with disk.explained(f"The directory {directory}"):
+            _unpack(backup, note, data)
         verdict = audit.examine(directory, note["store_id"], now_ms)
     finally:
         (directory / "lock.mdb").unlink(missing_ok=True)

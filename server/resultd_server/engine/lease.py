@@ -65,7 +65,9 @@ class Lease:
 
 def check_there(directory: Path) -> None:
     """Raises StoreFailed where there is no store."""
-    if not (directory / "data.mdb").exists() or not (directory / NOTE).exists():
+    with disk.explained(f"The data directory {directory}"):
+        there = (directory / "data.mdb").exists() and (directory / NOTE).exists()
+    if not there:
         raise StoreFailed(f"There is no store in {directory}: name the server's data directory.")
 
 
@@ -119,14 +121,17 @@ def _await_leftovers(directory: Path) -> None:
 def check_format(directory: Path) -> str:
     """The store's id, from the note beside the data; written for a new store."""
     note = directory / NOTE
-    if not note.exists():
-        if (directory / "data.mdb").exists():
-            raise StoreFailed(
-                f"{directory} holds an LMDB environment that is not ours: name another directory."
-            )
-        return write_note(directory)
+    with disk.explained(f"The data directory {directory}"):
+        if not note.exists():
+            if (directory / "data.mdb").exists():
+                raise StoreFailed(
+                    f"{directory} holds an LMDB environment that is not ours: name another "
+                    "directory."
+                )
+            return write_note(directory)
+        text = note.read_bytes()
     try:
-        said = json.loads(note.read_text())
+        said = json.loads(text)
         store_id, data_format, library = said["store_id"], said["format"], said["lmdb"]
     except (ValueError, KeyError, TypeError):
         raise StoreFailed(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,3 +188,63 @@ def test_copying_ends_before_the_store_is_full(
     with pytest.raises(StoreFailed, match="would be full before it was copied"):
         backup.back_up(tmp_path / "store", tmp_path / "c")
     assert {file.name for file in tmp_path.iterdir()} == before
+
+
+def back_up_apart(directory: Path, into: Path, before: str = "") -> int:
+    """A backup taken by another process, which does something before; its exit code."""
+    code = "import os, sys; from pathlib import Path; from resultd_server.engine import backup\n"
+    code += f"{before}\nbackup.back_up(Path(sys.argv[1]), Path(sys.argv[2]))"
+    command = [sys.executable, "-c", code, str(directory), str(into)]
+    return subprocess.run(command, check=False).returncode
+
+
+@pytest.fixture
+async def stored(tmp_path: Path, clock: Clock) -> Path:
+    """A store that nobody serves, with a record in it."""
+    store = await opened(tmp_path / "store", clock)
+    await store.report("t1")
+    await store.engine.close()
+    return tmp_path / "store"
+
+
+def test_two_backups_at_once_do_not_harm_each_other(
+    stored: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that copy to one name the first to end has it; the other says so, and leaves it."""
+    into, stream = tmp_path / "b", backup._stream
+
+    def held_up(*arguments: Any) -> Iterator[bytes]:
+        assert back_up_apart(stored, into) == 0
+        yield from stream(*arguments)
+
+    monkeypatch.setattr(backup, "_stream", held_up)
+    with pytest.raises(StoreFailed, match="is there already: name another file"):
+        backup.back_up(stored, into)
+    assert backup.restore(into, tmp_path / "again", clock()).count == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"store", "b", "again"}
+
+
+def test_what_a_killed_backup_left_is_in_nobodys_way(stored: Path, tmp_path: Path) -> None:
+    """It stays where it is, for whoever deletes old ones; the next backup to the name is made."""
+    into = tmp_path / "into" / "resultd-1.backup"
+    into.parent.mkdir()
+    assert back_up_apart(stored, into, "backup._Growth.check = lambda self: os._exit(9)") == 9
+    [left] = into.parent.iterdir()
+    assert left.match(".resultd-*.partial"), left  # as the units look for it
+    backup.back_up(stored, into)
+    assert {*into.parent.iterdir()} == {left, into}
+
+
+def test_where_a_backup_cannot_go_is_said_with_a_remedy(
+    stored: Path, tmp_path: Path, clock: Clock
+) -> None:
+    """A directory that is missing, or none, and a file that is to be restored and is not there."""
+    for into, said in (
+        (tmp_path / "none" / "b", "No such file or directory: make the directory that is missing"),
+        (stored / "data.mdb" / "b", "Not a directory: name another"),
+    ):
+        with pytest.raises(StoreFailed, match=said) as caught:
+            backup.back_up(stored, into)
+        assert str(into.parent) in caught.value.sentence
+    with pytest.raises(StoreFailed, match=r"The backup .* cannot be used: No such file"):
+        backup.restore(tmp_path / "b", tmp_path / "again", clock())
