@@ -12,7 +12,11 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import structlog
+
 from resultd_server import limits
+
+log = structlog.get_logger("resultd.server")
 
 UNIX = "unix:"
 
@@ -80,11 +84,20 @@ def _taken(address: str, error: OSError) -> OSError:
 def connections_max(wanted: int = limits.CONNECTIONS_MAX) -> int:
     """How many connections the process has descriptors for; asks the system for more first.
 
-    Out of descriptors nobody could connect, and the store could not work either.
+    Out of descriptors nobody could connect, and the store could not work either. Whoever is one
+    too many is closed without a word, so it is logged here that there are fewer than wanted.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + limits.DESCRIPTORS_KEPT
     if soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(1, min(wanted, soft - limits.DESCRIPTORS_KEPT))
+    granted = max(1, min(wanted, soft - limits.DESCRIPTORS_KEPT))
+    if granted < wanted:
+        log.warning(
+            "few connections: open files leave room for no more",
+            connections=granted,
+            wanted=wanted,
+            open_files=soft,
+        )
+    return granted

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import structlog
 
 from resultd_server import limits, listening
 from tests.support.addresses import why_no_ipv6
@@ -93,6 +94,7 @@ def test_connections_leave_the_store_its_descriptors(monkeypatch: pytest.MonkeyP
     """The bound is what was wanted, or what the system grants less what the server needs."""
     granted: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, pair: granted.append(pair))
+    warned: list[tuple[int, int]] = []
     for soft, hard, wanted, found in (
         (20_000, 20_000, 10_000, 10_000),
         (1_024, 4_096, 10_000, 4_096 - limits.DESCRIPTORS_KEPT),
@@ -100,9 +102,13 @@ def test_connections_leave_the_store_its_descriptors(monkeypatch: pytest.MonkeyP
         (100, 100, 10_000, 1),
     ):
         monkeypatch.setattr(resource, "getrlimit", lambda _, pair=(soft, hard): pair)
-        assert listening.connections_max(wanted) == found
+        with structlog.testing.capture_logs() as lines:
+            assert listening.connections_max(wanted) == found
+        warned += [(line["connections"], line["open_files"]) for line in lines]
     assert granted == [
         (4_096, 4_096),
         (10_000 + limits.DESCRIPTORS_KEPT, resource.RLIM_INFINITY),
         (100, 100),
     ]
+    # Whoever is one too many is closed without a word: that there are few is said at the start.
+    assert warned == [(4_096 - limits.DESCRIPTORS_KEPT, 4_096), (1, 100)]
