@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import result_service_pb2_grpc, state_pb2, stream_pb2
 from resultd_server.config import Settings
+from resultd_server.engine.lease import Lease
 from resultd_server.serve import EXIT_CONFIG, EXIT_NO_ROOM
 from tests.support import disk_faults, reports, serve_command, workers
 from tests.support.refusals import Refusal, taken_apart
@@ -245,6 +246,16 @@ def test_several_processes_wait_for_room_for_a_journal(small: Path) -> None:
     [line] = refused.stderr.splitlines()
     assert "cannot be written into the store: make room on its disk" in line
     assert "a server of one process serves it" in line
+
+
+def test_a_worker_without_room_ends_them_all_with_its_code(small: Path) -> None:
+    """One of several that cannot open the store says why, and its exit code is the supervisor's."""
+    Lease(small / "data").close()  # its note is there, and nothing else yet
+    flags = ("--data", str(small / "data"), "--listen", "127.0.0.1:0", "--workers", "2")
+    with disk_faults.taken(small):
+        refused = run(*flags)
+    assert refused.returncode == EXIT_NO_ROOM, refused.stderr
+    assert "make room on its disk" in refused.stderr
 
 
 def test_files_that_may_not_be_written_say_what_to_do(tmp_path: Path) -> None:

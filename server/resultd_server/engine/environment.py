@@ -28,6 +28,9 @@ LMDB_MAJOR = 0
 """The library's on-disk format: 0.9.x. The 1.0.x one cannot be read by it."""
 
 READERS_MAX = 1_024
+LOCK_BYTES = 192 + 64 * (READERS_MAX - 1)
+"""Of lock.mdb, where LMDB keeps who reads: as large as it makes that file itself."""
+
 DATABASES_MAX = 64
 HEADROOM_BYTES_MIN = 256 * limits.MIB
 """Map beyond `max_db_bytes`, so that what was acknowledged always fits: 32 MiB of journal
@@ -74,6 +77,7 @@ def library() -> str:
 def open_environment(directory: Path, map_bytes: int, *, sync: bool = True) -> Environment:
     """Opens or makes an environment. Raises StoreFailed."""
     try:
+        _reserve_readers(directory)
         environment = lmdb.open(
             str(directory),
             # At its full size from the start: the map is sparse, and growing it later
@@ -88,9 +92,29 @@ def open_environment(directory: Path, map_bytes: int, *, sync: bool = True) -> E
             lib_version=LMDB_MAJOR,
         )
         environment.reader_check()
-    except lmdb.Error as error:
+    except (lmdb.Error, OSError) as error:
         raise cannot_open(directory, error) from error
     return environment
+
+
+def _reserve_readers(directory: Path) -> None:
+    """Has lock.mdb on disk before LMDB maps it. Raises OSError.
+
+    LMDB makes it as long as it is to be, without a block: who writes into a map of that, on a
+    disk that is full, is killed by SIGBUS. It is left alone once it is there: a file that is closed
+    takes along what locks this process has on it.
+    """
+    path = directory / "lock.mdb"
+    if path.exists() and path.stat().st_blocks * 512 >= LOCK_BYTES:
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    try:
+        os.posix_fallocate(descriptor, 0, LOCK_BYTES)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a disk that reserves nothing
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def replay_map_bytes(directory: Path) -> int:
@@ -105,6 +129,11 @@ def open_to_read(directory: Path) -> Environment:
     A reader like any other: what is freed after it began a transaction is kept for it.
     """
     try:
+        try:
+            _reserve_readers(directory)
+        except OSError as error:
+            if disk.says_no_room(error):  # on a disk that is read only LMDB does without
+                raise
         return lmdb.open(
             str(directory),
             map_size=0,  # as large as the file says
@@ -113,7 +142,7 @@ def open_to_read(directory: Path) -> Environment:
             readonly=True,
             lib_version=LMDB_MAJOR,
         )
-    except lmdb.Error as error:
+    except (lmdb.Error, OSError) as error:
         raise cannot_open(directory, error) from error
 
 

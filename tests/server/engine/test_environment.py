@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
 from resultd_server import limits
@@ -238,3 +239,15 @@ def test_a_backup_is_named_where_something_is_damaged() -> None:
         assert "Restore it from a backup" in environment.cannot_open(Path("/x"), error).sentence
     for number in (errno.ENOSPC, errno.ENOMEM, errno.EACCES, errno.EROFS):
         assert "backup" not in environment.cannot_open(Path("/x"), error_of(number)).sentence
+
+
+def test_who_reads_has_a_place_on_the_disk(tmp_path: Path) -> None:
+    """LMDB's table of readers is there whole, and as large as LMDB would have made it."""
+    environment.open_environment(tmp_path, MAP_BYTES).close()
+    made = (tmp_path / "lock.mdb").stat()
+    assert made.st_size == environment.LOCK_BYTES
+    assert made.st_blocks * 512 >= environment.LOCK_BYTES
+    (tmp_path / "lock.mdb").unlink()
+    its_own = lmdb.open(str(tmp_path), max_readers=environment.READERS_MAX)
+    assert (tmp_path / "lock.mdb").stat().st_size == environment.LOCK_BYTES
+    its_own.close()

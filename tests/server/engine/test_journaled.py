@@ -341,6 +341,16 @@ async def test_a_full_disk_refuses_and_is_left(
         assert states == ["SUCCESS", "UNKNOWN", "SUCCESS"]
 
 
+async def test_what_makes_room_has_its_own_before_the_disk_is_full(
+    clock: Clock, tmp_path: Path
+) -> None:
+    """Whichever file of the journal is in use then: forgetting is written into it."""
+    async with opened(clock, tmp_path) as store:
+        written = engine_of(store)._journal
+        sizes = [os.fstat(descriptor).st_size for descriptor in written._descriptors]
+        assert sizes == [journal.FIRST_BYTES, journal.FIRST_BYTES]
+
+
 async def test_a_disk_that_cannot_take_it_back_either_is_broken(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
