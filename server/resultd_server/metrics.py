@@ -24,6 +24,7 @@ from prometheus_client.core import (
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from resultd_server import logs
 from resultd_server.core.sweeper import Sweeps
 from resultd_server.engine.base import Engine, EngineStats, Space
 from resultd_server.interceptors.metrics import Calls
@@ -297,6 +298,9 @@ def _of_process(observed: Observed) -> Iterator[Metric]:
         (observed.version, observed.engine.name, platform.python_version(), grpc.__version__), 1
     )
     yield build
+    yield _counter(
+        "resultd_log_lines_lost_total", "Log lines that could not be written.", logs.lost()
+    )
     yield _gauge("resultd_ready", "Whether calls are taken.", observed.ready)
     broken = CounterMetricFamily(
         "resultd_background_breaks_total",

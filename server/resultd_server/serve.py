@@ -104,6 +104,7 @@ async def _serve(
     )
     if settings.admin_open:
         log.warning("admin port open: /metrics asks nobody who they are", admin=running.admin)
+    logs.flush()  # whoever started the server may look there for what it said, as its admin port
     # For whoever started the server: the address is known and it answers.
     sys.stdout.write(f"resultd ready on {address}\n")
     sys.stdout.flush()
@@ -121,7 +122,7 @@ async def _serve(
 
 
 def _complain(error: Exception) -> None:
-    sys.stderr.write(f"resultd: {error}\n")
+    logs.sentence(f"resultd: {error}")
 
 
 async def _drain(

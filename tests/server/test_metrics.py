@@ -166,6 +166,15 @@ async def test_groups_that_expired_incomplete_are_counted() -> None:
     assert value(seen, "resultd_groups_expired_incomplete_total") == 1
 
 
+async def test_lines_of_the_log_that_were_lost_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where nobody can read it, it can still be seen here."""
+    monkeypatch.setattr("resultd_server.logs.lost", lambda: 7)
+    async with serving(**ADMIN) as served:
+        assert value(await page(served), "resultd_log_lines_lost_total") == 7
+
+
 async def test_the_pages_of_processes_become_one() -> None:
     """Every process keeps its own series; a name stands once; who gave nothing is down."""
     async with serving(**ADMIN) as served:

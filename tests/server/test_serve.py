@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from typing import Any
 
 import grpc
 import pytest
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from resultd.v1 import result_service_pb2 as pb
 from resultd.v1 import result_service_pb2_grpc, state_pb2, stream_pb2
+from resultd_server import heap, logs, serve
 from resultd_server.config import Settings
 from resultd_server.engine.lease import Lease
 from resultd_server.serve import EXIT_CONFIG, EXIT_NO_ROOM
@@ -321,6 +324,38 @@ def test_a_server_loads_only_what_it_is_asked_for() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+class Still:
+    """Serves nothing."""
+
+    admin = ""
+
+    async def start(self) -> str:
+        """Is there."""
+        return "here"
+
+    async def drain(self) -> None:
+        """Has nothing to end."""
+
+    async def stop(self) -> None:
+        """Has nothing to stop."""
+
+
+async def test_what_was_logged_is_there_before_the_server_says_it_is_ready(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever waits for that may look into the log for the admin port."""
+    printed: list[str] = []
+    monkeypatch.setattr(heap, "settle", lambda: None)  # it is for the whole process
+    monkeypatch.setattr(logs, "flush", lambda: printed.append(capsys.readouterr().out))
+    broken = asyncio.Event()
+    broken.set()
+    with structlog.testing.capture_logs() as lines:
+        settings = Settings.model_validate({"engine": "memory"})
+        assert await serve._serve(settings, Still(), broken, lambda: 3, None) == 3
+    assert (printed, capsys.readouterr().out) == ([""], "resultd ready on here\n")
+    assert [line["event"] for line in lines] == ["serving", "stopped"]
 
 
 @pytest.mark.parametrize(("host", "warnings"), [("127.0.0.1", 0), ("0.0.0.0", 1)])

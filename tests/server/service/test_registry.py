@@ -18,6 +18,7 @@ from resultd.v1 import result_service_pb2_grpc, state_pb2
 from tests.support import http2, reports
 from tests.support.raw_calls import call
 from tests.support.request_fields import METHODS, SERVICES
+from tests.support.results import until
 from tests.support.server_process import ServerProcess
 
 STORE = "/resultd.v1.ResultService/StoreResult"
@@ -205,5 +206,6 @@ def test_garbage_for_health_leaves_one_line(server: ServerProcess, channel: grpc
         unary(b"\xff\xff", timeout=10)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert still_answers(channel)
+    until(lambda: len(server.log()) > before)  # a line is written as a whole, and soon
     [line] = server.log()[before:].splitlines()
     assert "MALFORMED_MESSAGE" in line

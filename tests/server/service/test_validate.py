@@ -37,12 +37,22 @@ from tests.support.request_fields import (
     is_repeated,
     key,
 )
+from tests.support.results import until
 from tests.support.server_process import ServerProcess
 
 NAMESPACE: Metadata = (("resultd-namespace", "refused"),)
 CASES = list(cases())
 DOCUMENTED = documented_codes()
 STORE, BATCH = "resultd.v1.ResultService.StoreResult", "resultd.v1.ResultService.BatchStoreResults"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server, of one process, that leaves no line out."""
+    program = ("tests.support.talkative_server",)
+    directory = tmp_path_factory.mktemp("server")
+    with ServerProcess(directory, "--workers", "1", program=program) as process:
+        yield process
 
 
 def refused(
@@ -57,6 +67,7 @@ def refused(
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, METHODS[method], raw, metadata)
     refusal = taken_apart(caught.value)
+    until(lambda: server.log_bytes() > before)  # a line is written as a whole, and soon
     lines = server.log_lines(before)
     assert [line["event"] for line in lines] == ["refused"]
     assert (lines[0]["method"], lines[0]["reason"]) == (method, refusal.reason)
