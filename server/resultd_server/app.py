@@ -347,12 +347,12 @@ class App:
         self._set_health(NOT_SERVING)  # a drain that began meanwhile has the last word
 
     def _on_failure(self, error: BaseException) -> None:
-        log.critical("store failed", error=str(error))
         self.failed.set()
+        log.critical("store failed", error=str(error))
 
     def _on_deaf(self, error: BaseException) -> None:
-        log.critical("calls are no longer taken up", error=repr(error))
         self.failed.set()
+        log.critical("calls are no longer taken up", error=repr(error))
 
     def _on_swept(self, swept: Swept) -> None:
         self.swept.count(swept)

@@ -167,6 +167,25 @@ async def test_a_store_that_fails_is_told_and_noticed(served: Served) -> None:
     assert "store failed" in [line["event"] for line in lines]
 
 
+async def test_a_store_that_fails_is_noticed_before_it_is_logged(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever becomes of the line: the server is to end by then."""
+    seen: list[bool] = []
+
+    class Log:
+        def critical(self, *_: object, **__: object) -> None:
+            """A line."""
+            seen.append(served.app.failed.is_set())
+
+    monkeypatch.setattr("resultd_server.app.log", Log())
+    for notice in (served.app.engine.on_failure, served.app._on_deaf):
+        assert notice is not None
+        notice(OSError("Input/output error"))
+        served.app.failed.clear()
+    assert seen == [True, True]
+
+
 @pytest.mark.parametrize("draining", [False, True])
 async def test_a_store_that_fails_ends_the_server_with_3(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], draining: bool
