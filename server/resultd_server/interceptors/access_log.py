@@ -10,6 +10,7 @@ import uuid
 import grpc
 import structlog
 
+from resultd_server import limits
 from resultd_server.errors import DomainError
 from resultd_server.interceptors import Context, Handler, Raw
 
@@ -23,14 +24,14 @@ def caller(context: Context) -> dict[str, str]:
     """`request_id`, `peer` and `namespace` of a call; an id is made where none was sent.
 
     An id that is too long, or has other characters than letters, digits and `._:/+=@-`, is
-    taken for none.
+    taken for none. A namespace is cut to what a valid one may have.
     """
     # The last one said counts; a namespace said twice is refused before it means anything.
     said = dict(context.invocation_metadata() or ())
     request_id = said.get(REQUEST_ID_KEY, "")
     if not isinstance(request_id, str) or not _REQUEST_ID.fullmatch(request_id):
         request_id = uuid.uuid4().hex
-    namespace = said.get("resultd-namespace", "default")
+    namespace = said.get("resultd-namespace", "default")[: limits.NAMESPACE_BYTES_MAX]
     return {
         "request_id": request_id,
         "peer": context.peer(),

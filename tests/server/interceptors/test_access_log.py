@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from resultd.v1 import result_service_pb2 as pb
+from resultd_server import limits
 from resultd_server.errors import Overloaded
 from resultd_server.interceptors import Raw
 from resultd_server.interceptors.access_log import caller, log_calls
@@ -52,9 +53,12 @@ def test_a_request_id_that_could_do_harm_is_none(said: str | bytes) -> None:
 
 
 def test_the_namespace_is_the_one_said() -> None:
-    """As it was sent, valid or not; "default" if it was not."""
+    """As it was sent, valid or not, and as much of it as may be one; "default" if it was not."""
     assert caller(context())["namespace"] == "default"
     assert caller(context(resultd_namespace="Not Valid"))["namespace"] == "Not Valid"
+    long = "n" * (limits.NAMESPACE_BYTES_MAX + 1)
+    assert caller(context(resultd_namespace=long))["namespace"] == long[:-1]
+    assert caller(context(resultd_namespace=long[:-1]))["namespace"] == long[:-1]
 
 
 @pytest.mark.parametrize(
