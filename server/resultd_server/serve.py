@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
 import structlog
 import typer
 
-from resultd_server import config, event_loop, heap, logs
+from resultd_server import config, event_loop, heap, logs, standard_streams
 from resultd_server.app import App, Place
 from resultd_server.config import ConfigError, Settings
 from resultd_server.engine.disk import NoRoom
@@ -105,9 +106,7 @@ async def _serve(
     if settings.admin_open:
         log.warning("admin port open: /metrics asks nobody who they are", admin=running.admin)
     logs.flush()  # whoever started the server may look there for what it said, as its admin port
-    # For whoever started the server: the address is known and it answers.
-    sys.stdout.write(f"resultd ready on {address}\n")
-    sys.stdout.flush()
+    _tell_ready(address)
     failed = asyncio.create_task(broken.wait())
     await asyncio.wait({failed, first, alone}, return_when=asyncio.FIRST_COMPLETED)
     first.cancel()
@@ -119,6 +118,15 @@ async def _serve(
     await running.stop()
     log.info("stopped", code=code)
     return code
+
+
+def _tell_ready(address: str) -> None:
+    """For whoever started the server: the address is known and it answers."""
+    # Past Python's buffer, which would be written again at the end, and fail again.
+    try:
+        os.write(sys.stdout.fileno(), f"resultd ready on {address}\n".encode())
+    except OSError as error:  # nobody reads it, or there is no room: callers do not mind
+        log.warning("standard output cannot be written to", why=str(error))
 
 
 def _complain(error: Exception) -> None:
@@ -140,6 +148,7 @@ async def _drain(
 
 def serve(config_file: Path | None = None, **flags: Any) -> None:
     """Runs the server until it is told to stop."""
+    standard_streams.fill()
     try:
         settings = config.load(flags, file=config_file)
     except ConfigError as error:
