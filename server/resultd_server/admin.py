@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from pathlib import Path
+from socket import socket
 from typing import NamedTuple
 
 import h11
 
-from resultd_server import limits, listening
+from resultd_server import limits, listening, local_sockets
 
 TEXT = "text/plain; charset=utf-8"
 _READ_BYTES = 4096
@@ -48,12 +48,12 @@ class AdminServer:
         self._under_way: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
+    async def start_between(self, door: socket) -> None:
+        """Listens to other processes of this server (`local_sockets`) alone."""
+        self._server = await asyncio.start_unix_server(self._asked, sock=door)
+
     async def start(self, address: str) -> str:
-        """Listens on host:port or unix:PATH; the address. Raises OSError."""
-        if address.startswith(listening.UNIX):
-            path = _freed(Path(address.removeprefix(listening.UNIX)))
-            self._server = await asyncio.start_unix_server(self._connected, str(path))
-            return address
+        """Listens on host:port; the address. Raises OSError."""
         listening.check_free(address)
         host, _, port = address.rpartition(":")
         self._server = await asyncio.start_server(self._connected, host.strip("[]"), int(port))
@@ -66,6 +66,12 @@ class AdminServer:
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _asked(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if local_sockets.is_ours(writer.get_extra_info("socket")):
+            await self._connected(reader, writer)
+        else:
+            writer.close()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -110,11 +116,6 @@ class AdminServer:
         return await route()
 
 
-def _freed(path: Path) -> Path:
-    path.unlink(missing_ok=True)  # left behind by one that was killed
-    return path
-
-
 def _serialized(connection: h11.Connection, answer: Answer) -> bytes:
     headers = [
         ("content-type", answer.content_type),
@@ -129,13 +130,14 @@ def _serialized(connection: h11.Connection, answer: Answer) -> bytes:
     return b"".join(part for part in (head, body) if part)
 
 
-async def fetch(path: Path, target: str) -> Answer:
-    """Asks another process on its unix socket. Raises OSError, asyncio.TimeoutError."""
-    return await asyncio.wait_for(_fetch(path, target), limits.ADMIN_FETCH_S)
+async def fetch(name: str, target: str) -> Answer:
+    """Asks another process of this server. Raises OSError, asyncio.TimeoutError."""
+    return await asyncio.wait_for(_fetch(name, target), limits.ADMIN_FETCH_S)
 
 
-async def _fetch(path: Path, target: str) -> Answer:
-    reader, writer = await asyncio.open_unix_connection(str(path))
+async def _fetch(name: str, target: str) -> Answer:
+    connection_to = await local_sockets.connect(name)
+    reader, writer = await asyncio.open_unix_connection(sock=connection_to)
     connection = h11.Connection(h11.CLIENT)
     try:
         request = h11.Request(
@@ -157,6 +159,6 @@ async def _fetch(path: Path, target: str) -> Answer:
             else:
                 return Answer(bytes(body), status, content_type)
     except h11.ProtocolError as error:
-        raise OSError(f"no answer from {path}: {error}") from None
+        raise OSError(f"no answer from {name}: {error}") from None
     finally:
         writer.close()

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from importlib import metadata
-from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
 from resultd.v1 import group_service_pb2, result_service_pb2, worker_service_pb2
-from resultd_server import acceptance, connections, heap, limits, listening, pressure
+from resultd_server import (
+    acceptance,
+    connections,
+    heap,
+    limits,
+    listening,
+    local_sockets,
+    pressure,
+)
 from resultd_server.acceptance import Acceptance, Method
 from resultd_server.admin import AdminServer, Answer, verdict
 from resultd_server.background import Background, Work
@@ -107,16 +115,21 @@ def make_engine(settings: Settings, clock: Clock, *, shared: bool = False) -> En
 
 
 class Place(NamedTuple):
-    """Which of several processes this is, and where their sockets lie."""
+    """Which of several processes this is, and its sockets (`local_sockets`)."""
 
     number: int
     total: int
-    directory: Path
+    name: str
+    """What the sockets of them all are called by."""
+    hints: int
+    """The descriptor on which the others are listened to."""
+    admin: int
+    """And that for its supervisor's questions."""
 
     @property
-    def admin(self) -> str:
-        """Where this process answers its supervisor's questions."""
-        return f"{listening.UNIX}{self.directory / f'admin-{self.number}.sock'}"
+    def names(self) -> list[str]:
+        """Where each process tells the others what it changed."""
+        return [local_sockets.hints_name(self.name, number) for number in range(self.total)]
 
     @property
     def sweeps(self) -> bool:
@@ -174,8 +187,8 @@ class App:
         await self.engine.start()
         if self._place is not None:
             # Before anybody can call: what is changed here has to be heard everywhere.
-            number, total, directory = self._place
-            self._peers = Peers(self.engine.hub, directory, number, total)
+            door = socket.socket(fileno=self._place.hints)
+            self._peers = Peers(self.engine.hub, door, self._place.names, self._place.number)
             await self._peers.start()
         self._server = acceptance.make_server(
             [
@@ -218,9 +231,11 @@ class App:
         self._admin = AdminServer(
             {"/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
         )
-        wanted = self._settings.admin if self._place is None else self._place.admin
         try:
-            self.admin = await self._admin.start(wanted)
+            if self._place is None:
+                self.admin = await self._admin.start(self._settings.admin)
+            else:
+                await self._admin.start_between(socket.socket(fileno=self._place.admin))
         except OSError:
             await self._server.stop(None)
             await self.engine.close()

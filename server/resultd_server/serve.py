@@ -25,7 +25,7 @@ from resultd_server.app import App, Place
 from resultd_server.config import ConfigError, Settings
 from resultd_server.engine.disk import NoRoom
 from resultd_server.errors import DomainError
-from resultd_server.supervisor import Supervisor
+from resultd_server.supervisor import NotReady, Supervisor
 
 EXIT_CONFIG = 2
 EXIT_STORE_FAILED = 3
@@ -41,7 +41,7 @@ class Running(Protocol):
     """Where the admin port is once it serves; empty if nowhere."""
 
     async def start(self) -> str:
-        """Begins to serve; the address. Raises DomainError, OSError."""
+        """Begins to serve; the address. Raises ConfigError, DomainError, OSError, NotReady."""
 
     async def drain(self) -> None:
         """Ends what is under way, in its own time."""
@@ -63,7 +63,7 @@ async def run(
 
 async def run_several(settings: Settings) -> int:
     """The same with `settings.workers` processes."""
-    several = Supervisor(settings, (EXIT_CONFIG, EXIT_STORE_FAILED, EXIT_NO_ROOM))
+    several = Supervisor(settings, (EXIT_STORE_FAILED,), (EXIT_CONFIG, EXIT_NO_ROOM))
     return await _serve(settings, several, several.ended, lambda: several.code, None)
 
 
@@ -93,9 +93,10 @@ async def _serve(
         address = starting.result()
     except (ConfigError, DomainError, OSError) as error:
         _complain(error)
-        if broken.is_set():  # one of several could not start, and has said why
-            return code_of_break()
         return EXIT_NO_ROOM if isinstance(error, NoRoom) else EXIT_CONFIG
+    except NotReady as error:
+        _complain(error)
+        return error.code
     log.info(
         "serving",
         address=address,
@@ -103,7 +104,7 @@ async def _serve(
         engine=settings.engine,
         data=str(settings.data or ""),
     )
-    if settings.admin_open:
+    if settings.admin_open and running.admin:  # not that of one of several
         log.warning("admin port open: /metrics asks nobody who they are", admin=running.admin)
     logs.flush()  # whoever started the server may look there for what it said, as its admin port
     _tell_ready(address)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 from collections.abc import AsyncIterator
 from http import HTTPStatus
-from pathlib import Path
 
 import pytest
 
-from resultd_server import admin, limits
+from resultd_server import admin, limits, local_sockets
 from resultd_server.admin import AdminServer, Answer, verdict
 from tests.support.http import get_soon
 
@@ -125,19 +126,37 @@ async def test_a_taken_port_is_said() -> None:
             await AdminServer({}).start(address)
 
 
-async def test_a_process_asks_another(tmp_path: Path) -> None:
-    """Over a unix socket the same answers come; from nobody comes OSError."""
-    path = tmp_path / "admin.sock"
-    for _ in range(2):  # a socket left behind is no obstacle
-        serving = AdminServer({"/ill": ill})
-        await serving.start(f"unix:{path}")
-        assert await admin.fetch(path, "/ill") == await ill()
-        await serving.close()
-    with pytest.raises(OSError):  # noqa: PT011  any: refused, or not there
-        await admin.fetch(path, "/ill")
+async def test_a_process_asks_another() -> None:
+    """On a local socket the same answers come, again from the next process; from nobody OSError."""
+    name = local_sockets.new_name()
+    with local_sockets.listen(name) as door:
+        for _ in range(2):
+            serving = AdminServer({"/ill": ill})
+            await serving.start_between(door.dup())
+            assert await admin.fetch(name, "/ill") == await ill()
+            await serving.close()
+    with pytest.raises(ConnectionRefusedError):
+        await admin.fetch(name, "/ill")
 
 
-async def test_whoever_answers_no_http_is_no_answer(tmp_path: Path) -> None:
+async def test_another_user_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who runs as somebody else gets no answer from a process."""
+    name = local_sockets.new_name()
+    serving = AdminServer({"/well": well})
+    await serving.start_between(local_sockets.listen(name))
+    connection = await local_sockets.connect(name)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)  # now all others are strangers
+    reader, writer = await asyncio.open_unix_connection(sock=connection)
+    writer.write(b"GET /well HTTP/1.1\r\nhost: x\r\n\r\n")
+    told = b""
+    with contextlib.suppress(ConnectionResetError):
+        told = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    await serving.close()
+    assert told == b""
+
+
+async def test_whoever_answers_no_http_is_no_answer() -> None:
     """A process that answers something else, or nothing, is an OSError."""
     for answer in (b"hello\r\n\r\n", b""):
 
@@ -149,9 +168,9 @@ async def test_whoever_answers_no_http_is_no_answer(tmp_path: Path) -> None:
             writer.close()
             await writer.wait_closed()
 
-        path = tmp_path / f"{len(answer)}.sock"
-        server = await asyncio.start_unix_server(speak, str(path))
+        name = local_sockets.new_name()
+        server = await asyncio.start_unix_server(speak, sock=local_sockets.listen(name))
         with pytest.raises(OSError, match="no answer from"):
-            await admin.fetch(path, "/")
+            await admin.fetch(name, "/")
         server.close()
         await server.wait_closed()

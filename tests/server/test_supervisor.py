@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from resultd_server.config import ConfigError, load
 from resultd_server.supervisor import order, read_order
 from tests.support import http
 from tests.support.server_process import ServerProcess
+from tests.support.waiting import children_of, until, workers_begun
 
 TWO = ("--workers", "2")
 
@@ -41,16 +44,7 @@ def own() -> Iterator[Server]:
 
 def workers_of(server: Server | subprocess.Popen[str]) -> list[int]:
     """The processes of a server."""
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
-    return [int(pid) for pid in children.split()]
-
-
-def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
-    """Wait for what other processes do."""
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.02)
+    return children_of(server.pid)
 
 
 def clients(server: Server, count: int) -> list[resultd.Client]:
@@ -185,7 +179,7 @@ def test_what_workers_cannot_share_is_refused(tmp_path: Path) -> None:
 def test_a_worker_is_told_everything(tmp_path: Path) -> None:
     """Settings and place survive the line that starts a worker."""
     settings = load({"data": tmp_path, "workers": 3, "max_db_bytes": 2**31}, environ={})
-    place = Place(2, 3, tmp_path / "sockets")
+    place = Place(2, 3, "resultd-x", 8, 9)
     assert read_order(order(settings, place)) == (settings, place)
 
 
@@ -219,3 +213,100 @@ def test_a_scrape_is_right_for_all_workers() -> None:
         page = http.get(admin, "/metrics")[1]
         assert http.value(page, "resultd_worker_up") == 1
         os.kill(victim, signal.SIGCONT)
+
+
+ADMIN = ("--admin", "127.0.0.1:0")
+BRISK = ("tests.support.brisk_supervisor",)
+
+
+def admin_of(server: ServerProcess) -> str:
+    """Where the supervisor answers scrapes and probes."""
+    return str(re.findall(r'"admin": "([^"]+:\d+)"', server.log())[-1])
+
+
+def ready(server: ServerProcess) -> list[dict[str, int]]:
+    """Every time that a worker became ready, the first one first: its index and pid."""
+    return [json.loads(line) for line in server.log().splitlines() if '"worker ready"' in line]
+
+
+def test_a_server_needs_no_temporary_directory(tmp_path: Path) -> None:
+    """Whoever cleans /tmp takes nothing from it: a worker that dies afterwards comes back."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with ServerProcess(tmp_path, *TWO, environ={"TMPDIR": str(temporary)}) as server:
+        assert list(temporary.iterdir()) == []
+        shutil.rmtree(temporary)
+        os.kill(ready(server)[0]["pid"], signal.SIGKILL)
+        until(lambda: len(ready(server)) == 3)
+        assert server.process.poll() is None
+
+
+def test_a_worker_that_cannot_start_again_is_tried_until_it_can(tmp_path: Path) -> None:
+    """While the auth file is damaged the sibling serves on; once it is mended both do."""
+    auth = tmp_path / "auth.toml"
+    auth.write_text("")  # lets nobody in
+    with ServerProcess(tmp_path, *TWO, *ADMIN, "--auth-file", str(auth)) as server:
+        one, other = (line["pid"] for line in ready(server))
+        auth.write_text("tokens = [")
+        os.kill(one, signal.SIGKILL)
+        until(lambda: server.log().count('"code": 2') == 2)
+        assert http.get(admin_of(server), "/livez") == (200, "ok\n")
+        assert http.get(admin_of(server), "/readyz") == (200, "ok\n")
+        assert http.value(http.get(admin_of(server), "/metrics")[1], "resultd_worker_up") == 1
+        auth.write_text("")
+        until(lambda: len(ready(server)) == 3)
+        assert other in children_of(server.process.pid)
+        assert server.stop() == 0
+
+
+def test_a_server_that_cannot_serve_any_more_ends(tmp_path: Path) -> None:
+    """When nobody serves and no worker can start, it is not live, and ends as a start would."""
+    auth = tmp_path / "auth.toml"
+    auth.write_text("")
+    with ServerProcess(tmp_path, *TWO, *ADMIN, "--auth-file", str(auth), program=BRISK) as server:
+        auth.write_text("tokens = [")
+        for pid in children_of(server.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: http.get(admin_of(server), "/livez") == (503, "no worker serves\n"))
+        assert server.wait() == 2
+
+
+def test_a_supervisor_that_cannot_start_a_process_tries_again(tmp_path: Path) -> None:
+    """Out of descriptors it says so; a worker is there as soon as there are some."""
+    with ServerProcess(tmp_path, *TWO) as server:
+        pid = server.process.pid
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
+        os.kill(ready(server)[0]["pid"], signal.SIGKILL)
+        until(lambda: server.log().count('"worker not started"') == 2)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        until(lambda: len(ready(server)) == 3)
+        assert server.stop() == 0
+
+
+def test_a_worker_that_does_not_become_ready_is_killed_and_tried_again(tmp_path: Path) -> None:
+    """A restarted worker has its time; beyond it the server is not live, until it is ready."""
+    with ServerProcess(tmp_path, *TWO, *ADMIN, program=BRISK) as server:
+        pids = {line["index"]: line["pid"] for line in ready(server)}
+        os.kill(pids[1], signal.SIGSTOP)  # the other one waits for it
+        os.kill(pids[0], signal.SIGKILL)
+        until(lambda: '"worker not ready"' in server.log())
+        assert http.get(admin_of(server), "/livez") == (503, "worker 0 does not become ready\n")
+        os.kill(pids[1], signal.SIGCONT)
+        until(lambda: len(ready(server)) == 3)
+        assert http.get(admin_of(server), "/livez") == (200, "ok\n")
+        assert server.stop() == 0
+
+
+def test_workers_that_are_not_ready_in_time_end_the_start(tmp_path: Path) -> None:
+    """A start that hangs ends with exit code 1, and a sentence: it may go well next time."""
+    command = [sys.executable, "-m", *BRISK, "--data", str(tmp_path / "data"), *TWO]
+    with subprocess.Popen(
+        [*command, "--listen", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        until(lambda: len(workers_begun(process.pid)) == 2)
+        for pid in children_of(process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        assert process.wait(20) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == "resultd: Not ready after 8 s: worker 0, 1.\n"

@@ -1,7 +1,8 @@
 """Hints between the processes that share a store: a mesh of local sockets.
 
-Each process listens on a socket of its own and sends what it changed to whoever connects;
-each connects to every other one. What is promised of a hint holds across processes:
+Each process listens on a socket of its own (`local_sockets`) and sends what it changed to
+whoever connects; each connects to every other one. What is promised of a hint holds across
+processes:
 
 * a change is sent after its commit, by the process that made it, in order;
 * who cannot take more is told LOST once it can: "anything may have changed";
@@ -15,19 +16,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import struct
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import structlog
 
+from resultd_server import local_sockets
 from resultd_server.engine.hints import Hub
 from resultd_server.ledger.unit import Changed
 
 AGAIN_S = 0.01
 AGAIN_MAX_S = 0.25
-"""Between two tries to reach a process that does not listen (yet): longer each time."""
+"""Between two tries to reach a process under whose name nobody listens: longer each time."""
 
 BUFFERED_BYTES_MAX = 4 * 1024 * 1024
 """What waits for one slow process: about 50,000 hints. Beyond it they are LOST."""
@@ -48,29 +50,27 @@ log = structlog.get_logger("resultd.engine")
 
 
 class Peers:
-    """One process's place in the mesh: number `index` of `count`, sockets in `directory`."""
+    """One process's place in the mesh: number `index` of those called by `names`.
 
-    def __init__(self, hub: Hub, directory: Path, index: int, count: int) -> None:
+    `door` listens under its own name, and is closed with it.
+    """
+
+    def __init__(self, hub: Hub, door: socket.socket, names: Sequence[str], index: int) -> None:
         self._hub = hub
-        self._directory = directory
+        self._door = door
+        self._names = names
         self._index = index
-        self._others = [other for other in range(count) if other != index]
+        self._others = [other for other in range(len(names)) if other != index]
         self._listeners: dict[int, _Listener] = {}
         self._heard: set[int] = set()
         self._changed = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
 
-    def path(self, index: int) -> Path:
-        """The socket of a process."""
-        return self._directory / f"hints-{index}.sock"
-
     async def start(self) -> None:
         """Listens, and connects; returns when everybody hears everybody."""
-        own = self.path(self._index)
-        own.unlink(missing_ok=True)  # left behind by one that was killed
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: _Listener(self), str(own))
+        self._server = await loop.create_unix_server(lambda: _Listener(self), sock=self._door)
         self._tasks = [
             loop.create_task(self._listen_to(other), name=f"hints-of-{other}")
             for other in self._others
@@ -93,7 +93,7 @@ class Peers:
             listener.close()
         if self._server is not None:
             self._server.close()
-            self.path(self._index).unlink(missing_ok=True)
+        self._door.close()
 
     def send(self, changed: Iterable[Changed], committed_s: float = 0.0) -> None:
         """Tells everybody what was changed here, and when: the host's clocks agree."""
@@ -125,8 +125,9 @@ class Peers:
         again = False
         while True:
             try:
-                reader, writer = await asyncio.open_unix_connection(str(self.path(other)))
-            except OSError:  # not there yet, or dead
+                connection = await local_sockets.connect(self._names[other])
+                reader, writer = await asyncio.open_unix_connection(sock=connection)
+            except OSError:  # nobody listens, or a stranger
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, AGAIN_MAX_S)
                 continue
@@ -193,6 +194,8 @@ class _Listener(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's derive from neither
+        if not local_sockets.is_ours(transport.get_extra_info("socket")):
+            self._transport.abort()
         self._transport.set_write_buffer_limits(high=BUFFERED_BYTES_MAX)
 
     def data_received(self, data: bytes) -> None:

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from pathlib import Path
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 import pytest
 from structlog.testing import capture_logs
 
+from resultd_server import local_sockets
 from resultd_server.engine import peers as peers_module
 from resultd_server.engine.hints import Hub, Subscription
 from resultd_server.engine.peers import Peers
 from resultd_server.ledger.unit import GROUP, TASK, Changed
 
 
+class Doors:
+    """What a supervisor holds: sockets that listen for as long as it lives."""
+
+    def __init__(self, total: int) -> None:
+        server = local_sockets.new_name()
+        self.names = [local_sockets.hints_name(server, number) for number in range(total)]
+        self.held = [local_sockets.listen(name) for name in self.names]
+
+
 class Process:
     """One of several, as far as hints go."""
 
-    def __init__(self, directory: Path, number: int, total: int) -> None:
+    def __init__(self, doors: Doors, number: int) -> None:
         self.hub = Hub()
-        self.peers = Peers(self.hub, directory, number, total)
+        self.peers = Peers(self.hub, doors.held[number].dup(), doors.names, number)
         self.waiter: Subscription = self.hub.subscribe("n")
         self.waiter.add(TASK, ["a", "b"])
 
@@ -31,9 +43,27 @@ class Process:
 
 
 @pytest.fixture
-async def mesh(tmp_path: Path) -> AsyncIterator[list[Process]]:
+def doors() -> Iterator[Doors]:
+    """Sockets for three processes."""
+    made = Doors(3)
+    yield made
+    for door in made.held:
+        door.close()
+
+
+@pytest.fixture
+def two() -> Iterator[Doors]:
+    """Sockets for two processes."""
+    made = Doors(2)
+    yield made
+    for door in made.held:
+        door.close()
+
+
+@pytest.fixture
+async def mesh(doors: Doors) -> AsyncIterator[list[Process]]:
     """Three processes that hear one another."""
-    made = [Process(tmp_path, number, 3) for number in range(3)]
+    made = [Process(doors, number) for number in range(3)]
     await asyncio.gather(*(each.peers.start() for each in made))
     yield made
     await asyncio.gather(*(each.peers.close() for each in made))
@@ -93,12 +123,10 @@ async def test_a_process_that_ends_is_a_loss_for_the_others(mesh: list[Process])
     assert sorted(await mesh[1].hears()) == [(TASK, "a"), (TASK, "b")]
 
 
-async def test_a_process_that_comes_back_is_heard_again(
-    mesh: list[Process], tmp_path: Path
-) -> None:
+async def test_a_process_that_comes_back_is_heard_again(mesh: list[Process], doors: Doors) -> None:
     """A restarted process hears and is heard as soon as `start` has returned."""
     await mesh[2].peers.close()
-    again = Process(tmp_path, 2, 3)
+    again = Process(doors, 2)
     await again.peers.start()
     for each in mesh[:2]:
         each.waiter.take()
@@ -110,11 +138,15 @@ async def test_a_process_that_comes_back_is_heard_again(
     await again.peers.close()
 
 
-async def test_nobody_starts_before_all_are_there(tmp_path: Path) -> None:
+async def test_nobody_starts_before_all_are_there(two: Doors) -> None:
     """`start` waits for the last process, so that nothing is changed unheard."""
-    first, second = Process(tmp_path, 0, 2), Process(tmp_path, 1, 2)
+    first, second = Process(two, 0), Process(two, 1)
     starting = asyncio.create_task(first.peers.start())
-    await until(lambda: first.peers.path(0).exists())
+    connection = await local_sockets.connect(two.names[0])
+    reader, writer = await asyncio.open_unix_connection(sock=connection)
+    writer.write((1).to_bytes(4, "big"))
+    await reader.readexactly(4)  # it listens, and nobody listens to it under 1's name
+    writer.close()
     assert not starting.done()
     await second.peers.start()
     await asyncio.wait_for(starting, 5)
@@ -136,9 +168,10 @@ async def test_a_slow_listener_is_told_of_a_loss(
     assert sorted(await mesh[1].hears()) == [(TASK, "a"), (TASK, "b")]
 
 
-async def test_a_stranger_on_the_socket_does_no_harm(mesh: list[Process]) -> None:
+async def test_a_stranger_on_the_socket_does_no_harm(mesh: list[Process], doors: Doors) -> None:
     """Bytes that are no frame of ours end that connection only."""
-    reader, writer = await asyncio.open_unix_connection(str(mesh[0].peers.path(0)))
+    connection = await local_sockets.connect(doors.names[0])
+    reader, writer = await asyncio.open_unix_connection(sock=connection)
     writer.write(b"\xff" * 100)
     await writer.drain()
     writer.close()
@@ -156,7 +189,24 @@ async def test_what_nobody_listened_to_is_a_loss(mesh: list[Process]) -> None:
     assert sorted(await mesh[1].hears()) == [(TASK, "a"), (TASK, "b")]
 
 
-async def test_a_frame_beyond_the_bound_is_a_loss(tmp_path: Path) -> None:
+async def test_another_user_is_told_nothing(
+    mesh: list[Process], doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who runs as somebody else is not listened to: the connection ends without a byte."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)  # now all others are strangers
+    await asyncio.get_running_loop().sock_connect(connection, f"\0{doors.names[0]}")
+    reader, writer = await asyncio.open_unix_connection(sock=connection)
+    writer.write((1).to_bytes(4, "big"))
+    told = b""
+    with contextlib.suppress(ConnectionResetError):
+        told = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    assert told == b""
+
+
+async def test_a_frame_beyond_the_bound_is_a_loss(two: Doors) -> None:
     """A length that no commit has is not allocated: the connection ends, as a loss."""
 
     async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -165,8 +215,8 @@ async def test_a_frame_beyond_the_bound_is_a_loss(tmp_path: Path) -> None:
         await reader.read()
         writer.close()
 
-    process = Process(tmp_path, 0, 2)
-    liar = await asyncio.start_unix_server(lie, str(process.peers.path(1)))
+    process = Process(two, 0)
+    liar = await asyncio.start_unix_server(lie, sock=two.held[1])
     starting = asyncio.create_task(process.peers.start())
     assert sorted(await process.hears()) == [(TASK, "a"), (TASK, "b")]
     starting.cancel()
