@@ -1,9 +1,10 @@
 """`resultd serve`: settings, one event loop, signals, exit codes.
 
 SIGTERM or SIGINT drains: new calls are refused, streams end with DRAINING, calls under
-way finish within `drain_s`. A second signal stops at once. A store that fails ends the
-server with exit code 3, and one that has no room to be opened with 4: for its supervisor to
-start again, which is of no use after 2.
+way finish within `drain_s`. A second signal stops at once; one of several workers leaves that to
+its supervisor, for both may be sent the same signal. A store that fails ends the server with exit
+code 3, and one that has no room to be opened with 4: for whoever watches it to start it again,
+which is of no use after 2.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +25,7 @@ from resultd_server.app import App, Place
 from resultd_server.config import ConfigError, Settings
 from resultd_server.engine.disk import NoRoom
 from resultd_server.errors import DomainError
+from resultd_server.signals import Signals
 from resultd_server.supervisor import NotReady, Supervisor
 
 EXIT_CONFIG = 2
@@ -58,13 +59,13 @@ async def run(
     `place`: as one of several. `orphaned`: set when whoever started this process is gone.
     """
     app = App(settings, place=place)
-    return await _serve(settings, app, app.failed, lambda: EXIT_STORE_FAILED, orphaned)
+    return await _serve(settings, app, app.failed, lambda: EXIT_STORE_FAILED, orphaned=orphaned)
 
 
 async def run_several(settings: Settings) -> int:
     """The same with `settings.workers` processes."""
     several = Supervisor(settings, (EXIT_STORE_FAILED,), (EXIT_CONFIG, EXIT_NO_ROOM))
-    return await _serve(settings, several, several.ended, lambda: several.code, None)
+    return await _serve(settings, several, several.ended, lambda: several.code, supervises=True)
 
 
 async def _serve(
@@ -72,22 +73,26 @@ async def _serve(
     running: Running,
     broken: asyncio.Event,
     code_of_break: Callable[[], int],
-    orphaned: asyncio.Event | None,
+    *,
+    supervises: bool = False,
+    orphaned: asyncio.Event | None = None,
 ) -> int:
     heap.settle()
-    # Before anybody knows of the server: a signal that comes early is not lost.
-    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, number)
+    signals = Signals()  # before anybody knows of the server: one that comes early is not lost
+    hurry = signals.twice if orphaned is None else orphaned
     alone = asyncio.create_task((orphaned or asyncio.Event()).wait())
-    first = asyncio.create_task(signals.get())
+    first = asyncio.create_task(signals.once.wait())
     starting = asyncio.create_task(running.start())
-    # One of several waits for the others, and they may never come.
-    may_end = {alone, first} if orphaned is not None else {alone}
+    # One of several waits for the others, its supervisor for all, and they may never come.
+    may_end = {alone, first} if supervises or orphaned is not None else {alone}
     await asyncio.wait({starting, *may_end}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         starting.cancel()
+        if supervises:  # some may serve already
+            await asyncio.gather(starting, return_exceptions=True)
+            await _drain(running, hurry, broken)
+            await running.stop()
+            log.info("stopped", code=0)
         return 0
     try:
         address = starting.result()
@@ -112,7 +117,7 @@ async def _serve(
     await asyncio.wait({failed, first, alone}, return_when=asyncio.FIRST_COMPLETED)
     first.cancel()
     if not broken.is_set() and not alone.done():
-        await _drain(running, signals, broken)
+        await _drain(running, hurry, broken)
     failed.cancel()
     alone.cancel()
     code = code_of_break() if broken.is_set() else 0
@@ -134,17 +139,14 @@ def _complain(error: Exception) -> None:
     logs.sentence(f"resultd: {error}")
 
 
-async def _drain(
-    running: Running, signals: asyncio.Queue[signal.Signals], broken: asyncio.Event
-) -> None:
+async def _drain(running: Running, hurry: asyncio.Event, broken: asyncio.Event) -> None:
     log.info("draining")
     draining = asyncio.create_task(running.drain())
-    second = asyncio.create_task(signals.get())
-    failed = asyncio.create_task(broken.wait())
-    await asyncio.wait({draining, second, failed}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (draining, second, failed):
+    others = [asyncio.create_task(event.wait()) for event in (hurry, broken)]
+    await asyncio.wait({draining, *others}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (draining, *others):
         task.cancel()
-    await asyncio.gather(draining, second, failed, return_exceptions=True)
+    await asyncio.gather(draining, *others, return_exceptions=True)
 
 
 def serve(config_file: Path | None = None, **flags: Any) -> None:

@@ -248,10 +248,11 @@ class Supervisor:
         """Runs a worker to its end: its exit code, None if there is no process for it."""
         place = self._place(index)
         try:
+            # In a session of its own: a terminal's Ctrl-C is for the supervisor, which tells it.
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "resultd_server.worker",
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                pass_fds=(place.hints, place.admin),
+                pass_fds=(place.hints, place.admin), start_new_session=True,
             )  # fmt: skip
         except OSError as error:  # out of memory, processes or descriptors
             log.error("worker not started", index=index, why=str(error))
