@@ -343,18 +343,18 @@ class Still:
 
 
 async def test_what_was_logged_is_there_before_the_server_says_it_is_ready(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Whoever waits for that may look into the log for the admin port."""
     printed: list[str] = []
     monkeypatch.setattr(heap, "settle", lambda: None)  # it is for the whole process
-    monkeypatch.setattr(logs, "flush", lambda: printed.append(capsys.readouterr().out))
+    monkeypatch.setattr(logs, "flush", lambda: printed.append(capfd.readouterr().out))
     broken = asyncio.Event()
     broken.set()
     with structlog.testing.capture_logs() as lines:
         settings = Settings.model_validate({"engine": "memory"})
-        assert await serve._serve(settings, Still(), broken, lambda: 3, None) == 3
-    assert (printed, capsys.readouterr().out) == ([""], "resultd ready on here\n")
+        assert await serve._serve(settings, Still(), broken, lambda: 3) == 3
+    assert (printed, capfd.readouterr().out) == ([""], "resultd ready on here\n")
     assert [line["event"] for line in lines] == ["serving", "stopped"]
 
 
