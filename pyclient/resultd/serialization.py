@@ -27,12 +27,12 @@ from __future__ import annotations
 import datetime
 import json
 import pickle
-import types
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from resultd import _signals
 from resultd.errors import SecurityError, SerializationError
 from resultd.v1 import value_pb2
 
@@ -140,7 +140,7 @@ class Registry:
         except SerializationError:
             raise
         except Exception as error:  # what a registered encoder raises is its own affair
-            if _is_of_a_signal(error):
+            if _signals.raised_by(error) is not None:
                 raise
             raise SerializationError(f"{chosen.name} cannot encode the value: {error}") from error
         payload.content_type = chosen.content_type
@@ -167,34 +167,9 @@ class Registry:
         try:
             return chosen.decode(data)
         except Exception as error:  # as in encode; also RecursionError of nested JSON
-            if _is_of_a_signal(error):
+            if _signals.raised_by(error) is not None:
                 raise
             raise SerializationError(f"the value is not valid {content_type}: {error}") from error
-
-
-def _is_of_a_signal(error: Exception) -> bool:
-    """Whether a signal's handler raised it, and no encoder: a soft time limit of Celery, say.
-
-    A handler's frame stands in the traceback like that of any function that was called.
-    """
-    import signal  # late: only for what has failed
-
-    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()}
-    handlers.discard(None)
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code in handlers:
-            return True
-        trace = trace.tb_next
-    return False
-
-
-def _code(handler: Any) -> types.CodeType | None:
-    """Return what a signal's handler runs; None if that is not Python."""
-    function = getattr(handler, "func", handler)  # of a partial
-    if not hasattr(function, "__code__") and callable(function):
-        function = function.__call__
-    return getattr(function, "__code__", None)
 
 
 def _unknown(what: str, name: str, known: list[str]) -> SerializationError:
