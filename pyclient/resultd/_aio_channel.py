@@ -206,7 +206,7 @@ class AioEndpoint:
         """Return a mailbox for tasks of this loop."""
         return LoopMailbox(self._running())
 
-    def spawn(self, op: Op[None]) -> None:
+    def spawn(self, op: Op[None], failed: Callable[[BaseException], None]) -> None:
         """Drive an operation in a task."""
         task = self._start(run_async(op, self.handle))
         self._watching.add(task)

@@ -9,19 +9,23 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from resultd import _fork, _gevent, _status, _stubs
 from resultd._credential import Credential, Metadata
+from resultd._deputies import Errand, deputies, needed
 from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Reconnect, Report, Sleep, run
 from resultd._reporter import ThreadReporter
-from resultd._stream import QueueMailbox, ThreadStream
+from resultd._stream import QueueMailbox, Reading, ThreadStream
 from resultd._url import Url
 from resultd._watcher import Owner, Watcher
 from resultd.errors import ClientClosedError, ResultdError, UnavailableError
+
+T = TypeVar("T")
 
 RECEIVE_BYTES_MAX = 16 * 1024 * 1024
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -84,7 +88,7 @@ class Endpoint:
         self._channel: grpc.Channel | None = None
         self._credential = Credential(self.url)
         self._methods: dict[str, Any] = {}
-        self._streams: set[ThreadStream] = set()
+        self._streams: set[Reading] = set()
         self._background: threading.Thread | None = None
         self._in_flight: set[object] = set()
         self._reporter = ThreadReporter(self._call)
@@ -101,9 +105,9 @@ class Endpoint:
             assert isinstance(effect.mailbox, QueueMailbox)
             return effect.mailbox.receive(effect.timeout)
         if isinstance(effect, Open):
-            return self._open(effect)
+            return _deputed(lambda: self._open(effect))
         if isinstance(effect, Reconnect):
-            return self._reconnect(effect.generation)
+            return _deputed(lambda: self._reconnect(effect.generation))
         assert isinstance(effect, Sleep)
         return time.sleep(effect.seconds)
 
@@ -111,14 +115,20 @@ class Endpoint:
         """Return a mailbox for threads."""
         return QueueMailbox()
 
-    def spawn(self, op: Op[None]) -> None:
-        """Drive an operation in a daemon thread."""
-        with _fork.gate:
-            self._method("Watch")  # a fork has to find us registered, not a thread on its way
-            self._background = threading.Thread(
-                target=run, args=(op, self.handle), name="resultd-watch", daemon=True
-            )
-            self._background.start()
+    def spawn(self, op: Op[None], failed: Callable[[BaseException], None]) -> None:
+        """Drive an operation in a daemon thread; `failed` is told if there can be none."""
+        deputies.leave(lambda: self._spawn(op, failed))
+
+    def _spawn(self, op: Op[None], failed: Callable[[BaseException], None]) -> None:
+        try:
+            with _fork.gate:
+                self._method("Watch")  # a fork has to find us registered, not a thread on its way
+                self._background = threading.Thread(
+                    target=run, args=(op, self.handle), name="resultd-watch", daemon=True
+                )
+                self._background.start()
+        except BaseException as error:  # noqa: BLE001 (told to who waits)
+            failed(error)
 
     def forbid_waiting(self) -> None:
         """Refuse to wait in the thread that everybody who waits depends on."""
@@ -129,6 +139,11 @@ class Endpoint:
             )
 
     def _call(self, effect: Call) -> Any:
+        if needed() and not _fork.forks_here():
+            return deputies.do(lambda errand: self._make_call(effect, errand))
+        return self._make_call(effect, None)
+
+    def _make_call(self, effect: Call, errand: Errand[Any] | None) -> Any:
         generation = self._generation
         token = object()
         try:
@@ -137,23 +152,33 @@ class Endpoint:
                 self._in_flight.add(token)  # before a fork can look
             metadata = self._credential.metadata
             if effect.patient:
-                return self._await_call(method, effect, metadata)
+                return self._await_call(method, effect, metadata, errand)
             return method(effect.request, timeout=effect.timeout, metadata=metadata)
-        except grpc.FutureCancelledError as error:  # the channel was closed
-            raise _closed_under_us() from error
+        except grpc.FutureCancelledError:  # the channel was closed
+            failed = _closed_under_us()
         except grpc.RpcError as error:
-            if generation != self._generation:
-                raise _closed_under_us() from error
-            found = self._explain(error, metadata)
-            if found.code == "DEADLINE_EXCEEDED" and self.url.is_silence(effect.timeout):
-                self._reconnect(generation)  # as silent as a stream can be
-            raise found from None
-        except ValueError as error:  # what grpc raises on a channel that was closed meanwhile
-            if generation != self._generation:
-                raise _closed_under_us() from error
-            raise
+            failed = self._failed(error, effect, metadata, generation)
+        except ValueError:  # what grpc raises on a channel that was closed meanwhile
+            if generation == self._generation:
+                raise
+            failed = _closed_under_us()
         finally:
             self._in_flight.discard(token)
+        # Not where it would keep gRPC's: that one is not to be dropped in the main thread.
+        try:
+            raise failed
+        finally:
+            del failed  # it holds this frame
+
+    def _failed(
+        self, error: grpc.RpcError, effect: Call, metadata: Metadata, generation: int
+    ) -> ResultdError:
+        if generation != self._generation:
+            return _closed_under_us()
+        found = self._explain(error, metadata)
+        if found.code == "DEADLINE_EXCEEDED" and self.url.is_silence(effect.timeout):
+            self._reconnect(generation)  # as silent as a stream can be
+        return found
 
     def _explain(self, error: grpc.RpcError, metadata: Metadata) -> ResultdError:
         found = _status.from_rpc_error(error, self.url.scheme)
@@ -161,12 +186,15 @@ class Endpoint:
             found.renewed = self._credential.renew(metadata)
         return found
 
-    def _await_call(self, method: Any, effect: Call, metadata: Metadata) -> Any:
-        # As a future: gRPC's blocking call looks for Ctrl-C every 200 ms only, and this one may
-        # take its whole time.
+    def _await_call(
+        self, method: Any, effect: Call, metadata: Metadata, errand: Errand[Any] | None
+    ) -> Any:
+        # As a future, which can be cancelled: this one may take its whole time.
         call = method.future(
             effect.request, timeout=effect.timeout, metadata=metadata, wait_for_ready=True
         )
+        if errand is not None:
+            errand.stop_with(call.cancel)
         try:
             return call.result()
         finally:
@@ -206,36 +234,48 @@ class Endpoint:
 
     def close(self, error: ResultdError) -> None:
         """Close stream and channel; whoever waits is told `error`."""
+        _deputed(lambda: self._close(error))
+
+    def _close(self, error: ResultdError) -> None:
         self.watcher.fail_all(error)
         with _fork.gate:
-            self.close_streams()
+            self._cancel_streams()
             self._close_channel()
 
     def end(self, owner: Owner) -> None:
         """End the waits and streams of one client among those that use this."""
+        _deputed(lambda: self._end(owner))
+
+    def _end(self, owner: Owner) -> None:
         self.watcher.fail_of(owner, ClientClosedError())
         for stream in list(self._streams):
             if stream.owner is owner:
                 stream.cancel()
 
-    def close_streams(self) -> None:
-        """Cancel every stream."""
-        for stream in list(self._streams):
+    def _cancel_streams(self) -> list[Reading]:
+        streams = list(self._streams)
+        for stream in streams:
             stream.cancel()
+        return streams
+
+    def close_streams(self, deadline: float) -> None:
+        """Cancel every stream: the interpreter is about to end."""
+        self.watcher.drop_all()  # else it would open its own again
+        for stream in self._cancel_streams():
+            stream.join(deadline)
 
     def _close_channel(self) -> None:
         channel, self._channel = self._channel, None
         self._methods = {}
         self._generation += 1
         if channel is not None:
-            channel.close()
+            # Without the gate, which who forks holds.
+            deputies.do(lambda _: channel.close()) if needed() else channel.close()
 
     def before_fork(self, deadline: float) -> None:
         """Leave gRPC, with every thread; the gate stays shut until after the fork."""
         self.watcher.suspend()
-        streams = list(self._streams)
-        self.close_streams()
-        for stream in streams:
+        for stream in self._cancel_streams():
             stream.join(deadline)
         self._close_channel()
         self._background_join(deadline)
@@ -259,6 +299,16 @@ class Endpoint:
         self._generation += 1
         self._new_state()
         self.watcher.forget_all()
+
+
+def _deputed(work: Callable[[], T]) -> T:
+    """Do what enters gRPC, by a deputy where that is the main thread.
+
+    Not where this thread forks: it holds the gate that the deputy would wait for.
+    """
+    if needed() and not _fork.forks_here():
+        return deputies.do(lambda _: work())
+    return work()
 
 
 def _closed_under_us() -> ResultdError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -44,7 +45,7 @@ class Stream(Protocol):
         """Say that a frame was taken from the mailbox, so that the next may be read."""
 
     def cancel(self) -> None:
-        """End the call, at once and for good. Never blocks."""
+        """End the call, for good. Never blocks, may be repeated; others see to its end."""
 
 
 @dataclass(eq=False)
@@ -132,6 +133,8 @@ def run(op: Op[T], handle: Callable[[Effect], Any]) -> T:
     except StopIteration as stop:
         value: T = stop.value
         return value
+    finally:
+        op.close()  # where Ctrl-C came between the operation and its shell
 
 
 async def run_async(op: Op[T], handle: Callable[[Effect], Coroutine[Any, Any, Any]]) -> T:
@@ -164,10 +167,13 @@ def iterate(op: Op[None], handle: Callable[[Effect], Any]) -> Iterator[Any]:
                 step = op.__next__
                 continue
             try:
-                step = _sender(op, handle(effect))
+                step = partial(op.send, handle(effect))
             except BaseException as error:  # noqa: BLE001 (handed on)
-                step = _thrower(op, error)
+                step = partial(op.throw, error)
     finally:
+        # It may hold an error, whose traceback holds this frame. (A function made here would have
+        # a frame there itself.)
+        del step
         op.close()
 
 
@@ -187,19 +193,14 @@ async def iterate_async(
                 step = op.__next__
                 continue
             try:
-                step = _sender(op, await handle(effect))
+                step = partial(op.send, await handle(effect))
             except BaseException as error:  # noqa: BLE001 (handed on)
-                step = _thrower(op, error)
+                step = partial(op.throw, error)
     finally:
+        # It may hold an error, whose traceback holds this frame. (A function made here would have
+        # a frame there itself.)
+        del step
         op.close()
-
-
-def _sender(op: Op[Any], outcome: object) -> Callable[[], Effect]:
-    return lambda: op.send(outcome)
-
-
-def _thrower(op: Op[Any], error: BaseException) -> Callable[[], Effect]:
-    return lambda: op.throw(error)
 
 
 def each(op: Op[None], use: Callable[[Any], None]) -> Op[None]:
@@ -227,8 +228,11 @@ def spread(op: Op[None], change: Callable[[Any], Iterable[Any]]) -> Op[None]:
                 step = op.__next__
                 continue
             try:
-                step = _sender(op, (yield effect))
+                step = partial(op.send, (yield effect))
             except BaseException as error:  # noqa: BLE001 (handed on: the operation cleans up)
-                step = _thrower(op, error)
+                step = partial(op.throw, error)
     finally:
+        # It may hold an error, whose traceback holds this frame. (A function made here would have
+        # a frame there itself.)
+        del step
         op.close()

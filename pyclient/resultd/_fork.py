@@ -8,22 +8,33 @@ gRPC registers a hook of its own with the first channel, and hooks that run befo
 in the reverse order of registration. Ours has to run first, so it is registered after that.
 Until then, or while another thread opens that first channel, it is registered all the same
 from the import on: it then runs last, when the gate tells whether there is a channel by now.
+
+A signal's handler may raise in the midst of it, Ctrl-C say. Python would drop that, and fork with
+half of the work done. So the work is done again, and the signal comes again after the fork.
 """
 
 from __future__ import annotations
 
+import _thread
 import atexit
+import functools
 import os
 import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from resultd import _signals
+from resultd._deputies import deputies
+
 # Seconds, at most, that a fork is held up for gRPC's threads. They need 1 to 5 ms.
 REST_MAX = 1.0
+# Seconds that streams are waited for when the interpreter ends. They need some 2 ms.
+EXIT_MAX = 0.5
 # Where threads cannot be counted, a plain rest of this many seconds was enough every time.
 REST_BLIND = 0.01
 
@@ -51,8 +62,8 @@ class Forkable(Protocol):
     def after_fork_in_child(self) -> None:
         """Begin anew; no thread of the parent exists here."""
 
-    def close_streams(self) -> None:
-        """Cancel every stream: the interpreter is about to end."""
+    def close_streams(self, deadline: float) -> None:
+        """End every stream, and open none again: the interpreter is about to end."""
 
 
 # Held while anything is opened, and over a whole fork: nothing opens meanwhile.
@@ -63,6 +74,9 @@ _knowing = threading.Lock()
 _registered = False
 _forking = 0  # the thread that forks
 _held: list[Forkable] = []
+# The signal that comes again after the fork, by the hook of the import or by the later one.
+_lost_first: list[int] = []
+_lost: list[int] = []
 # How many of gRPC's threads were there when nothing of ours was open: those of others' channels.
 _foreign = 0
 # Threads that were there then and that neither Python nor gRPC named.
@@ -88,8 +102,14 @@ def guard() -> None:
             after_in_parent=_after_in_parent,
             after_in_child=_after_in_child,
         )
+        os.register_at_fork(after_in_parent=_coming_again(_lost))
     atexit.register(_at_exit)
     _registered = True
+
+
+def forks_here() -> bool:
+    """Whether this very thread is forking, and holds the gate."""
+    return _forking == threading.get_ident()
 
 
 def native_threads() -> int:
@@ -141,16 +161,43 @@ def _all() -> list[Forkable]:
         return list(_known)
 
 
+def _coming_again(lost: list[int]) -> Callable[[], object]:
+    """What has a signal come again; none, or one (of two, None would be compared with None).
+
+    All of C, whatever it looks like: what a handler raises inside of a hook is dropped.
+    """
+    return functools.partial(sorted, lost, key=_thread.interrupt_main)
+
+
+def _surely(step: Callable[[], object]) -> None:
+    """Take a step of a fork; again, where a signal's handler broke it off."""
+    try:
+        step()
+    except BaseException as error:
+        number = _signals.raised_by(error)
+        if number is None:
+            raise
+        (_lost if _registered else _lost_first)[:] = [number]
+        step()
+
+
 def _before() -> None:
     global _forking
-    if _forking == threading.get_ident():
+    if forks_here():
         return  # done: this is the registration of the import, which runs after gRPC's hook
     gate.acquire()  # another thread that forks is waited for
     _forking = threading.get_ident()
+    _lost.clear()
+    _lost_first.clear()
+    _surely(_prepare)
+
+
+def _prepare() -> None:
     deadline = time.monotonic() + REST_MAX
-    _held.extend(_all())  # those that become known from here on cannot open anything
+    _held[:] = _all()  # those that become known from here on cannot open anything
     for forkable in _held:
         forkable.before_fork(deadline)
+    deputies.pause(deadline)
     if _registered:
         _rest(deadline)
 
@@ -170,20 +217,32 @@ def _rest(deadline: float) -> None:
 
 
 def _after_in_parent() -> None:
-    global _forking
-    held = list(_held)
+    _surely(_open_gate)
+    _surely(deputies.resume)
+    for forkable in _held:
+        _surely(forkable.after_fork_in_parent)
     _held.clear()
-    _forking = 0
+
+
+def _open_gate() -> None:
+    global _forking
     if _registered:
         _look_around()
-    gate.release()
-    for forkable in held:
-        forkable.after_fork_in_parent()
+    _forking = 0
+    with suppress(RuntimeError):  # it was given back, and the step broken off after that
+        gate.release()
 
 
 def _after_in_child() -> None:
+    _surely(_begin_anew)
+    _lost.clear()
+    _lost_first.clear()
+
+
+def _begin_anew() -> None:
     global gate, _knowing, _forking, _foreign, _others
     gate, _knowing = threading.RLock(), threading.Lock()
+    deputies.begin_anew()
     _held.clear()
     _forking = 0
     _foreign, _others = 0, frozenset()  # threads do not come along
@@ -209,9 +268,12 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_first_after_in_parent,
         after_in_child=_first_after_in_child,
     )
+    os.register_at_fork(after_in_parent=_coming_again(_lost_first))
 
 
 def _at_exit() -> None:
-    # A sync stream alive when the interpreter ends can deadlock in grpc's finaliser.
-    for forkable in list(_known):
-        forkable.close_streams()
+    # A sync stream alive when the interpreter ends can deadlock in grpc's finaliser. What is
+    # waited for from here on, by functions that run after this one, opens one again.
+    deadline = time.monotonic() + EXIT_MAX
+    for forkable in _all():
+        forkable.close_streams(deadline)

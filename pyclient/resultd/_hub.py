@@ -7,14 +7,19 @@ requests and frames, and says what time it is.
     hub.add(waiter, ["t1"])            # ... take_requests() -> what to send
     hub.opened(now)                    # a stream was opened: everything is to be sent again
     hub.received(frame, now)           # -> deliveries, and what becomes of the stream
-    hub.broken(error, now)             # -> seconds until the next try, or None: given up
+    hub.broken(error)                  # -> seconds until the next try, or None: give it up
+
+`add`, `discard` and `take_requests` are called in the main thread, too, where a signal's handler
+may raise between any two steps. A wait that was broken off so is discarded, or was going to be:
+that may be repeated, and nobody else is waited for in vain meanwhile.
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -71,6 +76,7 @@ class Hub:
         self._removing: dict[str, None] = {}
         self._open = False
         self._with_transitions = False
+        self._begun = False  # the first request was sent
         self._sequence = 0
         self._synced = 0
         self._heard = 0.0
@@ -114,62 +120,60 @@ class Hub:
         for task_id in fresh:
             others = self._waiters.get(task_id)
             if others is None:
+                self._tell(task_id, self._adding)  # before another waiter relies on it
                 self._waiters[task_id] = alone
-                self._tell(task_id, self._adding)
             elif waiter not in others:
                 self._waiters[task_id] = (*others, waiter)
 
     def discard(self, waiter: Waiter) -> None:
         """Stop waiting on behalf of a waiter. Idempotent."""
-        for task_id in self._ids.pop(waiter, ()):
-            waiting = self._waiters.get(task_id)
-            if waiting is None:
-                continue
+        for task_id in list(self._ids.get(waiter, ())):
+            waiting = self._waiters.get(task_id, ())
             left = tuple(other for other in waiting if other is not waiter)
             if left:
                 self._waiters[task_id] = left
             else:
-                del self._waiters[task_id]
                 self._tell(task_id, self._removing)
+                self._waiters.pop(task_id, None)
+        self._ids.pop(waiter, None)
 
     @property
     def waiters(self) -> list[Waiter]:
         """Whoever waits for something here."""
         return list(self._ids)
 
-    def waits(self, waiter: Waiter) -> bool:
-        """Whether the waiter still waits for something here."""
-        return waiter in self._ids
-
     def opened(self, now: float) -> None:
         """Begin again on a new stream, with everything waited for."""
         self._open = True
         self._heard = now
+        self._begun = False
         self._sequence = self._synced = 0
         self._with_transitions = any(waiter.transitions for waiter in self._ids)
         self._adding = dict.fromkeys(self._waiters)
         self._removing.clear()
 
-    def take_requests(self) -> list[result_service_pb2.WatchRequest]:
-        """Return what is to be sent now; nothing while no stream is open."""
-        if not self._open:
-            return []
-        requests = []
+    def take_requests(self) -> Iterator[result_service_pb2.WatchRequest]:
+        """Give what is to be sent now; nothing while no stream is open.
+
+        What was given counts as sent when the next is asked for: it is to be sent before that.
+        """
         # Removals in messages of their own and first: an id removed and added again ends up
         # added, and one whose terminal event is on its way here is asked for again.
-        while self._removing or self._adding:
+        while self._open and (self._removing or self._adding):
             self._sequence += 1
             request = result_service_pb2.WatchRequest(sequence=self._sequence)
-            if self._removing:
-                request.remove_task_ids.extend(_take(self._removing, IDS_PER_MESSAGE))
-            else:
-                request.add_task_ids.extend(_take(self._adding, IDS_PER_MESSAGE))
-            if self._sequence == 1:
+            if not self._begun:
                 request.transitions = self._with_transitions
                 request.on_gone = result_service_pb2.ON_GONE_WAIT
                 request.heartbeat.FromNanoseconds(int(self._heartbeat * 1e9))
-            requests.append(request)
-        return requests
+            todo = self._removing or self._adding
+            ids = list(itertools.islice(todo, IDS_PER_MESSAGE))
+            told = request.remove_task_ids if todo is self._removing else request.add_task_ids
+            told.extend(ids)
+            yield request
+            self._begun = True
+            for task_id in ids:
+                todo.pop(task_id, None)
 
     def received(self, frame: result_service_pb2.WatchResponse, now: float) -> Outcome:
         """Take a frame; says whom to tell what, and whether the stream goes on."""
@@ -199,12 +203,10 @@ class Hub:
     def broken(self, error: ResultdError) -> float | None:
         """Note that the stream broke; gives the seconds before the next try.
 
-        None says that it must not be tried again: every waiter has been told and dropped.
+        None says that it must not be tried again: every waiter is to be told, and dropped.
         """
         self._open = False
         if error.final:
-            for waiter in self.clear():
-                waiter.fail(error)
             return None
         delay = _backoff.full_jitter(self._breaks, error.retry_delay)
         self._breaks += 1
@@ -266,10 +268,3 @@ def _check(task_id: object) -> None:
             f"a task's id has 1 to {ID_BYTES_MAX} bytes of UTF-8 and no control characters: "
             f"{task_id[:300]!r} is none"
         )
-
-
-def _take(ids: dict[str, None], count: int) -> list[str]:
-    taken = list(ids)[:count]
-    for task_id in taken:
-        del ids[task_id]
-    return taken

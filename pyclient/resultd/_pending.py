@@ -73,11 +73,6 @@ class Pending:
     def __bool__(self) -> bool:
         return bool(self._ready or self._waiting)
 
-    @property
-    def waiting(self) -> int:
-        """How many ids are not ready."""
-        return len(self._waiting)
-
     def next(self, deadline: Deadline) -> Op[list[ResultCore]]:
         """Give the results that have become ready, at least one; [] if none is left.
 

@@ -9,7 +9,6 @@ half of them: while those whose call has ended wake each other, the others' call
 from __future__ import annotations
 
 import asyncio
-import copy
 import itertools
 import threading
 import time
@@ -27,7 +26,7 @@ from resultd._operations import (
     REPORTS_PER_CALL,
     elements_of,
 )
-from resultd.errors import ClientClosedError, ResultdError, make
+from resultd.errors import ClientClosedError, ResultdError, make, own
 from resultd.v1 import result_service_pb2
 
 # Calls of threads under way at once: with three, the server has more calls and nobody is sooner.
@@ -143,9 +142,7 @@ def fail(tickets: list[Ticket], error: BaseException) -> None:
         error = make("UNAVAILABLE", f"the call that carried the report was broken off: {error!r}")
     for ticket in tickets:
         if not ticket.settled:
-            # Each its own: a thread's traceback is its own, too.
-            ticket.error = copy.copy(error)
-            ticket.error.__cause__ = error.__cause__
+            ticket.error = own(error)
 
 
 def rouse(asleep: threading.Lock) -> None:

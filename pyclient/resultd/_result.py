@@ -380,6 +380,7 @@ class ResultCore(ResultBase):
                 except BaseException as thrown:  # noqa: BLE001 (handed on: it may be tried again)
                     error = thrown
         finally:
+            del error  # its traceback holds this frame
             op.close()
 
     def _leaf(self) -> Op[Any]:

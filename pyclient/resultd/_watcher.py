@@ -2,22 +2,27 @@
 
 The operation is started by the first wait and ends, stream and all, `LINGER` seconds after
 the last one. Waits may be abandoned from anywhere, a finaliser included: leaving takes no
-lock, it is noted in a deque that whoever holds or next takes the lock works off.
+lock, it is noted in a deque, which the operation, rung, works off, or who takes the lock first.
+
+A signal's handler may raise between any two steps of the main thread, and it leaves nobody
+else waiting: the lock is C's, taken and given back by one `with`; what is done under it may be
+broken off and repeated; and the operation decides itself whether it is the one that runs.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol
 
 from resultd._effects import Effect, Mailbox, Op, Open, Receive, Reconnect, Stream
-from resultd._hub import Fate, Hub
-from resultd.errors import ClientClosedError, ResultdError, UnavailableError
+from resultd._hub import Fate, Hub, Waiter
+from resultd.errors import ClientClosedError, ResultdError, UnavailableError, own
 from resultd.v1 import result_service_pb2, task_pb2
 
 logger = logging.getLogger("resultd")
@@ -33,8 +38,11 @@ class Port(Protocol):
     def new_mailbox(self) -> Mailbox:
         """Return a mailbox that `Receive` can wait for."""
 
-    def spawn(self, op: Op[None]) -> None:
-        """Drive an operation in the background: in a thread, or a task."""
+    def spawn(self, op: Op[None], failed: Callable[[BaseException], None]) -> None:
+        """Drive an operation in the background: in a thread, or a task.
+
+        Without waiting; `failed` is called later if it cannot be.
+        """
 
     def forbid_waiting(self) -> None:
         """Raise RuntimeError if the caller is the background operation itself."""
@@ -53,8 +61,8 @@ class Owner:
 class Wait:
     """One wait: what it was told is in `mailbox`, as lists of records or an error.
 
-    Raises:
-        ClientClosedError: `owner` is closed, which else ends the wait.
+    It begins with `join`, and ends with `close`, or when nobody holds it any more: where a
+    signal's handler raised, nobody may have come to close it.
     """
 
     def __init__(
@@ -65,35 +73,55 @@ class Wait:
         owner: Owner | None = None,
     ) -> None:
         watcher.port.forbid_waiting()
-        self.mailbox = watcher.port.new_mailbox()
-        self.transitions = transitions
-        self.owner = owner
         self._watcher = watcher
-        self._left = dict.fromkeys(ids)
+        self._place = place = Place(self, watcher.leaving.append)
+        self.mailbox = place.mailbox = watcher.port.new_mailbox()
+        place.left = dict.fromkeys(ids)
+        place.transitions = transitions
+        place.owner = owner
         self._epoch = -1
-        self.join()
 
     def join(self) -> None:
-        """Make sure that the wait is known: again after a fork, else nothing."""
-        if self._epoch != self._watcher.epoch and self._left:
-            self._epoch = self._watcher.epoch
-            self._watcher.add(self, list(self._left))
+        """Make sure that the wait is known: at first, and again after a fork, else nothing.
+
+        Raises:
+            ClientClosedError: `owner` is closed, which else ends the wait.
+        """
+        if self._epoch != self._watcher.epoch and self._place.left:
+            epoch = self._watcher.epoch
+            self._watcher.add(self._place, list(self._place.left))
+            self._epoch = epoch
+
+    def close(self) -> None:
+        """Wait no longer. Never blocks; safe in a finaliser."""
+        if self._place.left:  # else the hub has let it go
+            self._watcher.leave(self._place)
+            self._place.left.clear()
+
+
+class Place(weakref.ref[Wait]):
+    """What the hub knows of a wait. Who waits holds it, it holds nobody."""
+
+    __slots__ = ("left", "mailbox", "owner", "transitions")
+
+    left: dict[str, None]
+    mailbox: Mailbox
+    owner: Owner | None
+    transitions: bool
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def deliver(self, metas: list[task_pb2.TaskMeta]) -> None:
         """Take records from the hub."""
         for meta in metas:
             if meta.terminal:
-                self._left.pop(meta.task_id, None)
+                self.left.pop(meta.task_id, None)
         self.mailbox.put(metas)
 
     def fail(self, error: ResultdError) -> None:
         """Take the news that the server refuses."""
         self.mailbox.put(error)
-
-    def close(self) -> None:
-        """Wait no longer. Never blocks; safe in a finaliser."""
-        self._left.clear()
-        self._watcher.leave(self)
 
 
 class Callback:
@@ -147,24 +175,36 @@ class Callback:
         self._watcher.leave(self)
 
 
+class Turn:
+    """An operation that was asked for."""
+
+    __slots__ = ("begun",)
+
+    def __init__(self) -> None:
+        self.begun = False  # or it never will
+
+
 class Watcher:
     """The hub of an endpoint, with its lock, its stream and its background operation."""
 
     def __init__(self, port: Port, heartbeat: float) -> None:
         self.port = port
         self.epoch = 0
+        #: Who waits no longer, and was not let go by the hub yet.
+        self.leaving: deque[Place | Callback] = deque()
         self._heartbeat = heartbeat
-        self._leaving: deque[Wait | Callback] = deque()
         self._start_over()
 
     def _start_over(self) -> None:
         self._lock = threading.Lock()
         self._hub = Hub(self._heartbeat)
         self._stream: Stream | None = None
-        self._running = False
+        # The operation that runs, and the one that was asked for last.
+        self._running: Turn | None = None
+        self._asked: Turn | None = None
         self._suspended = False
         self._bell: Mailbox | None = None
-        self._leaving.clear()
+        self.leaving.clear()
 
     @property
     def streaming(self) -> bool:
@@ -176,44 +216,43 @@ class Watcher:
         """Whether the server has answered everything that it was asked on the open stream."""
         return self._hub.synced
 
-    def add(self, waiter: Wait | Callback, ids: Iterable[str]) -> None:
+    def add(self, waiter: Place | Callback, ids: Iterable[str]) -> None:
         """Begin a wait; starts the background operation if it does not run."""
-        with self._locked():
+        with self._lock:
+            self._drain()
             if waiter.owner is not None and waiter.owner.closed:
                 raise ClientClosedError  # `fail_of` may have been here before
             self._hub.add(waiter, ids)
             self._flush()
-            spawn = not self._running and not self._suspended
-            self._running = self._running or spawn
-        if spawn:
-            self._spawn()
+        self._make_run()
 
-    def _spawn(self) -> None:
-        try:
-            self.port.spawn(self._watch(self.epoch))
-        except BaseException as error:  # no thread is to be had
-            self._break_down(self.epoch, error)
-            raise
+    def _make_run(self) -> None:
+        if self._running is not None or self._suspended:
+            return
+        if self._asked is not None and not self._asked.begun:
+            return
+        # Should this be broken off, the next wait asks for another: one of the two ends at once.
+        turn = Turn()
+        failed = functools.partial(self._break_down, self.epoch, turn)
+        self.port.spawn(self._watch(self.epoch, turn), failed)
+        self._asked = turn
 
-    def leave(self, waiter: Wait | Callback) -> None:
-        """End a wait. Never blocks and takes no lock that is held: see `_locked`."""
-        self._leaving.append(waiter)
-        self._work_off()
+    def leave(self, waiter: Place | Callback) -> None:
+        """End a wait. Never blocks and takes no lock: the background operation does the rest."""
+        self.leaving.append(waiter)
+        self._ring()
 
     def suspend(self) -> None:
         """Close the stream and let the background operation end: a fork is near."""
-        with self._locked():
-            self._suspended = True
+        self._suspended = True
         self._interrupt()
 
     def resume(self) -> None:
         """Go on after `suspend` if somebody still waits."""
-        with self._locked():
+        with self._lock:  # an operation that is about to end has seen it, or ends not
             self._suspended = False
-            spawn = self._hub.wanted and not self._running
-            self._running = self._running or spawn
-        if spawn:
-            self._spawn()
+        if self._hub.wanted:
+            self._make_run()
 
     def forget_all(self) -> None:
         """Begin anew in a forked child: threads, locks and waits of the parent are not ours.
@@ -225,49 +264,38 @@ class Watcher:
 
     def fail_all(self, error: ResultdError) -> None:
         """Tell everybody who waits that it is over: the client was closed."""
-        with self._locked():
+        with self._lock:
             waiters = self._hub.clear()
         for waiter in waiters:
-            waiter.fail(error)
+            waiter.fail(own(error))
         self._interrupt()
 
     def fail_of(self, owner: Owner, error: ResultdError) -> None:
         """Tell who waits for a client that was closed. Others wait on."""
-        with self._locked():
+        with self._lock:
             mine = [
                 waiter
                 for waiter in self._hub.waiters
-                if isinstance(waiter, (Wait, Callback)) and waiter.owner is owner
+                if isinstance(waiter, (Place, Callback)) and waiter.owner is owner
             ]
-            self._leaving.extend(mine)  # worked off with the lock
+            self.leaving.extend(mine)
+            self._drain()
         for waiter in mine:
-            waiter.fail(error)
+            waiter.fail(own(error))
+        self._ring()
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock; afterwards do what was put off because it was held."""
-        try:
-            with self._lock:
-                self._drain()
-                yield
-        finally:
-            self._work_off()
+    def drop_all(self) -> None:
+        """Let everybody wait in vain: the interpreter ends, and who waits with it."""
+        with self._lock:
+            self._hub.clear()
+        self._interrupt()
 
-    def _work_off(self) -> None:
-        # Whoever fails to take the lock leaves the work to its holder, who looks again after
-        # giving it back: nothing stays behind, and nobody waits for a lock here.
-        while self._leaving and self._lock.acquire(blocking=False):
-            try:
-                self._drain()
-                idle = not self._hub.wanted
-            finally:
-                self._lock.release()
-            if idle:
-                self._ring()
+    # With the lock
 
     def _drain(self) -> None:
-        while self._leaving:
-            self._hub.discard(self._leaving.popleft())
+        while self.leaving:
+            self._hub.discard(self.leaving[0])
+            self.leaving.popleft()  # only now: this may be broken off
         self._flush()
 
     def _flush(self) -> None:
@@ -278,6 +306,8 @@ class Watcher:
             return
         for request in self._hub.take_requests():
             self._stream.send(request)
+
+    # Without
 
     def _ring(self) -> None:
         """Wake the background operation. Never blocks."""
@@ -291,76 +321,116 @@ class Watcher:
             stream.cancel()
         self._ring()
 
-    def _watch(self, epoch: int) -> Op[None]:
+    def _watch(self, epoch: int, turn: Turn) -> Op[None]:
         """The background operation: open, read, resume, until nobody waits."""
-        bell = self.port.new_mailbox()
         pause: float | None = 0.0
         try:
+            if not self._begins(epoch, turn):
+                return
             while pause is not None:
                 if pause:
-                    self._bell = bell
-                    yield Receive(bell, pause)
+                    yield from self._rest(pause)
                 if self._ends(epoch):
                     return
-                pause = yield from self._one_stream(epoch)
+                try:
+                    pause = yield from self._one_stream(epoch)
+                except ResultdError as error:
+                    pause = self._after_break(error)
         except GeneratorExit:
             raise  # abandoned with its event loop: nobody is left to be told
         except BaseException as error:
-            self._break_down(epoch, error)
+            self._break_down(epoch, turn, error)
             raise
 
-    def _break_down(self, epoch: int, error: BaseException) -> None:
+    def _begins(self, epoch: int, turn: Turn) -> bool:
+        """Say whether the operation is the one that runs from now on."""
+        turn.begun = True
+        if epoch != self.epoch:
+            return False  # a fork's child began anew
+        with self._lock:
+            if self._running is not None:
+                return False
+            self._running = turn
+            return True
+
+    def _rest(self, seconds: float) -> Generator[Effect, Any, None]:
+        """Wait before the next try; no longer than anybody waits."""
+        self._bell = bell = self.port.new_mailbox()
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            yield Receive(bell, left)
+            with self._lock:
+                self._drain()
+                if self._suspended or not self._hub.wanted:
+                    return
+
+    def _break_down(self, epoch: int, turn: Turn, error: BaseException) -> None:
         """Tell everybody who waits: nothing will come; the next wait starts again."""
+        turn.begun = True
         if epoch != self.epoch:
             return
-        with self._locked():
-            self._running = False
+        with self._lock:
+            if self._running is not None and self._running is not turn:
+                return  # another one runs
+            self._running = None
             waiters = self._hub.clear()
         told = UnavailableError(f"waiting broke down: {error!r}")
         told.__cause__ = error
         for waiter in waiters:
-            waiter.fail(told)
+            waiter.fail(own(told))
 
     def _ends(self, epoch: int) -> bool:
         """Say whether the operation is to end; once it says so, the next wait starts it."""
         if epoch != self.epoch:
             return True  # a fork's child began anew
-        with self._locked():
+        with self._lock:
+            self._drain()
             over = self._suspended or not self._hub.wanted
             if over:
-                self._running = False
+                self._running = None
             return over
 
-    def _one_stream(self, epoch: int) -> Generator[Effect, Any, float | None]:
-        """Serve one stream to its end; gives the seconds until the next, None for no next."""
+    def _one_stream(self, epoch: int) -> Generator[Effect, Any, float]:
+        """Serve one stream to its end; gives the seconds until the next.
+
+        Raises:
+            ResultdError: it broke.
+        """
         stream: Stream | None = None
         try:
             stream = yield Open("Watch", None, patient=True)
-            with self._locked():
+            with self._lock:
                 self._stream = stream
                 self._bell = stream.mailbox
                 self._hub.opened(time.monotonic())
-                self._flush()
+                self._drain()
             return (yield from self._read(stream))
-        except ResultdError as error:
-            return self._after_break(error)
+        except ResultdError:
+            with self._lock:
+                self._drain()
+                if self._suspended or self._hub.needs_transitions or not self._hub.wanted:
+                    return 0.0  # we broke it ourselves
+            raise
         finally:
             if stream is not None:
                 stream.cancel()
             if epoch == self.epoch:
-                with self._locked():
+                with self._lock:
                     self._stream = None
                     self._bell = None
                     self._hub.closed()
 
     def _after_break(self, error: ResultdError) -> float | None:
-        with self._locked():
-            if self._suspended or self._hub.needs_transitions or not self._hub.wanted:
-                return 0.0  # we broke it ourselves
+        """Give the seconds until the next try; None if that is not to be, and all are told."""
+        waiters: list[Waiter] = []
+        with self._lock:
             pause = self._hub.broken(error)
             if pause is None:
-                self._running = False
-            return pause
+                self._running = None
+                waiters = self._hub.clear()
+        for waiter in waiters:  # without the lock: one may wait again at once
+            waiter.fail(own(error))
+        return pause
 
     def _read(self, stream: Stream) -> Generator[Effect, Any, float]:
         """Read until the server ends the stream, or nobody has waited for `LINGER`."""
@@ -388,12 +458,15 @@ class Watcher:
     def _take(self, stream: Stream, item: object) -> float | None:
         """Take one item of the stream's mailbox; gives a pause if the stream is to end."""
         if item is None:
-            return None  # rung: something changed, look again
+            with self._lock:
+                self._drain()
+            return None  # rung: somebody left, or the stream is to end
         if isinstance(item, ResultdError):
             raise item
         assert isinstance(item, result_service_pb2.WatchResponse)
         stream.taken()
-        with self._locked():
+        with self._lock:
+            self._drain()
             outcome = self._hub.received(item, time.monotonic())
         for waiter, metas in outcome.deliveries:
             waiter.deliver(metas)

@@ -13,7 +13,9 @@ Everything here but the builtin a task itself raised derives from `ResultdError`
 from __future__ import annotations
 
 import builtins
+import copy
 from collections.abc import Mapping
+from typing import TypeVar
 
 __all__ = [
     "AlreadyExistsError",
@@ -305,3 +307,13 @@ def make(
     error.code, error.reason, error.retry_delay = code, reason, retry_delay
     error.metadata = dict(metadata or {})
     return error
+
+
+AnyError = TypeVar("AnyError", bound=BaseException)
+
+
+def own(error: AnyError) -> AnyError:
+    """Return a copy, to be raised in one thread of several: tracebacks grow where one is raised."""
+    copied = copy.copy(error)
+    copied.__cause__ = error.__cause__
+    return copied

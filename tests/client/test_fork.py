@@ -308,3 +308,91 @@ def test_a_list_of_threads_that_was_cut_short_is_noticed(
     assert _fork.native_threads() == 0
     monkeypatch.setattr(Tasks, "shown", 2)
     assert _fork.native_threads() == 1
+
+
+SIGNALS = """
+import os, signal, sys, resultd
+from resultd import _fork
+
+class Limit(Exception): pass
+
+class Interrupted:
+    def __init__(self):
+        self.steps = []
+    def step(self, name):
+        self.steps.append(name)
+        if self.steps.count(name) == 1:
+            signal.raise_signal(number)
+    def before_fork(self, deadline):
+        self.step("before")
+    def after_fork_in_parent(self):
+        self.step("parent")
+    def after_fork_in_child(self):
+        self.step("child")
+    def close_streams(self, deadline):
+        pass
+
+def limit(*_):
+    raise Limit
+
+signal.signal(signal.SIGUSR1, limit)
+number = signal.{number}
+client = resultd.Client({url!r})
+{first}
+something = Interrupted()
+_fork._known.add(something)
+try:
+    if os.fork() == 0:
+        os._exit(something.steps != ["before", "before", "child", "child"])
+except (KeyboardInterrupt, Limit) as error:
+    print(type(error).__name__)
+print(something.steps, os.wait()[1], bool(client.server_info().engine))
+"""
+
+
+@pytest.mark.parametrize("first", ["", "client.server_info()"], ids=["no channel", "a channel"])
+@pytest.mark.parametrize(
+    ("number", "raised"), [("SIGINT", "KeyboardInterrupt"), ("SIGUSR1", "Limit")]
+)
+def test_a_signal_in_the_midst_of_a_fork_comes_after_it(
+    server: Server, number: str, raised: str, first: str
+) -> None:
+    """What it broke off is done all the same, and what its handler raises is not dropped."""
+    program = SIGNALS.format(url=server.url, number=number, first=first)
+    quiet = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
+    done = subprocess.run(quiet, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    steps = ["before", "before", "parent", "parent"]
+    assert done.stdout.splitlines() == [raised, f"{steps} 0 True"]
+
+
+EXIT = """
+import atexit, resultd
+from resultd import _channel
+
+def later():  # after ours, which was registered after it
+    (endpoint,) = _channel._endpoints.values()
+    print(len(endpoint._streams), endpoint.watcher._hub.wanted)
+    try:
+        client.AsyncResult("never").get(timeout=0.3)
+    except resultd.TimeoutError:
+        print("waited", endpoint.watcher.streaming)
+    except resultd.UnavailableError as error:  # from 3.12 on: no thread can be begun
+        print("waited", "shutdown" in str(error))
+
+atexit.register(later)
+client = resultd.Client({url!r})
+client.AsyncResult("never").then(print)
+while not client.watcher().streaming:
+    pass
+"""
+
+
+def test_no_stream_is_open_when_the_interpreter_ends(server: Server) -> None:
+    """Nor opened again, unless somebody goes on waiting."""
+    program = EXIT.format(url=server.url)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["0 False", "waited True"]

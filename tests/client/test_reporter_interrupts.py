@@ -1,17 +1,12 @@
 """Exceptions out of nowhere: wherever a signal's handler raises, the reporter goes on.
 
-Ctrl-C and Celery's soft time limit raise in the main thread, wherever it is. Python looks for
-signals after calls, where a function begins and where a loop goes back; a trace function raises
-at each of these places, one after the other.
+Ctrl-C and Celery's soft time limit raise in the main thread, wherever it is.
 """
 
 from __future__ import annotations
 
-import dis
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -21,60 +16,10 @@ from resultd._effects import Call
 from resultd._reporter import ThreadReporter
 from resultd.errors import ResultdError, UnavailableError
 from tests.client.test_reporter import Gate, answer, report
+from tests.support.interrupts import Interrupt, Interrupts, each_place
 from tests.support.results import until
 
 PLACES_MAX = 400
-
-
-class Interrupt(BaseException):
-    """What a signal's handler raises."""
-
-
-def looks_for_signals(code: CodeType) -> set[int]:
-    """Where Python looks for signals in a function: offsets of the instructions behind."""
-    found: set[int] = set()
-    before = "RESUME"  # 3.10 has none
-    for instruction in dis.get_instructions(code):
-        if before == "RESUME" or before.startswith("CALL"):
-            found.add(instruction.offset)
-        if "JUMP" in instruction.opname and instruction.argval < instruction.offset:
-            found.add(instruction.argval)
-        before = instruction.opname
-    return found
-
-
-class Interrupts:
-    """Raises at the place of a number, counted over what the reporter does in this thread."""
-
-    def __init__(self, place: int) -> None:
-        self._left = place
-        self._places: dict[CodeType, set[int]] = {}
-        self.raised = False
-
-    def __enter__(self) -> None:
-        self._before = sys.gettrace()
-        sys.settrace(self._call)
-
-    def __exit__(self, *exc_info: object) -> None:
-        sys.settrace(self._before)
-
-    def _call(self, frame: FrameType, event: str, arg: object) -> Any:
-        if frame.f_code.co_filename != _reporter.__file__:
-            return None
-        frame.f_trace_lines, frame.f_trace_opcodes = False, True
-        return self._opcode
-
-    def _opcode(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == "opcode" and not self.raised:
-            code = frame.f_code
-            if code not in self._places:
-                self._places[code] = looks_for_signals(code)
-            if frame.f_lasti in self._places[code]:
-                self._left -= 1
-                if self._left < 0:
-                    self.raised = True
-                    raise Interrupt
-        return self._opcode
 
 
 class Others:
@@ -167,7 +112,7 @@ def places(
         gate = Gate(answer)
         reporter = ThreadReporter(gate)
         others = Others(reporter)
-        interrupts = Interrupts(place)
+        interrupts = Interrupts(place, _reporter)
         try:
             scenario(reporter, gate, others, interrupts)
         except Interrupt:
@@ -179,6 +124,7 @@ def places(
     raise AssertionError("the scenario does not end")
 
 
+@each_place
 @pytest.mark.parametrize("scenario", [alone, leading, carried])
 def test_an_exception_anywhere_leaves_the_reporter_whole(
     scenario: Callable[[ThreadReporter, Gate, Others, Interrupts], None],
@@ -192,6 +138,7 @@ def test_an_exception_anywhere_leaves_the_reporter_whole(
         assert reporter._appointed is None
         assert reporter._led == {}
         assert not reporter._waiting
+        assert not reporter._inside
         assert reporter.store(report("9", 5.0)).version == 9
     assert count > 20
 

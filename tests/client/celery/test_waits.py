@@ -152,7 +152,7 @@ class TestGet:
             same = [threads.submit(shared.get, timeout=20) for _ in range(25)]
             app.backend.mark_as_done(shared.id, "all")
             assert [future.result() for future in own + same] == ["all"] * 50
-        assert idle(app.backend)
+        until(lambda: idle(app.backend))
 
     def test_of_an_unfit_id_harms_nobody(self, app: Any, new_id: NewId) -> None:
         """The others wait on."""
@@ -254,10 +254,10 @@ class TestNothingIsLeft:
         result = app.AsyncResult(new_id())
         with pytest.raises(app.backend.TimeoutError):
             result.get(timeout=0.05)
-        assert idle(app.backend)
+        until(lambda: idle(app.backend))
         app.backend.mark_as_done(result.id, 1)
         result.get(timeout=5)
-        assert idle(app.backend)
+        until(lambda: idle(app.backend))
 
     def test_of_results_nobody_has_any_more(self, app: Any, new_id: NewId) -> None:
         """Published, restored, frozen: nothing is watched, nothing keeps them."""
@@ -267,7 +267,7 @@ class TestNothingIsLeft:
         group.save()
         again = app.GroupResult.restore(group.id)
         gone = [weakref.ref(each) for each in (*group, *again)]
-        assert idle(app.backend)
+        until(lambda: idle(app.backend))
         assert not app.backend.client.watcher().streaming
         del group, again
         gc.collect()
@@ -283,7 +283,7 @@ class TestNothingIsLeft:
         found = app.ResultSet([done, app.AsyncResult(new_id())]).iter_native(timeout=5)
         assert next(found)[0] == done.id
         found.close()
-        assert idle(app.backend)
+        until(lambda: idle(app.backend))
 
     def test_and_finalisers_take_no_lock(self, app: Any, new_id: NewId) -> None:
         """They run wherever the collector likes, also under our own locks."""
@@ -310,7 +310,7 @@ def test_a_value_that_cannot_be_read_ends_the_wait(app: Any, client: Client, new
         raw(client, task_id=task_id, state=state_pb2.STATE_SUCCESS, value=value)
         with pytest.raises(ContentDisallowed):
             waiting.result()
-    assert idle(app.backend)
+    until(lambda: idle(app.backend))
 
 
 def test_waits_end_with_the_client(make_app: Any, server: Server, new_id: NewId) -> None:
