@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from resultd import _fork, _gevent, _status, _stubs
+from resultd import _fork, _gevent, _status, _stubs, _unary
 from resultd._credential import Credential, Metadata
 from resultd._deputies import Errand, deputies, needed
 from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Reconnect, Report, Sleep, run
@@ -88,6 +88,8 @@ class Endpoint:
         self._channel: grpc.Channel | None = None
         self._credential = Credential(self.url)
         self._methods: dict[str, Any] = {}
+        self._lock: threading.Condition | None = None
+        self._calling = False
         self._streams: set[Reading] = set()
         self._background: threading.Thread | None = None
         self._in_flight: set[object] = set()
@@ -139,9 +141,21 @@ class Endpoint:
             )
 
     def _call(self, effect: Call) -> Any:
-        if needed() and not _fork.forks_here():
+        if not needed() or _fork.forks_here():
+            return self._make_call(effect, None)
+        lock = self._lock
+        # One that waits for a connection is to end at once. And a handler's own call must not
+        # take the lock from the one that it has interrupted.
+        if effect.patient or lock is None or self._calling:
             return deputies.do(lambda errand: self._make_call(effect, errand))
-        return self._make_call(effect, None)
+        try:
+            self._calling = True
+            return self._make_call(effect, None)
+        except BaseException:
+            _unary.give_back(lock)
+            raise
+        finally:
+            self._calling = False
 
     def _make_call(self, effect: Call, errand: Errand[Any] | None) -> Any:
         generation = self._generation
@@ -177,7 +191,7 @@ class Endpoint:
             return _closed_under_us()
         found = self._explain(error, metadata)
         if found.code == "DEADLINE_EXCEEDED" and self.url.is_silence(effect.timeout):
-            self._reconnect(generation)  # as silent as a stream can be
+            _deputed(lambda: self._reconnect(generation))  # as silent as a stream can be
         return found
 
     def _explain(self, error: grpc.RpcError, metadata: Metadata) -> ResultdError:
@@ -196,7 +210,7 @@ class Endpoint:
         if errand is not None:
             errand.stop_with(call.cancel)
         try:
-            return call.result()
+            return method.read(call.result())
         finally:
             call.cancel()  # if it goes on
 
@@ -221,7 +235,8 @@ class Endpoint:
         with _fork.gate:
             if self._channel is None:
                 self._channel = self._connect()
-                self._methods = _stubs.methods(self._channel)
+                self._methods = _stubs.methods(_unary.OfBytes(self._channel))
+                self._lock = _unary.lock_of(self._channel)
                 _fork.guard()
             return self._methods[name]
 
@@ -267,6 +282,7 @@ class Endpoint:
     def _close_channel(self) -> None:
         channel, self._channel = self._channel, None
         self._methods = {}
+        self._lock = None
         self._generation += 1
         if channel is not None:
             # Without the gate, which who forks holds.

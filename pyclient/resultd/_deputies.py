@@ -2,9 +2,9 @@
 
 Python runs the handlers of signals in the main thread, between any two of its steps, and there
 comes out what they raise: Ctrl-C, a soft time limit. gRPC does not withstand that: it can leave
-a lock taken that every other thread will wait for. So the main thread does not enter gRPC. It
-hands its work to a thread that waits for some, through a queue that is one step of C, and waits
-on a bare lock.
+a lock taken that every other thread will wait for. So the main thread opens and ends no stream,
+connection, or call that may last. It hands such work to a thread that waits for some, through a
+queue that is one step of C, and waits on a bare lock. Plain unary calls it makes itself (`_unary`).
 
 There is one as a rule, begun with the first work, and another where that is busy: should the main
 thread be interrupted in its wait, the work goes on to its end, and the next does not wait for it.

@@ -25,6 +25,7 @@ from resultd import (
     _reporter,
     _result,
     _stream,
+    _unary,
     _watcher,
     client,
 )
@@ -37,7 +38,7 @@ from tests.support.interrupts import Interrupt, Interrupts, each_place
 from tests.support.results import until
 
 PLACES_MAX = 2_000
-# gRPC's own Python code is among them: the main thread is not to be found in it.
+# gRPC's own Python code is among them: the main thread makes unary calls in it.
 MODULES = (
     _channel,
     _deputies,
@@ -49,6 +50,7 @@ MODULES = (
     _reporter,
     _result,
     _stream,
+    _unary,
     _watcher,
     client,
     grpc._channel,
