@@ -161,7 +161,7 @@ WAYS: dict[str, Callable[[Any, str], object]] = {
     "set": lambda app, id_: app.ResultSet([app.AsyncResult(id_)]).get(timeout=10),
     "sets": lambda app, id_: app.ResultSet([app.AsyncResult(id_)] * 2).get(timeout=10),
     "read": lambda app, id_: list(app.backend.get_many([id_], max_iterations=1)),
-    "exists": lambda app, id_: app.AsyncResult(id_).exists(),
+    "exists": lambda app, id_: app.backend.task_result_exists(id_),
     "then": by_then,
     "parent": by_parent,
     "await": by_await,
