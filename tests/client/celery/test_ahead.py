@@ -13,13 +13,15 @@ import pytest
 
 from resultd.celery import _ahead, _extras
 from tests.support.celery_backend import count_calls
+from tests.support.results import until
 
 READS = ("GetResult", "BatchGetResults")
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Gives how many calls have read something, from now on."""
+def reads(app: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Gives how many calls have read something, from now on: no stream is open that would."""
+    until(lambda: not app.backend.client.watcher().streaming)
     calls = count_calls(monkeypatch)
     return lambda: sum(calls[method] for method in READS)
 

@@ -40,7 +40,7 @@ class TestThen:
         assert ready is result
         assert ready.get(timeout=0) == 5
         assert thread is not threading.current_thread()
-        assert idle(app.backend)
+        until(lambda: idle(app.backend))
 
     def test_fires_for_failures_too(self, app: Any, new_id: NewId) -> None:
         """They are results."""
@@ -123,7 +123,7 @@ class TestThen:
         result.then(lambda ready: heard.put(ready.id), weak=True)
         app.backend.mark_as_done(result.id, 5)
         assert heard.get(timeout=WAIT) == result.id
-        assert idle(app.backend)
+        until(lambda: idle(app.backend))
 
     def test_that_is_weak_goes_with_its_result(self, app: Any, new_id: NewId) -> None:
         """It is not watched any more, unless another listener keeps the result."""
@@ -218,7 +218,7 @@ class TestThen:
         value = value_pb2.Payload(content_type="application/x-yaml", data=b"1")
         raw(client, task_id=result.id, state=state_pb2.STATE_SUCCESS, value=value)
         assert isinstance(heard.get(timeout=WAIT), ContentDisallowed)
-        assert idle(app.backend)
+        until(lambda: idle(app.backend))
 
     def test_is_not_fired_after_forget(self, app: Any, new_id: NewId) -> None:
         """Who forgets a result wants to hear no more of it."""
@@ -226,7 +226,7 @@ class TestThen:
         heard: list[Any] = []
         result.then(heard.append)
         result.forget()
-        assert idle(app.backend)
+        until(lambda: idle(app.backend))
         app.backend.mark_as_done(result.id, 5)
         other = app.AsyncResult(new_id())
         told = threading.Event()
@@ -239,7 +239,7 @@ class TestThen:
         """Where it is asked for, and nothing is left of it."""
         with pytest.raises(ValueError, match="id"):
             app.AsyncResult("x" * 300).then(lambda _: None)
-        assert idle(app.backend)
+        until(lambda: idle(app.backend))
 
 
 class TestSets:
@@ -248,7 +248,7 @@ class TestSets:
         results = [app.AsyncResult(new_id()) for _ in range(3)]
         app.ResultSet(results)
         app.GroupResult(new_id(), results, ready_barrier=barrier(results))
-        assert idle(app.backend)
+        until(lambda: idle(app.backend))
 
     def test_members_that_somebody_listens_to_tell_their_set(self, app: Any, new_id: NewId) -> None:
         """The barrier is told with them."""
