@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-from resultd import _signals
+from resultd import _gevent, _signals
 
 T = TypeVar("T")
 
@@ -105,6 +105,7 @@ class Deputies:
 
     def begin_anew(self) -> None:
         """Know of no thread, as in a forked child."""
+        self._greenlets = _gevent.has_patched()
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # around what follows
         self._threads: set[threading.Thread] = set()
@@ -114,6 +115,7 @@ class Deputies:
     @property
     def receiver(self) -> Callable[[Work], None]:
         """What takes work in one step of C: for a finaliser. Somebody has to be `ready`."""
+        self._notice_gevent()
         return self._queue.put
 
     def do(self, work: Callable[[Errand[T]], T]) -> T:
@@ -121,6 +123,7 @@ class Deputies:
 
         An exception of a signal's handler ends the wait, not the work.
         """
+        self._notice_gevent()
         errand = Errand(work)
         try:
             self._queue.put(errand)
@@ -141,11 +144,13 @@ class Deputies:
 
     def leave(self, work: Callable[[], object]) -> None:
         """Have work done and do not wait for it. Takes no lock, may be called by a finaliser."""
+        self._notice_gevent()
         self._queue.put(Unattended(work))
         self.ready()
 
     def ready(self) -> None:
         """Begin a thread if none is free."""
+        self._notice_gevent()
         if self._free:
             return
         try:
@@ -156,6 +161,11 @@ class Deputies:
                 raise
             if not self._threads:
                 self._work_off()
+
+    def _notice_gevent(self) -> None:
+        """Begin anew once threads are greenlets: a queue of before would stop them all."""
+        if self._greenlets != _gevent.has_patched():
+            self.begin_anew()
 
     def pause(self, deadline: float) -> None:
         """Let free threads end, and begin none: a fork is near. Busy ones are left alone."""
@@ -228,6 +238,8 @@ deputies = Deputies()
 def needed() -> bool:
     """Whether a signal's handler may raise in this thread: it is the main thread.
 
-    Not while the interpreter ends: other threads do not run any more.
+    Not while the interpreter ends: other threads do not run any more. And not among greenlets,
+    which are all in that thread, deputies too.
     """
-    return threading.get_ident() == threading.main_thread().ident and not sys.is_finalizing()
+    is_main = threading.get_ident() == threading.main_thread().ident
+    return is_main and not sys.is_finalizing() and not _gevent.has_patched()

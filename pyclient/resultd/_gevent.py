@@ -7,6 +7,12 @@ import sys
 _prepared = False
 
 
+def has_patched() -> bool:
+    """Say whether threads are greenlets by now, all of the main thread."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
 def prepare() -> None:
     """Tell gRPC, if it is so. To be called before a channel is made.
 
@@ -15,8 +21,7 @@ def prepare() -> None:
     when the application is preloaded.
     """
     global _prepared
-    monkey = sys.modules.get("gevent.monkey")
-    if _prepared or monkey is None or not monkey.is_module_patched("threading"):
+    if _prepared or not has_patched():
         return
     from grpc.experimental import gevent
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from resultd import _gevent
 from resultd._deputies import FREE_MAX, THREADS_MAX, Deputies, Errand, needed
 from resultd.client import Client
 from tests.support.interrupts import Interrupt
@@ -54,6 +55,20 @@ def test_work_is_done_elsewhere_and_its_outcome_comes_here(deputies: Deputies) -
 
     with pytest.raises(SystemExit, match="as it was"):
         deputies.do(fail)
+
+
+def test_once_threads_are_greenlets_it_begins_anew(
+    deputies: Deputies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was there before would stop them all. All are the main thread now: it asks nobody."""
+    assert needed()
+    deputies.do(lambda _: None)
+    before = deputies.receiver
+    assert deputies.receiver == before
+    monkeypatch.setattr(_gevent, "has_patched", lambda: True)
+    assert not needed()
+    assert deputies.receiver != before
+    assert deputies.do(lambda _: 1) == 1
 
 
 def test_nothing_is_left_to_the_garbage_collector(deputies: Deputies) -> None:
