@@ -88,7 +88,7 @@ class Endpoint:
         self._channel: grpc.Channel | None = None
         self._credential = Credential(self.url)
         self._methods: dict[str, Any] = {}
-        self._lock: threading.Condition | None = None
+        self._grpc_lock: threading.Condition | None = None
         self._calling = False
         self._streams: set[Reading] = set()
         self._background: threading.Thread | None = None
@@ -143,7 +143,7 @@ class Endpoint:
     def _call(self, effect: Call) -> Any:
         if not needed() or _fork.forks_here():
             return self._make_call(effect, None)
-        lock = self._lock
+        lock = self._grpc_lock
         # One that waits for a connection is to end at once. And a handler's own call must not
         # take the lock from the one that it has interrupted.
         if effect.patient or lock is None or self._calling:
@@ -178,7 +178,7 @@ class Endpoint:
             failed = _closed_under_us()
         finally:
             self._in_flight.discard(token)
-        # Not where it would keep gRPC's: that one is not to be dropped in the main thread.
+        # Not as the follow-up of gRPC's: a future is its own error, and dropping that takes locks.
         try:
             raise failed
         finally:
@@ -236,7 +236,7 @@ class Endpoint:
             if self._channel is None:
                 self._channel = self._connect()
                 self._methods = _stubs.methods(_unary.OfBytes(self._channel))
-                self._lock = _unary.lock_of(self._channel)
+                self._grpc_lock = _unary.lock_of(self._channel)
                 _fork.guard()
             return self._methods[name]
 
@@ -282,7 +282,7 @@ class Endpoint:
     def _close_channel(self) -> None:
         channel, self._channel = self._channel, None
         self._methods = {}
-        self._lock = None
+        self._grpc_lock = None
         self._generation += 1
         if channel is not None:
             # Without the gate, which who forks holds.

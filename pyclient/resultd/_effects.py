@@ -197,9 +197,7 @@ async def iterate_async(
             except BaseException as error:  # noqa: BLE001 (handed on)
                 step = partial(op.throw, error)
     finally:
-        # It may hold an error, whose traceback holds this frame. (A function made here would have
-        # a frame there itself.)
-        del step
+        del step  # as in `iterate`
         op.close()
 
 
@@ -232,7 +230,5 @@ def spread(op: Op[None], change: Callable[[Any], Iterable[Any]]) -> Op[None]:
             except BaseException as error:  # noqa: BLE001 (handed on: the operation cleans up)
                 step = partial(op.throw, error)
     finally:
-        # It may hold an error, whose traceback holds this frame. (A function made here would have
-        # a frame there itself.)
-        del step
+        del step  # as in `iterate`
         op.close()

@@ -313,7 +313,13 @@ AnyError = TypeVar("AnyError", bound=BaseException)
 
 
 def own(error: AnyError) -> AnyError:
-    """Return a copy, to be raised in one thread of several: tracebacks grow where one is raised."""
-    copied = copy.copy(error)
+    """Return a copy, to be raised in one thread of several: tracebacks grow where one is raised.
+
+    Itself, of a foreign class that cannot be made of its arguments alone.
+    """
+    try:
+        copied = copy.copy(error)
+    except TypeError:
+        return error
     copied.__cause__ = error.__cause__
     return copied

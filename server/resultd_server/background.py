@@ -67,7 +67,7 @@ class Background:
                 return  # there is nothing to do here, or no more
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as error:
+            except BaseException as error:  # a panic of cryptography's is no Exception
                 self.broken[name] += 1
                 if loop.time() - began_s > STEADY_S:
                     pause_s = AGAIN_S

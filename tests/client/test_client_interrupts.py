@@ -7,6 +7,7 @@ be left behind.
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,21 +15,7 @@ from typing import Any
 import grpc._channel
 import pytest
 
-from resultd import (
-    _channel,
-    _deputies,
-    _effects,
-    _hub,
-    _iterate,
-    _operations,
-    _pending,
-    _reporter,
-    _result,
-    _stream,
-    _unary,
-    _watcher,
-    client,
-)
+from resultd import _hub, _watcher
 from resultd._effects import Receive
 from resultd._watcher import Wait, Watcher
 from resultd.client import Client
@@ -38,21 +25,13 @@ from tests.support.interrupts import Interrupt, Interrupts, each_place
 from tests.support.results import until
 
 PLACES_MAX = 2_000
+OURS = (
+    "_channel _deputies _effects _hub _iterate _operations _pending _reporter _result _stream "
+    "_unary _watcher client"
+)
 # gRPC's own Python code is among them: the main thread makes unary calls in it.
 MODULES = (
-    _channel,
-    _deputies,
-    _effects,
-    _hub,
-    _iterate,
-    _operations,
-    _pending,
-    _reporter,
-    _result,
-    _stream,
-    _unary,
-    _watcher,
-    client,
+    *(importlib.import_module(f"resultd.{name}") for name in OURS.split()),
     grpc._channel,
     threading,
 )

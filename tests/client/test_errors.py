@@ -83,3 +83,26 @@ def test_a_task_error_says_class_and_message() -> None:
     assert str(errors.TaskError("KeyError", "x", module="builtins")) == "KeyError: x"
     assert str(errors.TaskError("E", module="m")) == "m.E"
     assert str(errors.RemoteTraceback("  stack\n")) == "\n  stack"
+
+
+class Picky(Exception):
+    """Cannot be made of its arguments alone."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first + second)
+
+
+@pytest.mark.parametrize("error", [errors.make("UNAVAILABLE", "away"), OSError(2, "missing")])
+def test_each_thread_is_told_by_an_error_of_its_own(error: Exception) -> None:
+    """With the cause of the one that it was made from, and a traceback that is not shared."""
+    error.__cause__ = ValueError("why")
+    told = errors.own(error)
+    assert told is not error
+    assert (type(told), str(told), told.__cause__) == (type(error), str(error), error.__cause__)
+    assert vars(told) == vars(error)
+
+
+def test_an_error_that_cannot_be_copied_is_told_as_it_is() -> None:
+    """Who waits would else be told nothing."""
+    error = Picky("a", "b")
+    assert errors.own(error) is error

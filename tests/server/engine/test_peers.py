@@ -42,22 +42,27 @@ class Process:
         return self.waiter.take()
 
 
-@pytest.fixture
-def doors() -> Iterator[Doors]:
-    """Sockets for three processes."""
-    made = Doors(3)
+@contextlib.contextmanager
+def held_open(total: int) -> Iterator[Doors]:
+    """Sockets for so many processes, closed afterwards."""
+    made = Doors(total)
     yield made
     for door in made.held:
         door.close()
+
+
+@pytest.fixture
+def doors() -> Iterator[Doors]:
+    """Sockets for three processes."""
+    with held_open(3) as made:
+        yield made
 
 
 @pytest.fixture
 def two() -> Iterator[Doors]:
     """Sockets for two processes."""
-    made = Doors(2)
-    yield made
-    for door in made.held:
-        door.close()
+    with held_open(2) as made:
+        yield made
 
 
 @pytest.fixture
