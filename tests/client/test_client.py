@@ -23,7 +23,7 @@ from resultd.errors import (
 )
 from resultd.testing import Server
 from tests.support import workers
-from tests.support.results import until
+from tests.support.results import later, until
 
 NewId = Callable[[], str]
 
@@ -75,7 +75,7 @@ def test_wait_has_three_ends(client: Client, new_id: NewId) -> None:
     results = [client.AsyncResult(new_id()) for _ in range(3)]
     client.store_result(results[0].id, 1)
     assert client.wait(results, "FIRST_COMPLETED").done == results[:1]
-    threading.Timer(0.05, client.store_result, (results[1].id, KeyError(), "FAILURE")).start()
+    later(0.05, lambda: client.store_result(results[1].id, KeyError(), "FAILURE"))
     done, pending = client.wait(results, "FIRST_EXCEPTION", timeout=5)
     assert (done, pending) == (results[:2], results[2:])
     assert client.wait(results, timeout=0.05).pending == results[2:]
@@ -240,8 +240,8 @@ class TestGroupHandle:
         with pytest.raises(ValueError, match="order is"):
             list(group.iterate(order="random"))  # type: ignore[arg-type]  # the mistake
         task_id = new_id()
-        threading.Timer(0.1, lambda: group.create([task_id])).start()
-        threading.Timer(0.15, lambda: client.store_result(task_id, 1)).start()
+        later(0.1, lambda: group.create([task_id]))
+        later(0.15, lambda: client.store_result(task_id, 1))
         assert list(group.iterate(timeout=5)) == [1]
 
     def test_members_that_are_gone_are_said(self, client: Client, new_id: NewId) -> None:
@@ -272,7 +272,7 @@ class TestGroupHandle:
     def test_a_group_that_is_deleted_ends_its_streams(self, client: Client, new_id: NewId) -> None:
         """With ResultGoneError, or complete as it was."""
         group = client.group(new_id()).create([new_id()])
-        threading.Timer(0.1, group.delete).start()
+        later(0.1, group.delete)
         with pytest.raises(ResultGoneError):
             list(group.iterate(timeout=5))
 

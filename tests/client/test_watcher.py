@@ -14,7 +14,7 @@ from resultd._effects import Op, Open, Receive
 from resultd._watcher import Callback, Owner, Wait, Watcher
 from resultd.client import Client
 from resultd.v1 import state_pb2, task_pb2
-from tests.support.results import until
+from tests.support.results import later, until
 
 
 class Box(list[Any]):
@@ -251,7 +251,7 @@ def test_a_callback_that_wants_to_exit_takes_nobody_along(
     first.then(leave)
     client.store_result(first.id, 1)
     assert told.wait(5)
-    threading.Timer(0.2, client.store_result, (second.id, 2)).start()
+    later(0.2, lambda: client.store_result(second.id, 2))
     assert second.get(timeout=5) == 2
 
 
