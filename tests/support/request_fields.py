@@ -143,6 +143,8 @@ KINDS: dict[str, Kind | None] = {
     "ClaimOnComplete.lease": _duration(*bounds.between("LEASE_MIN_MS", "LEASE_MAX_MS")),
     "ClaimOnComplete.holder": TEXT,
     "ClaimOnComplete.with_members": ANYTHING,
+    "ClaimOnComplete.members_ahead": ANYTHING,
+    "ClaimOnComplete.members_after": AFTER,
     "BatchStoreResultsRequest.reports": Kind(bounds=[bounds.REPORTS]),
     "GetResultRequest.task_id": ID,
     "BatchGetResultsRequest.task_ids": IDS,

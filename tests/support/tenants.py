@@ -295,6 +295,8 @@ VOCABULARY: dict[str, Chooser] = {
     "ClaimOnComplete.lease": _lasting,
     "ClaimOnComplete.holder": Writer.word,
     "ClaimOnComplete.with_members": _one_of(False, True),
+    "ClaimOnComplete.members_ahead": _one_of(False, True),
+    "ClaimOnComplete.members_after": Writer.after,
     "BatchStoreResultsRequest.reports": _several(4, _made(result_service_pb2.StoreResultRequest)),
     "GetResultRequest.task_id": _task,
     "BatchGetResultsRequest.task_ids": _tasks,

@@ -22,6 +22,7 @@ from kombu.serialization import dumps
 from resultd import _records
 from resultd._effects import Op
 from resultd.celery._finishing import HEADER, LANE, BrokerAwayError, Claim, Finisher
+from resultd.celery._parts_ahead import PartsAhead
 from resultd.celery._records import ttl_fields
 from resultd.errors import (
     GroupConflictError,
@@ -57,6 +58,7 @@ class Chords:
     def __init__(self, backend: ResultdBackend) -> None:
         self._backend = backend
         self._finisher = Finisher(backend)
+        self._ahead = PartsAhead(backend.codec)
         self._returning = _Returning()
         # When each was first named, the least recently named first.
         self._noticed: dict[str, float] = {}
@@ -190,7 +192,7 @@ class Chords:
         # Stored again, after an answer that was lost, it has the claim that it had then.
         claims, key = self._returning.claims, (request.id, request.group)
         claim = claims.get(key) or claims.setdefault(key, Claim(self._backend, request.group))
-        claim.ask_with(store)
+        claim.ask_with(store, self._ahead.of(request.group))
         return claim
 
     def part_returned(self, request: Any, state: str, result: Any) -> None:
@@ -208,6 +210,7 @@ class Chords:
             part = self._find_place(store, self._backend.send(store), claim)
         self._returning.claims.pop((task_id, group_id), None)
         if part.complete:
+            self._ahead.drop(group_id)
             self._finish_or_leave(part.claim, request.chord)
 
     def _find_place(

@@ -36,6 +36,7 @@ from resultd.v1 import (
 )
 
 if TYPE_CHECKING:
+    from resultd.celery._parts_ahead import ChordAhead
     from resultd.celery.backend import ResultdBackend
 
 logger = logging.getLogger("resultd.celery")
@@ -101,7 +102,7 @@ class Finisher:
             if not claim.first and self._was_published(body, group):
                 logger.info("the body of chord %s was published by another before", group_id)
                 return True
-            values = self._values(group, parts.read())
+            values = self._values(group, parts)
         except ChordError as found:
             error = found
             logger.error("chord %s: %s", group_id, error)
@@ -163,19 +164,23 @@ class Finisher:
             return False
         return record.updated_time.ToNanoseconds() > group.completed_time.ToNanoseconds()
 
-    def _values(self, group: group_pb2.GroupMeta, records: list[task_pb2.TaskMeta]) -> list[Any]:
+    def _values(self, group: group_pb2.GroupMeta, parts: Parts) -> list[Any]:
         if HEADER not in group.extra:
-            return self._read(records)
+            return parts.known() or self._read(parts.read())
         (_, shape) = self._backend.codec.decode(group.extra[HEADER])
-        ids = list(_ids(shape))
-        known = {record.task_id: record for record in records}
+        ids, values = list(_ids(shape)), parts.known_by_id()
+        if not values.keys() >= set(ids):
+            values = dict(zip(ids, self._read(self._records(ids, parts)), strict=True))
+        return [_shaped(node, values) for node in shape]
+
+    def _records(self, ids: list[str], parts: Parts) -> list[task_pb2.TaskMeta]:
+        known = {record.task_id: record for record in parts.read()}
         missing = [task_id for task_id in dict.fromkeys(ids) if task_id not in known]
         if missing:
             client = self._backend.client
             found = client.run(client.operations.read(missing))
             known.update((record.task_id, record) for record in found)
-        values = dict(zip(ids, self._read([known[task_id] for task_id in ids]), strict=True))
-        return [_shaped(node, values) for node in shape]
+        return [known[task_id] for task_id in ids]
 
     def _read(self, records: list[task_pb2.TaskMeta]) -> list[Any]:
         values = self._backend.codec.values(records)
@@ -217,14 +222,39 @@ class BrokerAwayError(Exception):
 
 
 class Parts:
-    """The records of a chord's parts: those that came with its claim, and the rest."""
+    """The records of a chord's parts: those that came before its claim, with it, and the rest."""
 
     def __init__(self, backend: ResultdBackend, claim: Claim) -> None:
         self._client = backend.client
+        self._codec = backend.codec
         self._group = claim.group
-        self._first = claim.members
+        self._members = claim.members
+        self._ahead = claim.ahead
+        # Where others come before them they are of no use without those.
+        alone = self._members is not None and not self._members.continued
+        self._first = self._members if alone else None
         #: What `read` returned.
         self.records: list[task_pb2.TaskMeta] = []
+
+    def known(self) -> list[Any]:
+        """What they returned, in the order of the header, if all but the last ones were read ahead;
+        else nothing.
+        """
+        _, values = self._read_ahead()
+        in_order = sorted(values)
+        if in_order and in_order[-1] >= LANE:
+            in_order.sort(key=_in_header)
+        return list(map(values.__getitem__, in_order))
+
+    def known_by_id(self) -> dict[str, Any]:
+        """The same by their tasks."""
+        task_ids, values = self._read_ahead()
+        return {task_ids[index]: value for index, value in values.items()}
+
+    def _read_ahead(self) -> tuple[dict[int, str], dict[int, Any]]:
+        if self._ahead is None or self._members is None:
+            return {}, {}
+        return self._ahead.with_rest(self._members, self._group.counts.done)
 
     def read(self) -> list[task_pb2.TaskMeta]:
         """Return them in the order of the header.
@@ -237,7 +267,7 @@ class Parts:
             events = self._rest(events)
         events.sort(key=attrgetter("index"))
         if events and events[-1].index >= LANE:
-            events.sort(key=_in_header)
+            events.sort(key=lambda event: _in_header(event.index))
         self.records = [event.task for event in events]
         return self.records
 
@@ -264,8 +294,7 @@ class Parts:
         return list(found.values())
 
 
-def _in_header(event: stream_pb2.Event) -> tuple[int, int]:
-    index = event.index
+def _in_header(index: int) -> tuple[int, int]:
     return index % LANE, index
 
 
@@ -286,18 +315,24 @@ class Claim:
         self.group = group_pb2.GroupMeta()
         self.first = False
         self.members: group_service_pb2.ClaimedMembers | None = None
+        #: What was read of the parts before, if a report asks for it.
+        self.ahead: ChordAhead | None = None
 
-    def ask_with(self, store: result_service_pb2.StoreResultRequest) -> None:
-        """Have a report ask for it, should the chord be complete with that."""
+    def ask_with(self, store: result_service_pb2.StoreResultRequest, ahead: ChordAhead) -> None:
+        """Have a report ask for it, should the chord be complete with that, and for other parts."""
         store.claim.token = self._token
         store.claim.lease.CopyFrom(_records.duration(self._lease))
         store.claim.holder = _holder()
         store.claim.with_members = True
+        ahead.ask_with(store)
+        self.ahead = ahead
         self._asked = True
 
     def hear(self, answer: result_service_pb2.StoreResultResponse) -> None:
         """Take from the answer to that report what came of it, if it says so."""
         self._asked = answer.groups_omitted  # then it may have been granted
+        if self.ahead is not None:
+            self.ahead.hear(answer)
         self._heard(answer.claim)
 
     @property

@@ -610,7 +610,7 @@ class ClaimGroupResponse(google.protobuf.message.Message):
     """
     @property
     def group(self) -> resultd.v1.group_pb2.GroupMeta:
-        """The group, continuation included when the claim is the caller's."""
+        """The group; with continuation and extra where ACQUIRE is granted."""
 
     @property
     def members(self) -> global___ClaimedMembers:
@@ -633,15 +633,20 @@ global___ClaimGroupResponse = ClaimGroupResponse
 
 @typing.final
 class ClaimedMembers(google.protobuf.message.Message):
-    """The first members of a claimed group as they were done: about 1 MiB of them."""
+    """The first members of a group as they were done, or the next: about 1 MiB of them."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EVENTS_FIELD_NUMBER: builtins.int
     AFTER_FIELD_NUMBER: builtins.int
+    CONTINUED_FIELD_NUMBER: builtins.int
     after: builtins.bytes
-    """Where Iterate by AS_COMPLETED order goes on with the rest; empty if these are
-    all. Opaque.
+    """Where Iterate by AS_COMPLETED order goes on with the rest; empty if the group is
+    complete and these are all. Opaque.
+    """
+    continued: builtins.bool
+    """These come after the `members_after` that was named. Not set: they are the first,
+    for none was named, or it was another run's.
     """
     @property
     def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[resultd.v1.stream_pb2.Event]:
@@ -652,7 +657,8 @@ class ClaimedMembers(google.protobuf.message.Message):
         *,
         events: collections.abc.Iterable[resultd.v1.stream_pb2.Event] | None = ...,
         after: builtins.bytes = ...,
+        continued: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["after", b"after", "events", b"events"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after", b"after", "continued", b"continued", "events", b"events"]) -> None: ...
 
 global___ClaimedMembers = ClaimedMembers

@@ -232,12 +232,22 @@ class ClaimOnComplete(google.protobuf.message.Message):
     LEASE_FIELD_NUMBER: builtins.int
     HOLDER_FIELD_NUMBER: builtins.int
     WITH_MEMBERS_FIELD_NUMBER: builtins.int
+    MEMBERS_AHEAD_FIELD_NUMBER: builtins.int
+    MEMBERS_AFTER_FIELD_NUMBER: builtins.int
     token: builtins.str
     """As in ClaimGroupRequest; of each report its own."""
     holder: builtins.str
     """Who asks, for people. Up to 1,024 bytes."""
     with_members: builtins.bool
     """Answer with the group's first members too. Not in a batch."""
+    members_ahead: builtins.bool
+    """Answer with members that are done although the group is not complete yet: what was
+    read ahead is not left for whoever is granted the claim. Not in a batch.
+    """
+    members_after: builtins.bytes
+    """The `after` of the ClaimedMembers had last: members done after those are brought,
+    ahead or with the claim. Opaque.
+    """
     @property
     def lease(self) -> google.protobuf.duration_pb2.Duration:
         """How long the right lasts: 1 s to 1 h, 30 s if unset."""
@@ -249,9 +259,11 @@ class ClaimOnComplete(google.protobuf.message.Message):
         lease: google.protobuf.duration_pb2.Duration | None = ...,
         holder: builtins.str = ...,
         with_members: builtins.bool = ...,
+        members_ahead: builtins.bool = ...,
+        members_after: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["lease", b"lease"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["holder", b"holder", "lease", b"lease", "token", b"token", "with_members", b"with_members"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["holder", b"holder", "lease", b"lease", "members_after", b"members_after", "members_ahead", b"members_ahead", "token", b"token", "with_members", b"with_members"]) -> None: ...
 
 global___ClaimOnComplete = ClaimOnComplete
 
@@ -271,6 +283,9 @@ class StoreResultResponse(google.protobuf.message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: builtins.int
     GROUPS_OMITTED_FIELD_NUMBER: builtins.int
     CLAIM_FIELD_NUMBER: builtins.int
+    GROUP_DONE_FIELD_NUMBER: builtins.int
+    GROUP_EXPECTED_TOTAL_FIELD_NUMBER: builtins.int
+    MEMBERS_AHEAD_FIELD_NUMBER: builtins.int
     disposition: global___Disposition.ValueType
     """Whether the record took it."""
     state: resultd.v1.state_pb2.State.ValueType
@@ -287,6 +302,10 @@ class StoreResultResponse(google.protobuf.message.Message):
     """There are groups to name, or a claim to tell, and no room: the answer to the
     batch would be larger than 3.5 MiB. A repeat of the report by itself does.
     """
+    group_done: builtins.int
+    """With a `claim` on a group that is not complete: how many of its members are done."""
+    group_expected_total: builtins.int
+    """And how many it is to have; 0 before it is sealed."""
     @property
     def complete_group_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Groups this task is a member of that are complete and that nobody has
@@ -305,6 +324,10 @@ class StoreResultResponse(google.protobuf.message.Message):
         the same token tells; without, it was done before.
         """
 
+    @property
+    def members_ahead(self) -> resultd.v1.group_service_pb2.ClaimedMembers:
+        """What was asked for with `members_ahead`: about 1 MiB, and not all where they are more."""
+
     def __init__(
         self,
         *,
@@ -318,9 +341,12 @@ class StoreResultResponse(google.protobuf.message.Message):
         cancel_requested: builtins.bool = ...,
         groups_omitted: builtins.bool = ...,
         claim: resultd.v1.group_service_pb2.ClaimGroupResponse | None = ...,
+        group_done: builtins.int = ...,
+        group_expected_total: builtins.int = ...,
+        members_ahead: resultd.v1.group_service_pb2.ClaimedMembers | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["claim", b"claim"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cancel_requested", b"cancel_requested", "claim", b"claim", "claimable_group_ids", b"claimable_group_ids", "complete_group_ids", b"complete_group_ids", "custom_state", b"custom_state", "disposition", b"disposition", "groups_omitted", b"groups_omitted", "membership", b"membership", "state", b"state", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["claim", b"claim", "members_ahead", b"members_ahead"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cancel_requested", b"cancel_requested", "claim", b"claim", "claimable_group_ids", b"claimable_group_ids", "complete_group_ids", b"complete_group_ids", "custom_state", b"custom_state", "disposition", b"disposition", "group_done", b"group_done", "group_expected_total", b"group_expected_total", "groups_omitted", b"groups_omitted", "members_ahead", b"members_ahead", "membership", b"membership", "state", b"state", "version", b"version"]) -> None: ...
 
 global___StoreResultResponse = StoreResultResponse
 

@@ -12,9 +12,12 @@ from resultd_server.ledger.counters import Counters
 from resultd_server.ledger.group_payloads import Owed
 from resultd_server.ledger.memberships import Place
 from resultd_server.ledger.unit import Unit
-from resultd_server.ledger.wire import message_field
+from resultd_server.ledger.wire import message_field, number_field
 
-_CLAIM = result_service_pb2.StoreResultResponse.DESCRIPTOR.fields_by_name["claim"].number
+_ANSWER = result_service_pb2.StoreResultResponse.DESCRIPTOR.fields_by_name
+_CLAIM = _ANSWER["claim"].number
+_DONE = _ANSWER["group_done"].number
+_EXPECTED_TOTAL = _ANSWER["group_expected_total"].number
 
 ENDS = (pb.CLAIM_ACTION_DONE, pb.CLAIM_ACTION_RELEASE)
 """Actions of who has the claim already; the others take it."""
@@ -47,7 +50,8 @@ def apply(unit: Unit, group: Counters, request: ClaimRequest) -> Claimed:
     else:
         outcome = claims.acquire(unit, group, request.token, request.holder, request.lease_ms)
         first = claims.is_first(unit, group, request.token)
-    if outcome == pb.CLAIM_OUTCOME_GRANTED:
+    # Who says that it is done, or gives it back, has seen what was to be done.
+    if outcome == pb.CLAIM_OUTCOME_GRANTED and request.action not in ENDS:
         meta, owed = group_rows.show(unit, group)
         return Claimed(pb.ClaimGroupResponse(outcome=outcome, group=meta, first=first), owed)
     meta = group_rows.brief(unit, group)
@@ -66,12 +70,17 @@ def of_report(
 ) -> tuple[bytes, Owed | None]:
     """What came of a report's claim, as it stands in the answer, but for what is owed.
 
-    Nothing unless the task is in that group, and it complete.
+    How far the group is while it is not complete; nothing unless the task is in it.
     """
     for place in groups:
-        if place.group.group_id == wanted.group_id and place.group.complete:
-            said, owed = apply(unit, place.group, wanted)
-            return message_field(_CLAIM, said.SerializeToString()), owed
+        group = place.group
+        if group.group_id != wanted.group_id:
+            continue
+        if not group.complete:
+            far = number_field(_DONE, group.done) + number_field(_EXPECTED_TOTAL, group.expected)
+            return far, None
+        said, owed = apply(unit, group, wanted)
+        return message_field(_CLAIM, said.SerializeToString()), owed
     return b"", None
 
 

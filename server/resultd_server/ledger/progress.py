@@ -53,8 +53,8 @@ class Cursor(NamedTuple):
         return place + self.id.encode()
 
     @classmethod
-    def decode(cls, after: bytes, order: int) -> Cursor:
-        """The cursor of a request. Raises FieldInvalid."""
+    def decode(cls, after: bytes, order: int, field: str = "after") -> Cursor:
+        """The cursor of a request's field. Raises FieldInvalid."""
         if not after:
             return cls(order)
         try:
@@ -64,9 +64,9 @@ class Cursor(NamedTuple):
             found = cls(-1)
         if found.order != order or len(after) > _CURSOR.size + limits.ID_BYTES_MAX:
             raise FieldInvalid(
-                "after",
+                field,
                 "is not one of this order's",
-                "pass the `after` of the last frame received, or nothing",
+                "pass the `after` of the last frame or members received, or nothing",
             )
         return found
 

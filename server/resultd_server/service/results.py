@@ -24,6 +24,7 @@ from resultd_server.service.streams import Streams
 _READ_AT_ONCE = 256
 _OUTCOMES = pb.BatchStoreResultsResponse.DESCRIPTOR.fields_by_name["outcomes"].number
 _CLAIM = pb.StoreResultResponse.DESCRIPTOR.fields_by_name["claim"].number
+_AHEAD = pb.StoreResultResponse.DESCRIPTOR.fields_by_name["members_ahead"].number
 _RESULT = pb.StoreOutcome.DESCRIPTOR.fields_by_name["result"].number
 
 
@@ -48,22 +49,35 @@ class ResultService:
         if not request.meta.traceparent:
             traces.adopt(request.meta, call.context)
         report = validate.report(request)
-        outcome = (await self._engine.put(call.namespace, [report]))[0]
+        if report.claim is not None:
+            return await self._store_claiming(call.namespace, report, request.claim)
+        return await self._store(call.namespace, report)
+
+    async def _store(self, namespace: str, report: Report) -> bytes:
+        outcome = (await self._engine.put(namespace, [report]))[0]
         if isinstance(outcome, DomainError):
             raise outcome
-        if report.claim is not None and request.claim.with_members:
-            return await self._with_members(call.namespace, report.group_id, outcome)
         return outcome
 
-    async def _with_members(self, namespace: str, group_id: str, outcome: bytes) -> bytes:
-        """The answer to a report whose claim, if it was granted, brings the group's members."""
-        said = pb.StoreResultResponse.FromString(outcome)
-        if said.claim.outcome != CLAIM_OUTCOME_GRANTED:
+    async def _store_claiming(
+        self, namespace: str, report: Report, wanted: pb.ClaimOnComplete
+    ) -> bytes:
+        """The answer to a report with members of its group: with the claim on it, or ahead."""
+        outcome = await self._store(namespace, report)
+        if not (wanted.with_members or wanted.members_ahead):
             return outcome
-        pages = await claimed.first_pages(self._engine, namespace, group_id)
-        with_members = claimed.with_members(said.claim, pages)
-        said.ClearField("claim")
-        return said.SerializeToString() + wire.message_field(_CLAIM, with_members)
+        since = claimed.asked_after(wanted)
+        said = pb.StoreResultResponse.FromString(outcome)
+        if said.claim.outcome == CLAIM_OUTCOME_GRANTED and wanted.with_members:
+            pages = await claimed.first_pages(self._engine, namespace, report.group_id, since)
+            with_members = claimed.with_members(said.claim, pages)
+            said.ClearField("claim")
+            return said.SerializeToString() + wire.message_field(_CLAIM, with_members)
+        if said.group_done and wanted.members_ahead:
+            members = await claimed.ahead(self._engine, namespace, report.group_id, since)
+            if members is not None:
+                return outcome + wire.message_field(_AHEAD, members)
+        return outcome
 
     async def batch_store_results(self, request: pb.BatchStoreResultsRequest, call: Call) -> bytes:
         if len(request.reports) > limits.REPORTS_PER_BATCH:

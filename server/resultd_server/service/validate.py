@@ -26,7 +26,7 @@ from resultd_server.ledger.claiming import ClaimRequest
 from resultd_server.ledger.records import Report, Traits, report_of, traits_of
 from resultd_server.ledger.times import to_ms
 from resultd_server.ledger.transitions import RANK
-from resultd_server.service import traces
+from resultd_server.service import claimed, traces
 
 _field_of = itemgetter(0)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -161,6 +161,7 @@ def _claim_of(request: result_service_pb2.StoreResultRequest) -> ClaimRequest:
     group_id = request.meta.group_id
     if not group_id:
         raise FieldInvalid("claim", "has no group", "name meta.group_id too")
+    claimed.asked_after(request.claim)
     return claim(group_id, group_service_pb2.CLAIM_ACTION_ACQUIRE, request.claim, "claim.")
 
 

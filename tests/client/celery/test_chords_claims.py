@@ -11,6 +11,7 @@ from celery import states
 from celery.exceptions import SoftTimeLimitExceeded
 
 from resultd.celery._finishing import Claim
+from resultd.celery._parts_ahead import ChordAhead
 from resultd.errors import UnavailableError, make
 from resultd.v1 import group_service_pb2
 from tests.client.celery.conftest import MakeApp
@@ -285,7 +286,7 @@ def test_who_is_told_that_another_has_it_asks_no_more(
     claim = Claim(app.backend, chord.id)
     store = app.backend.part_report(task_id, 0, states.SUCCESS, chord.request(task_id, 0))
     store.meta.group_id = chord.id
-    claim.ask_with(store)
+    claim.ask_with(store, ChordAhead(app.backend.codec))
     claim.hear(app.backend.send(store))
     assert claim.granted
     asked.methods.clear()

@@ -108,7 +108,7 @@ async def test_a_cursor_of_another_store_is_reset(store: Store, order: int, posi
 )
 def test_a_cursor_that_is_none_is_refused(after: bytes) -> None:
     """What is not a cursor of this order raises FieldInvalid."""
-    with pytest.raises(FieldInvalid, match="last frame received, or nothing"):
+    with pytest.raises(FieldInvalid, match="members received, or nothing"):
         Cursor.decode(after, AS_COMPLETED)
 
 

@@ -6,16 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
 import pytest
 
 from resultd.v1 import group_pb2, result_service_pb2
 from resultd.v1 import group_service_pb2 as pb
 from resultd_server import limits
 from resultd_server.errors import RecordCorrupt
-from resultd_server.ledger.progress import Step
 from resultd_server.service import claimed
 from tests.support import reports
 from tests.support.in_process import Served, until
+from tests.support.refusals import taken_apart
 
 Ask = Callable[[Served, result_service_pb2.StoreResultRequest], Awaitable[pb.ClaimGroupResponse]]
 
@@ -164,7 +165,7 @@ async def test_few_read_members_ahead(served: Served, monkeypatch: pytest.Monkey
         await go.wait()
         return await claim(*request)
 
-    async def counted(*group: Any) -> list[Step]:
+    async def counted(*group: Any) -> claimed.Pages:
         nonlocal ahead
         ahead += not go.is_set()
         return await pages(*group)
@@ -178,3 +179,119 @@ async def test_few_read_members_ahead(served: Served, monkeypatch: pytest.Monkey
     answers = await asyncio.gather(*calls)
     assert [len(each.members.events) for each in answers] == [1] * len(calls)
     assert ahead == claimed._AHEAD_MAX
+
+
+async def asked(
+    served: Served, index: int, after: bytes = b"", *, ahead: bool = True
+) -> result_service_pb2.StoreResultResponse:
+    """What a member's report is answered that asks for members, ahead or with the claim."""
+    report = member(index, b"x" * 10)
+    report.claim.token, report.claim.with_members = "me", True
+    report.claim.members_ahead, report.claim.members_after = ahead, after
+    return await served.results.StoreResult(report)
+
+
+def indexes(members: pb.ClaimedMembers) -> list[int]:
+    """Which members there are."""
+    return [event.index for event in members.events]
+
+
+async def test_members_come_ahead(served: Served) -> None:
+    """Those that are done so far, and then those since; the claim brings what is left."""
+    await create(served)
+    first = await asked(served, 3)
+    assert (first.group_done, first.group_expected_total) == (1, 0)
+    assert (indexes(first.members_ahead), first.members_ahead.continued) == ([3], False)
+    await served.groups.SealGroup(pb.SealGroupRequest(group_id="g", expected_total=5))
+    await served.results.StoreResult(member(0, b"y"))
+    second = await asked(served, 4, first.members_ahead.after)
+    assert (second.group_done, second.group_expected_total) == (3, 5)
+    assert (indexes(second.members_ahead), second.members_ahead.continued) == ([0, 4], True)
+    none = await asked(served, 2, second.members_ahead.after, ahead=False)
+    assert none.group_done == 4
+    assert not none.HasField("members_ahead")
+    last = await asked(served, 1, second.members_ahead.after)
+    assert not last.HasField("members_ahead")
+    assert (last.group_done, last.group_expected_total) == (0, 0)
+    assert (indexes(last.claim.members), last.claim.members.continued) == ([2, 1], True)
+    assert not last.claim.members.after
+    again = await asked(served, 1, second.members_ahead.after)
+    assert again.claim.members == last.claim.members
+
+
+async def test_much_comes_ahead_in_several_answers(served: Served) -> None:
+    """A frame each; where the next begins stands in each."""
+    await create(served)
+    count = limits.FRAME_EVENTS_MAX * 2
+    for index in range(count):
+        await served.results.StoreResult(member(index, b"x"))
+    found: list[int] = []
+    after = b""
+    for _ in range(3):
+        answer = await asked(served, count, after)
+        found += indexes(answer.members_ahead)
+        after = answer.members_ahead.after
+    assert found == list(range(count + 1))
+    assert indexes((await asked(served, count, after)).members_ahead) == []
+
+
+async def test_where_another_run_ended_the_first_ones_come(served: Served) -> None:
+    """Ahead and with the claim: `continued` says that nothing lies before them."""
+    await create(served)
+    before = (await asked(served, 7)).members_ahead.after
+    await create(served, new_epoch=True)
+    first = await asked(served, 0, before)
+    assert (indexes(first.members_ahead), first.members_ahead.continued) == ([0], False)
+    await served.groups.SealGroup(pb.SealGroupRequest(group_id="g", expected_total=2))
+    last = await asked(served, 1, before)
+    assert (indexes(last.claim.members), last.claim.members.continued) == ([0, 1], False)
+
+
+async def test_where_members_begin_is_checked_before_anything_is_stored(served: Served) -> None:
+    """Named as it stands in the request."""
+    await create(served)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asked(served, 0, b"nonsense")
+    refusal = taken_apart(caught.value)
+    assert (refusal.reason, refusal.facts["field"]) == ("FIELD_INVALID", "claim.members_after")
+    known = await served.results.GetResult(result_service_pb2.GetResultRequest(task_id="t0"))
+    assert not known.meta.terminal
+
+
+async def test_a_report_of_no_member_brings_nothing_ahead(served: Served) -> None:
+    """It hears nothing of the group, either."""
+    await create(served, members=[group_pb2.GroupMember(id="t0")], seal=True)
+    answer = await asked(served, 1)
+    assert answer.membership == result_service_pb2.MEMBERSHIP_SEALED
+    assert answer.group_done == 0
+    assert not answer.HasField("members_ahead")
+
+
+async def test_members_that_cannot_be_read_ahead_are_left_out(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report was stored, and is answered."""
+    await create(served)
+
+    async def corrupt(*_: object) -> None:
+        raise RecordCorrupt("A record does not match its checksum: restore a backup.")
+
+    monkeypatch.setattr(served.app.engine, "group_step", corrupt)
+    answer = await asked(served, 0)
+    assert answer.disposition == result_service_pb2.DISPOSITION_APPLIED
+    assert not answer.HasField("members_ahead")
+
+
+async def test_who_has_acted_is_not_sent_what_was_to_be_done(served: Served) -> None:
+    """It had that with the claim, and it may be megabytes."""
+    create = pb.CreateGroupRequest(group_id="g", seal=True)
+    create.continuation.data = b"x" * 1_000_000
+    await served.groups.CreateGroup(create)
+    sizes = []
+    for action in (pb.CLAIM_ACTION_ACQUIRE, pb.CLAIM_ACTION_RELEASE, pb.CLAIM_ACTION_ACQUIRE,
+                   pb.CLAIM_ACTION_DONE):  # fmt: skip
+        said = pb.ClaimGroupRequest(group_id="g", token="me", action=action)
+        answer = await served.groups.ClaimGroup(said)
+        assert answer.outcome == pb.CLAIM_OUTCOME_GRANTED
+        sizes.append(answer.ByteSize() > 1_000_000)
+    assert sizes == [True, False, True, False]

@@ -1,0 +1,287 @@
+"""A chord's parts that are read before it is complete: what comes of it is the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from typing import Any
+
+import pytest
+from celery.result import GroupResult
+
+from resultd.celery import _parts_ahead
+from tests.client.celery.conftest import MakeApp
+from tests.support.celery_backend import published
+from tests.support.celery_chord import Chord, NewId
+
+PARTS = 200
+
+
+class Brought:
+    """What the answers to an app's reports brought of other parts."""
+
+    def __init__(self, app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        #: The numbers of parts: ahead, and with claims, None where those were no continuation.
+        self.ahead: list[int] = []
+        self.claims: list[int | None] = []
+        send = app.backend.send
+
+        def noting(store: Any) -> Any:
+            answer = send(store)
+            if answer.HasField("members_ahead"):
+                self.ahead.append(len(answer.members_ahead.events))
+            if answer.claim.HasField("members"):
+                members = answer.claim.members
+                self.claims.append(len(members.events) if members.continued else None)
+            return answer
+
+        monkeypatch.setattr(app.backend, "send", noting)
+
+
+@pytest.fixture
+def brought(app: Any, monkeypatch: pytest.MonkeyPatch) -> Brought:
+    """What the app's reports bring."""
+    return Brought(app, monkeypatch)
+
+
+def chords(new_id: NewId, *apps: Any) -> tuple[Chord, Iterator[Chord]]:
+    """A chord, and it as each of the apps returns its parts, in turn."""
+    first = Chord(apps[0], new_id)
+    others = []
+    for app in apps[1:]:
+        other = object.__new__(Chord)
+        other.__dict__.update(first.__dict__, app=app)
+        others.append(other)
+    return first, cycle([first, *others])
+
+
+def test_little_is_left_for_the_claim(
+    app: Any, chord: Chord, brought: Brought, new_id: NewId
+) -> None:
+    """Every eighth report brings what was returned since; the order is the header's."""
+    chord.size(PARTS)
+    indexes = list(range(PARTS))
+    random.Random(1).shuffle(indexes)
+    for index in indexes:
+        chord.done(new_id(), {"n": index}, index)
+    assert published(app) == [("body", chord.body_id, [{"n": n} for n in range(PARTS)])]
+    assert sum(brought.ahead) >= PARTS - 2 * _parts_ahead.EACH
+    (with_claim,) = brought.claims
+    assert with_claim is not None
+    assert with_claim + sum(brought.ahead) == PARTS
+    assert app.backend._chords._ahead._chords == {}
+
+
+def test_each_of_few_processes_reads_ahead(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, new_id: NewId
+) -> None:
+    """Whichever returns the last part has the others'."""
+    apps = [make_app() for _ in range(3)]
+    seen = [Brought(app, monkeypatch) for app in apps]
+    chord, turns = chords(new_id, *apps)
+    chord.size(PARTS)
+    for index, turn in zip(range(PARTS), turns, strict=False):
+        turn.done(new_id(), index, index)
+    last = (PARTS - 1) % len(apps)
+    assert published(apps[last]) == [("body", chord.body_id, list(range(PARTS)))]
+    assert all(sum(each.ahead) >= PARTS / 2 for each in seen)
+    (with_claim,) = seen[last].claims
+    assert with_claim is not None
+    assert with_claim <= 2 * len(apps) * _parts_ahead.EACH
+
+
+def test_who_returns_few_reads_nothing_ahead(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, new_id: NewId
+) -> None:
+    """One of many processes is not likely to be the last one; it has all with the claim."""
+    most, few = make_app(), make_app()
+    brought = Brought(few, monkeypatch)
+    chord, _ = chords(new_id, most, few)
+    chord.size(PARTS)
+    small = object.__new__(Chord)
+    small.__dict__.update(chord.__dict__, app=few)
+    for index in range(PARTS):
+        (small if index % 16 == 15 or index == PARTS - 1 else chord).done(new_id(), index, index)
+    assert published(few) == [("body", chord.body_id, list(range(PARTS)))]
+    assert brought.ahead == []
+    assert brought.claims == [None]
+
+
+def test_small_chords_read_nothing_ahead(
+    app: Any, chord: Chord, brought: Brought, new_id: NewId
+) -> None:
+    """There is nothing to be gained."""
+    chord.size(_parts_ahead.PARTS_MIN - 1)
+    for index in range(_parts_ahead.PARTS_MIN - 1):
+        chord.done(new_id(), index, index)
+    assert len(published(app)) == 1
+    assert (brought.ahead, brought.claims) == ([], [None])
+
+
+def test_a_part_that_failed_and_succeeds_after_all_counts_as_it_ended(
+    app: Any, chord: Chord, brought: Brought, new_id: NewId
+) -> None:
+    """What may still change is not kept."""
+    chord.size(PARTS)
+    task_id = new_id()
+    chord.failed(task_id, ValueError("not for good"), 0)
+    for index in range(1, PARTS - 1):
+        chord.done(new_id(), index, index)
+    chord.done(task_id, 0, 0)
+    chord.done(new_id(), PARTS - 1, PARTS - 1)
+    assert published(app) == [("body", chord.body_id, list(range(PARTS)))]
+    assert len(brought.ahead) == 1  # the one that told of it
+    assert brought.claims == [None]
+
+
+def test_a_part_that_failed_fails_the_body(
+    app: Any, chord: Chord, brought: Brought, new_id: NewId
+) -> None:
+    """Though the others were read before."""
+    chord.size(PARTS)
+    for index in range(PARTS - 1):
+        chord.done(new_id(), index, index)
+    chord.failed(new_id(), ValueError("the last"), PARTS - 1)
+    assert "the last" in str(chord.error())
+    assert brought.claims != [None]
+
+
+def test_groups_in_the_header_come_as_lists(app: Any, new_id: NewId, brought: Brought) -> None:
+    """Shaped by what lies with the group, of what was read ahead."""
+    ids = [new_id() for _ in range(PARTS)]
+    inner = GroupResult(new_id(), [app.AsyncResult(id_) for id_ in ids[:100]])
+    header = [inner, *(app.AsyncResult(id_) for id_ in ids[100:])]
+    chord = Chord(app, new_id, header)
+    chord.size(PARTS)
+    for index, task_id in enumerate(ids):
+        chord.done(task_id, index, index)
+    values = [list(range(100)), *range(100, PARTS)]
+    assert published(app) == [("body", chord.body_id, values)]
+    assert None not in brought.claims
+
+
+def test_tasks_that_were_added_stand_by_those_that_added_them(
+    app: Any, chord: Chord, brought: Brought, new_id: NewId
+) -> None:
+    """In a lane of their own, which comes after what it belongs to."""
+    chord.size(PARTS + 1)
+    for index in range(PARTS):
+        chord.done(new_id(), index, index)
+    chord.done(new_id(), "added to 7", 7)
+    values = [*range(8), "added to 7", *range(8, PARTS)]
+    assert published(app) == [("body", chord.body_id, values)]
+    assert None not in brought.claims
+
+
+def test_another_run_of_a_chord_has_its_own_parts(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, new_id: NewId
+) -> None:
+    """What a process kept of one that another finished is not used for the next."""
+    one, other = make_app(), make_app()
+    brought = Brought(other, monkeypatch)
+    chord, turns = chords(new_id, one, other)
+    chord.size(PARTS + 1)
+    for index, turn in zip(range(PARTS), turns, strict=False):
+        turn.done(new_id(), index, index)
+    chord.done(new_id(), PARTS, PARTS)
+    assert len(published(one)) == 1
+    assert other.backend._chords._ahead._chords  # it does not know yet
+    chord.apply()
+    chord.size(PARTS)
+    for index, turn in zip(range(PARTS), turns, strict=False):
+        turn.done(new_id(), -index, index)
+    assert published(other) == [("body", chord.body_id, [-n for n in range(PARTS)])]
+    assert None not in brought.claims
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_large_parts_are_not_kept(
+    app: Any, chord: Chord, brought: Brought, new_id: NewId, late: bool
+) -> None:
+    """Neither where all are, nor where the first ones could not tell."""
+    chord.size(PARTS)
+    large, last = _parts_ahead.KEPT_BYTES_MAX // PARTS, PARTS - 1
+    sizes = [0] * 100 + [400_000] * 6 + [0] * 94 if late else [large] * PARTS
+    for index, size in enumerate(sizes):
+        chord.done(new_id(), "x" * size, index)
+        assert (index == last) or app.backend._chords._ahead.of(chord.id)._kept_bytes <= (
+            _parts_ahead.KEPT_BYTES_MAX
+        )
+    ((_, _, values),) = published(app)
+    assert [len(value) for value in values] == sizes
+    assert brought.claims == [None]
+    assert bool(brought.ahead) == late
+
+
+def test_what_is_left_may_be_too_much_for_an_answer(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, new_id: NewId
+) -> None:
+    """Then all are read, from the first on."""
+    app, others = make_app(), make_app()
+    brought = Brought(app, monkeypatch)
+    chord, _ = chords(new_id, app)
+    theirs = object.__new__(Chord)
+    theirs.__dict__.update(chord.__dict__, app=others)
+    chord.size(PARTS)
+    for index in range(PARTS - 5):
+        chord.done(new_id(), "", index)
+    for index in range(PARTS - 5, PARTS - 1):
+        theirs.done(new_id(), "x" * 500_000, index)
+    chord.done(new_id(), "", PARTS - 1)
+    ((_, _, values),) = published(app)
+    assert [len(value) for value in values] == [0] * (PARTS - 5) + [500_000] * 4 + [0]
+    assert None not in brought.claims
+
+
+def test_parts_that_are_missing_are_read(
+    app: Any, chord: Chord, brought: Brought, new_id: NewId
+) -> None:
+    """Should ever two threads' answers have crossed: as many are needed as were counted."""
+    chord.size(PARTS)
+    for index in range(PARTS - 1):
+        chord.done(new_id(), index, index)
+    del app.backend._chords._ahead.of(chord.id)._values[3]
+    chord.done(new_id(), PARTS - 1, PARTS - 1)
+    assert published(app) == [("body", chord.body_id, list(range(PARTS)))]
+    assert None not in brought.claims
+
+
+def test_several_chords_at_a_time(app: Any, brought: Brought, new_id: NewId) -> None:
+    """Of two something is kept, of more nothing; all have their own parts."""
+    for together in (2, 4):
+        several = [Chord(app, new_id) for _ in range(together)]
+        for chord in several:
+            chord.size(PARTS)
+        for index in range(PARTS):
+            for number, chord in enumerate(several):
+                chord.done(new_id(), [number, index], index)
+        assert len(app.backend._chords._ahead._chords) <= _parts_ahead.CHORDS_MAX
+        assert sorted(published(app)) == sorted(
+            ("body", chord.body_id, [[number, index] for index in range(PARTS)])
+            for number, chord in enumerate(several)
+        )
+    # Of four each part begins anew what is known of its chord.
+    assert [claim is None for claim in brought.claims] == [False] * 2 + [True] * 4
+
+
+def test_threads_of_one_process_return_parts_together(
+    app: Any, chord: Chord, new_id: NewId
+) -> None:
+    """Their answers cross; the body has each part once."""
+    for _ in range(3):
+        one = Chord(app, new_id)
+        one.size(PARTS)
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda n, of=one: of.done(new_id(), n, n), range(PARTS)))
+        assert published(app) == [("body", one.body_id, list(range(PARTS)))]
+
+
+def test_custom_types_come_through(app: Any, chord: Chord, brought: Brought, new_id: NewId) -> None:
+    """What kombu writes with a mark of its own is read with it."""
+    chord.size(PARTS)
+    for index in range(PARTS):
+        chord.done(new_id(), b"bytes %d" % index, index)
+    assert published(app) == [("body", chord.body_id, [b"bytes %d" % n for n in range(PARTS)])]
+    assert None not in brought.claims
