@@ -57,7 +57,7 @@ class Plan:
     """
 
     chords: int = 20
-    members: tuple[int, int] = (10, 50)
+    members: tuple[int, int] = (10, 150)
     seconds: float = 30.0
     settle_s: float = 60.0
     parallel: int = 8
@@ -381,8 +381,8 @@ CAMPAIGN = Campaign(
     "result is stored and told once, and what is published again has a death for its reason.",
     {
         Size.CI: Plan(seconds=10.0, parallel=20, visibility_s=3),
-        Size.DEEP: Plan(300, (50, 50), seconds=1_800.0, settle_s=120.0, parallel=12),
-        Size.RELEASE: Plan(3_000, (50, 50), seconds=18_000.0, settle_s=120.0, parallel=12),
+        Size.DEEP: Plan(300, (50, 150), seconds=1_800.0, settle_s=120.0, parallel=12),
+        Size.RELEASE: Plan(3_000, (50, 150), seconds=18_000.0, settle_s=120.0, parallel=12),
     },
     run,
 )

@@ -22,11 +22,12 @@ PARTS_MIN = 64
 PROCESSES_MAX = 8
 # Each so many reports of a process one brings along what others returned since.
 EACH = 8
-# Of one chord: what its parts returned as it was stored, with what each takes besides; in memory
-# that is a few times as much. And of how many chords at a time.
+# Of one chord and of all that a process is at: what parts returned as it was stored, with what each
+# takes besides; in memory that is a few times as much.
 KEPT_BYTES_MAX = 2 * 1024 * 1024
+ALL_KEPT_BYTES_MAX = 4 * 1024 * 1024
 PART_BYTES = 128
-CHORDS_MAX = 2
+CHORDS_MAX = 32
 
 
 class PartsAhead:
@@ -41,8 +42,11 @@ class PartsAhead:
         """What there is of a chord that a part is returned to."""
         chord = self._chords.pop(group_id, None) or ChordAhead(self._codec)
         self._chords[group_id] = chord
-        for other in list(self._chords)[:-CHORDS_MAX]:
-            self.drop(other)
+        kept_bytes, chords = 0, list(self._chords.items())
+        for number, (other, each) in enumerate(reversed(chords)):
+            kept_bytes += each.kept_bytes
+            if number and (number >= CHORDS_MAX or kept_bytes > ALL_KEPT_BYTES_MAX):
+                self.drop(other)
         return chord
 
     def drop(self, group_id: str) -> None:
@@ -58,7 +62,8 @@ class ChordAhead:
         # Of each part, by its index.
         self._task_ids: dict[int, str] = {}
         self._values: dict[int, Any] = {}
-        self._kept_bytes = 0
+        #: What is kept of them, in bytes.
+        self.kept_bytes = 0
         self._after = b""
         self._over = False
         # Parts returned here, what their values took, and how far the chord was then.
@@ -96,8 +101,8 @@ class ChordAhead:
         if not members.continued:  # these are the first: what there is is an earlier run's
             self._drop()
         indexes = [event.index for event in members.events]
-        self._kept_bytes += sum(PART_BYTES + len(record.value.data) for record in records)
-        if values is None or self._kept_bytes > KEPT_BYTES_MAX:
+        self.kept_bytes += sum(PART_BYTES + len(record.value.data) for record in records)
+        if values is None or self.kept_bytes > KEPT_BYTES_MAX:
             self._over = True
             self._drop()
         else:
@@ -108,7 +113,7 @@ class ChordAhead:
     def _drop(self) -> None:
         self._task_ids.clear()
         self._values.clear()
-        self._kept_bytes = 0
+        self.kept_bytes = 0
         self._after = b""
 
     def with_rest(

@@ -206,7 +206,7 @@ def test_large_parts_are_not_kept(
     sizes = [0] * 100 + [400_000] * 6 + [0] * 94 if late else [large] * PARTS
     for index, size in enumerate(sizes):
         chord.done(new_id(), "x" * size, index)
-        assert (index == last) or app.backend._chords._ahead.of(chord.id)._kept_bytes <= (
+        assert (index == last) or app.backend._chords._ahead.of(chord.id).kept_bytes <= (
             _parts_ahead.KEPT_BYTES_MAX
         )
     ((_, _, values),) = published(app)
@@ -248,22 +248,30 @@ def test_parts_that_are_missing_are_read(
     assert None not in brought.claims
 
 
-def test_several_chords_at_a_time(app: Any, brought: Brought, new_id: NewId) -> None:
-    """Of two something is kept, of more nothing; all have their own parts."""
-    for together in (2, 4):
-        several = [Chord(app, new_id) for _ in range(together)]
-        for chord in several:
-            chord.size(PARTS)
-        for index in range(PARTS):
-            for number, chord in enumerate(several):
-                chord.done(new_id(), [number, index], index)
-        assert len(app.backend._chords._ahead._chords) <= _parts_ahead.CHORDS_MAX
-        assert sorted(published(app)) == sorted(
-            ("body", chord.body_id, [[number, index] for index in range(PARTS)])
-            for number, chord in enumerate(several)
-        )
-    # Of four each part begins anew what is known of its chord.
-    assert [claim is None for claim in brought.claims] == [False] * 2 + [True] * 4
+@pytest.mark.parametrize(
+    ("together", "value", "kept"), [(3, "", 3), (3, "x" * 9_000, 2), (34, "", 0)]
+)
+def test_several_chords_at_a_time(
+    app: Any, brought: Brought, new_id: NewId, together: int, value: str, kept: int
+) -> None:
+    """Of so many something is kept as is small enough together; all have their own parts."""
+    several = [Chord(app, new_id) for _ in range(together)]
+    for chord in several:
+        chord.size(PARTS)
+    most = 0
+    for index in range(PARTS):
+        for number, chord in enumerate(several):
+            chord.done(new_id(), [number, index, value], index)
+        chords = app.backend._chords._ahead._chords.values()
+        most = max(most, sum(1 for each in chords if each.kept_bytes))
+        assert sum(each.kept_bytes for each in chords) <= 3 * _parts_ahead.KEPT_BYTES_MAX
+        assert len(chords) <= _parts_ahead.CHORDS_MAX
+    assert most >= kept
+    assert sorted(published(app)) == sorted(
+        ("body", chord.body_id, [[number, index, value] for index in range(PARTS)])
+        for number, chord in enumerate(several)
+    )
+    assert sum(claim is not None for claim in brought.claims) == kept
 
 
 def test_threads_of_one_process_return_parts_together(

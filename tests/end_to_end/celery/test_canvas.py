@@ -79,6 +79,14 @@ PROGRAMS: dict[str, tuple[Callable[[Any], Any], Any]] = {
         lambda t: chord([chain(t.add.s(n, n), t.mul.s(2)) for n in range(3)], t.identity.s()),
         [0, 4, 8],
     ),
+    "long chord": (
+        lambda t: chord([t.identity.s(n) for n in range(150)], t.identity.s()),
+        [*range(150)],
+    ),
+    "groups in a long chord's header": (
+        lambda t: chord([group(t.identity.s(n), t.identity.s(-n)) for n in range(75)], t.xsum.s()),
+        0,
+    ),
     "group in a chord's header": (
         # Their sum: Celery itself turns the order of such a group around.
         lambda t: chord([t.identity.s(1), group(t.identity.s(2), t.identity.s(3))], t.xsum.s()),
