@@ -302,11 +302,11 @@ class Group(GroupHandleCore):
         return await self.client.run(self._claim("ACQUIRE", token, lease, holder))
 
     async def claim_done(self, token: str) -> ClaimOutcome:
-        """Say that the group was acted on, for good."""
+        """Say that the group was acted on, for good. The answer lacks continuation and extra."""
         return await self.client.run(self._claim("DONE", token, None, ""))
 
     async def claim_release(self, token: str) -> ClaimOutcome:
-        """Give the right back, undone."""
+        """Give the right back, undone. The answer lacks continuation and extra."""
         return await self.client.run(self._claim("RELEASE", token, None, ""))
 
 

@@ -416,11 +416,11 @@ class Group(GroupHandleCore):
         return self.client.run(self._claim("ACQUIRE", token, lease, holder))
 
     def claim_done(self, token: str) -> ClaimOutcome:
-        """Say that the group was acted on, for good."""
+        """Say that the group was acted on, for good. The answer lacks continuation and extra."""
         return self.client.run(self._claim("DONE", token, None, ""))
 
     def claim_release(self, token: str) -> ClaimOutcome:
-        """Give the right back, undone."""
+        """Give the right back, undone. The answer lacks continuation and extra."""
         return self.client.run(self._claim("RELEASE", token, None, ""))
 
 

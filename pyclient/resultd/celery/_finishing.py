@@ -330,10 +330,10 @@ class Claim:
 
     def hear(self, answer: result_service_pb2.StoreResultResponse) -> None:
         """Take from the answer to that report what came of it, if it says so."""
+        self._heard(answer.claim)
         self._asked = answer.groups_omitted  # then it may have been granted
         if self.ahead is not None:
             self.ahead.hear(answer)
-        self._heard(answer.claim)
 
     @property
     def granted(self) -> bool:

@@ -3,8 +3,8 @@
 Whoever returns the last part has to have them all before the body can be published: of a thousand
 parts that is most of the wait. A process that returned enough of a chord's parts to be likely to
 return the last one has its reports bring along what others returned since, and the claim brings
-only the rest. What succeeded stays as it is, so none of it can be out of date when it is used; of
-chords with other parts nothing is read ahead.
+only the rest. What succeeded stays as it is unless somebody forgets it: then it counts with what it
+was when it was read. Of chords with other parts nothing is read ahead.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 
 # Of fewer parts nothing is gained.
 PARTS_MIN = 64
-# Each process that reads ahead reads all: no more of them than this can have so large a share.
+# Each process that reads ahead reads all: about so many of them may begin to.
 PROCESSES_MAX = 8
 # Each so many reports of a process one brings along what others returned since.
 EACH = 8
-# Of one chord and of all that a process is at: what parts returned as it was stored, with what each
-# takes besides; in memory that is a few times as much.
-KEPT_BYTES_MAX = 2 * 1024 * 1024
-ALL_KEPT_BYTES_MAX = 4 * 1024 * 1024
-PART_BYTES = 128
+# Of one chord and of all that a process is at, about: bytes of memory, and their number.
+KEPT_BYTES_MAX = 4 * 1024 * 1024
+ALL_KEPT_BYTES_MAX = 8 * 1024 * 1024
 CHORDS_MAX = 32
+# What a part takes beside its value, and of that a list or an object, and what stands in it.
+PART_BYTES = 256
+NESTED_BYTES = 64
+ELEMENT_BYTES = 56
 
 
 class PartsAhead:
@@ -73,7 +75,7 @@ class ChordAhead:
     def ask_with(self, store: result_service_pb2.StoreResultRequest) -> None:
         """Have a part's report bring others along, if that pays."""
         self._own += 1
-        self._own_bytes += PART_BYTES + len(store.meta.value.data)
+        self._own_bytes += _taken_bytes(store.meta.value.data)
         if not self._pays():
             self._drop()
         elif not self._over:
@@ -101,7 +103,7 @@ class ChordAhead:
         if not members.continued:  # these are the first: what there is is an earlier run's
             self._drop()
         indexes = [event.index for event in members.events]
-        self.kept_bytes += sum(PART_BYTES + len(record.value.data) for record in records)
+        self.kept_bytes += sum(_taken_bytes(record.value.data) for record in records)
         if values is None or self.kept_bytes > KEPT_BYTES_MAX:
             self._over = True
             self._drop()
@@ -121,10 +123,17 @@ class ChordAhead:
     ) -> tuple[dict[int, str], dict[int, Any]]:
         """The tasks of all `count` parts and what they returned, by index.
 
-        Nothing unless they are all there with `members`, which came with the claim.
+        Nothing unless they are all there with `members`, which came with the claim: answers of
+        two threads may have crossed, or one have been cut off.
         """
         if members.continued and not members.after and not self._over:
             self._keep(members)
-            if len(self._values) == count:
-                return self._task_ids, self._values
-        return {}, {}
+        task_ids, values = dict(self._task_ids), dict(self._values)
+        whole = len(values) == count and task_ids.keys() == values.keys()
+        return (task_ids, values) if whole else ({}, {})
+
+
+def _taken_bytes(text: bytes) -> int:
+    """What a part takes in memory, about: JSON may be dense, `[{},{}]` takes 24 times as much."""
+    nested = text.count(b"[") + text.count(b"{")
+    return PART_BYTES + len(text) + NESTED_BYTES * nested + ELEMENT_BYTES * text.count(b",")

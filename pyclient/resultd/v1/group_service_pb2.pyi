@@ -641,12 +641,12 @@ class ClaimedMembers(google.protobuf.message.Message):
     AFTER_FIELD_NUMBER: builtins.int
     CONTINUED_FIELD_NUMBER: builtins.int
     after: builtins.bytes
-    """Where Iterate by AS_COMPLETED order goes on with the rest; empty if the group is
-    complete and these are all. Opaque.
+    """Where Iterate by AS_COMPLETED order goes on with the rest; with a claim empty if
+    these are all. Opaque.
     """
     continued: builtins.bool
     """These come after the `members_after` that was named. Not set: they are the first,
-    for none was named, or it was another run's.
+    for none was named, or it was another run's, or another store's.
     """
     @property
     def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[resultd.v1.stream_pb2.Event]:

@@ -37,19 +37,20 @@ class Cursor(NamedTuple):
     """Where a stream stands.
 
     `position`: of the last entry sent, from 1; in member order one more than the last
-    index sent. `id`: who stood there. `store`: which store it was; one that was restored
-    from a backup is another, whatever else fits.
+    index sent. `id`: who stood there. `run`: which run it was, of which store: one that was
+    restored from a backup is another, whatever else fits, and epochs begin anew once nothing is
+    remembered of a group.
     """
 
     order: int
     epoch: int = 0
     position: int = 0
     id: str = ""
-    store: bytes = bytes(STORE_BYTES)
+    run: bytes = bytes(STORE_BYTES)
 
     def encode(self) -> bytes:
         """The opaque `after` of a frame."""
-        place = _CURSOR.pack(self.order, self.store, self.epoch, self.position)
+        place = _CURSOR.pack(self.order, self.run, self.epoch, self.position)
         return place + self.id.encode()
 
     @classmethod
@@ -58,8 +59,8 @@ class Cursor(NamedTuple):
         if not after:
             return cls(order)
         try:
-            said, store, epoch, position = _CURSOR.unpack_from(after)
-            found = cls(said, epoch, position, after[_CURSOR.size :].decode(), store)
+            said, run, epoch, position = _CURSOR.unpack_from(after)
+            found = cls(said, epoch, position, after[_CURSOR.size :].decode(), run)
         except (struct.error, UnicodeDecodeError):
             found = cls(-1)
         if found.order != order or len(after) > _CURSOR.size + limits.ID_BYTES_MAX:
@@ -98,19 +99,25 @@ def step(
         return Step(None, existence, b"", 0, cursor, more=False)
     as_completed = cursor.order == AS_COMPLETED
     found = None
-    if not cursor.position or (cursor.store, cursor.epoch) == (store, group.epoch):
+    run = _run(store, group)
+    if not cursor.position or (cursor.run, cursor.epoch) == (run, group.epoch):
         # One more, to know whether there is.
         found = (_entries if as_completed else _members)(view, group, cursor, count_max + 1)
     if found is None:
         return Step(group, records.KNOWN, b"", 0, Cursor(cursor.order), more=False, reset=True)
     if not found.ids:
-        stays = cursor._replace(epoch=group.epoch, store=store)
+        stays = cursor._replace(epoch=group.epoch, run=run)
         return Step(group, records.KNOWN, b"", 0, stays, more=False)
     events, sent = _events(view, group, Columns(*(column[:count_max] for column in found)))
     index, position = wire.read_place(found.places[sent - 1])
     after = position if as_completed else index + 1
-    cursor = Cursor(cursor.order, group.epoch, after, found.ids[sent - 1].decode(), store)
+    cursor = Cursor(cursor.order, group.epoch, after, found.ids[sent - 1].decode(), run)
     return Step(group, records.KNOWN, events, sent, cursor, more=sent < len(found.ids))
+
+
+def _run(store: bytes, group: Counters) -> bytes:
+    """A run of a group in a store, which never has two of one number: in STORE_BYTES."""
+    return (int.from_bytes(store, "big") ^ group.number).to_bytes(STORE_BYTES, "big")
 
 
 def _events(view: View, group: Counters, found: Columns) -> tuple[bytes, int]:

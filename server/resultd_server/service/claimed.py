@@ -109,7 +109,7 @@ async def _pages(
     return steps
 
 
-async def ahead(engine: Engine, namespace: str, group_id: str, since: Cursor) -> bytes | None:
+async def done_so_far(engine: Engine, namespace: str, group_id: str, since: Cursor) -> bytes | None:
     """ClaimedMembers of a group that is not complete: a frame of those after `since`.
 
     None where they cannot be read: the report was stored, and is told so.

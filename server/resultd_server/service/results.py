@@ -74,7 +74,7 @@ class ResultService:
             said.ClearField("claim")
             return said.SerializeToString() + wire.message_field(_CLAIM, with_members)
         if said.group_done and wanted.members_ahead:
-            members = await claimed.ahead(self._engine, namespace, report.group_id, since)
+            members = await claimed.done_so_far(self._engine, namespace, report.group_id, since)
             if members is not None:
                 return outcome + wire.message_field(_AHEAD, members)
         return outcome

@@ -221,6 +221,24 @@ async def test_a_cursor_of_the_last_epoch_is_reset(store: Store, order: int) -> 
     assert (await store.step("g", step.cursor)).event_count == 2
 
 
+@pytest.mark.parametrize("order", [AS_COMPLETED, MEMBER])
+async def test_a_cursor_of_a_run_that_nothing_is_remembered_of_is_reset(
+    store: Store, order: int
+) -> None:
+    """Its epoch is the first again then, and its first member may be the same."""
+    await store.create("g", task("a"))
+    await store.report("a")
+    before = (await store.step("g", Cursor(order))).cursor
+    for _ in range(3):  # the group goes, then what is left of it
+        store.clock.advance(2 * 24 * HOUR_MS)
+        await store.sweep()
+    group = await store.create("g", task("a"))
+    assert group.counts.epoch == before.epoch
+    await store.report("a")
+    step = await store.step("g", before)
+    assert (step.reset, step.events, step.cursor) == (True, b"", Cursor(order))
+
+
 async def test_a_deleted_group_leaves_its_members(store: Store) -> None:
     """Deleting a group takes its rows bit by bit, and none of its members' records."""
     await store.create("g", *(task(f"t{number}") for number in range(30)))

@@ -90,7 +90,7 @@ async def test_a_cursor_of_another_store_is_reset(store: Store, order: int, posi
         fits._replace(position=position),
         fits._replace(id="u"),
         fits._replace(epoch=9),
-        fits._replace(store=b"restored"),
+        fits._replace(run=b"restored"),
     ):
         step = await store.step("g", Cursor.decode(cursor.encode(), order))
         assert (step.reset, step.events, step.cursor) == (True, b"", Cursor(order))
