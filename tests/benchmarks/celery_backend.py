@@ -104,7 +104,7 @@ def _cases(size: Size) -> list[_Case]:
             _Answer("body", f"chord of {thousand:,} on bare calls: last part's end → body called",
                     *ms, of=BARE_CHORDS),
             _Answer("took", f"chord of {thousand:,}: the whole", *s),
-        ), (*_STORES, BARE_CHORDS), further=(first, max(1, chords // thousand))),
+        ), (*_STORES, BARE_CHORDS), further=(first, max(size.of(3, 1), chords // thousand))),
         _Case("chord", ten, (
             _Answer("body", f"chord of {ten}: last part's end → body called", *ms),
             _Answer("own", f"chord of {ten}: last part's end → body being published", *ms),
