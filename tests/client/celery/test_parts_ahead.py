@@ -100,10 +100,9 @@ def test_who_returns_few_reads_nothing_ahead(
     """One of many processes is not likely to be the last one; it has all with the claim."""
     most, few = make_app(), make_app()
     brought = Brought(few, monkeypatch)
-    chord, _ = chords(new_id, most, few)
+    chord, turns = chords(new_id, most, few)
+    _, small = next(turns), next(turns)
     chord.size(PARTS)
-    small = object.__new__(Chord)
-    small.__dict__.update(chord.__dict__, app=few)
     for index in range(PARTS):
         (small if index % 16 == 15 or index == PARTS - 1 else chord).done(new_id(), index, index)
     assert published(few) == [("body", chord.body_id, list(range(PARTS)))]
@@ -208,7 +207,7 @@ def test_large_parts_are_not_kept(
     app, other = make_app(), make_app()
     brought = Brought(app, monkeypatch)
     chord, turns = chords(new_id, app, other)
-    (_, theirs) = next(turns), next(turns)
+    _, theirs = next(turns), next(turns)
     chord.size(PARTS)
     large = [others and index in range(100, 106) for index in range(PARTS)]
     size = 800_000 if others else _parts_ahead.KEPT_BYTES_MAX // PARTS
@@ -229,9 +228,8 @@ def test_what_is_left_may_be_too_much_for_an_answer(
     """Then all are read, from the first on."""
     app, others = make_app(), make_app()
     brought = Brought(app, monkeypatch)
-    chord, _ = chords(new_id, app)
-    theirs = object.__new__(Chord)
-    theirs.__dict__.update(chord.__dict__, app=others)
+    chord, turns = chords(new_id, app, others)
+    _, theirs = next(turns), next(turns)
     chord.size(PARTS)
     for index in range(PARTS - 5):
         chord.done(new_id(), "", index)
