@@ -66,14 +66,15 @@ class ResultService:
         outcome = await self._store(namespace, report)
         if not (wanted.with_members or wanted.members_ahead):
             return outcome
-        since = claimed.asked_after(wanted)
         said = pb.StoreResultResponse.FromString(outcome)
         if said.claim.outcome == CLAIM_OUTCOME_GRANTED and wanted.with_members:
+            since = claimed.asked_after(wanted)
             pages = await claimed.first_pages(self._engine, namespace, report.group_id, since)
             with_members = claimed.with_members(said.claim, pages)
             said.ClearField("claim")
             return said.SerializeToString() + wire.message_field(_CLAIM, with_members)
         if said.group_done and wanted.members_ahead:
+            since = claimed.asked_after(wanted)
             members = await claimed.done_so_far(self._engine, namespace, report.group_id, since)
             if members is not None:
                 return outcome + wire.message_field(_AHEAD, members)

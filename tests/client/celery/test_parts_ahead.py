@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from itertools import cycle
 from typing import Any
 
@@ -48,15 +48,22 @@ def brought(app: Any, monkeypatch: pytest.MonkeyPatch) -> Brought:
     return Brought(app, monkeypatch)
 
 
-def chords(new_id: NewId, *apps: Any) -> tuple[Chord, Iterator[Chord]]:
-    """A chord, and it as each of the apps returns its parts, in turn."""
-    first = Chord(apps[0], new_id)
-    others = []
-    for app in apps[1:]:
-        other = object.__new__(Chord)
-        other.__dict__.update(first.__dict__, app=app)
-        others.append(other)
-    return first, cycle([first, *others])
+def at(app: Any, chord: Chord) -> Chord:
+    """A chord as another process' app returns its parts."""
+    there = copy(chord)
+    there.app = app
+    return there
+
+
+Both = tuple[Chord, Chord, Brought]
+
+
+@pytest.fixture
+def both(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, new_id: NewId) -> Both:
+    """A chord at two apps, and what the first one's reports bring."""
+    app = make_app()
+    chord = Chord(app, new_id)
+    return chord, at(make_app(), chord), Brought(app, monkeypatch)
 
 
 def test_little_is_left_for_the_claim(
@@ -82,7 +89,8 @@ def test_each_of_few_processes_reads_ahead(
     """Whichever returns the last part has the others'."""
     apps = [make_app() for _ in range(3)]
     seen = [Brought(app, monkeypatch) for app in apps]
-    chord, turns = chords(new_id, *apps)
+    chord = Chord(apps[0], new_id)
+    turns = cycle(at(app, chord) for app in apps)
     chord.size(PARTS)
     for index, turn in zip(range(PARTS), turns, strict=False):
         turn.done(new_id(), index, index)
@@ -94,18 +102,13 @@ def test_each_of_few_processes_reads_ahead(
     assert with_claim <= 2 * len(apps) * _parts_ahead.EACH
 
 
-def test_who_returns_few_reads_nothing_ahead(
-    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, new_id: NewId
-) -> None:
+def test_who_returns_few_reads_nothing_ahead(both: Both, new_id: NewId) -> None:
     """One of many processes is not likely to be the last one; it has all with the claim."""
-    most, few = make_app(), make_app()
-    brought = Brought(few, monkeypatch)
-    chord, turns = chords(new_id, most, few)
-    _, small = next(turns), next(turns)
-    chord.size(PARTS)
+    few, most, brought = both
+    few.size(PARTS)
     for index in range(PARTS):
-        (small if index % 16 == 15 or index == PARTS - 1 else chord).done(new_id(), index, index)
-    assert published(few) == [("body", chord.body_id, list(range(PARTS)))]
+        (few if index % 16 == 15 or index == PARTS - 1 else most).done(new_id(), index, index)
+    assert published(few.app) == [("body", few.body_id, list(range(PARTS)))]
     assert brought.ahead == []
     assert brought.claims == [None]
 
@@ -177,68 +180,80 @@ def test_tasks_that_were_added_stand_by_those_that_added_them(
 
 
 def test_another_run_of_a_chord_has_its_own_parts(
-    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, new_id: NewId
+    both: Both, monkeypatch: pytest.MonkeyPatch, new_id: NewId
 ) -> None:
     """What a process kept of one that another finished is not used for the next."""
-    one, other = make_app(), make_app()
-    brought = Brought(other, monkeypatch)
-    chord, turns = chords(new_id, one, other)
-    chord.size(PARTS + 1)
-    for index, turn in zip(range(PARTS), turns, strict=False):
+    mine, other, brought = both
+    backend = mine.app.backend
+    mine.size(PARTS + 1)
+    for index, turn in zip(range(PARTS + 1), cycle([other, mine]), strict=False):
         turn.done(new_id(), index, index)
-    chord.done(new_id(), PARTS, PARTS)
-    assert len(published(one)) == 1
-    assert other.backend._chords._ahead._chords  # it does not know yet
-    chord.apply()
+    assert len(published(other.app)) == 1
+    assert backend._chords._ahead._chords  # it does not know yet
+    mine.apply()
     fewer = PARTS // 2
-    chord.size(fewer)
-    monkeypatch.setattr(other.backend.client, "iterate", None)  # they need not be read again
-    for index, turn in zip(range(fewer), turns, strict=False):
+    mine.size(fewer)
+    monkeypatch.setattr(backend.client, "iterate", None)  # they need not be read again
+    for index, turn in zip(range(fewer), cycle([other, mine]), strict=False):
         turn.done(new_id(), -index, index)
-    assert published(other) == [("body", chord.body_id, [-n for n in range(fewer)])]
+    assert published(mine.app) == [("body", mine.body_id, [-n for n in range(fewer)])]
     assert None not in brought.claims
 
 
 @pytest.mark.parametrize("others", [False, True])
-def test_large_parts_are_not_kept(
-    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, new_id: NewId, others: bool
-) -> None:
+def test_large_parts_are_not_kept(both: Both, new_id: NewId, others: bool) -> None:
     """Neither where a process' own say so, nor where those of others turn out to be."""
-    app, other = make_app(), make_app()
-    brought = Brought(app, monkeypatch)
-    chord, turns = chords(new_id, app, other)
-    _, theirs = next(turns), next(turns)
-    chord.size(PARTS)
+    mine, theirs, brought = both
+    mine.size(PARTS)
     large = [others and index in range(100, 106) for index in range(PARTS)]
     size = 800_000 if others else _parts_ahead.KEPT_BYTES_MAX // PARTS
     for index in range(PARTS):
         value = "x" * size if large[index] or not others else ""
-        (theirs if large[index] else chord).done(new_id(), value, index)
-        kept = app.backend._chords._ahead._chords.get(chord.id)
+        (theirs if large[index] else mine).done(new_id(), value, index)
+        kept = mine.app.backend._chords._ahead._chords.get(mine.id)
         assert kept is None or kept.kept_bytes <= _parts_ahead.KEPT_BYTES_MAX
-    ((_, _, values),) = published(app)
+    ((_, _, values),) = published(mine.app)
     assert sum(map(len, values)) == size * (6 if others else PARTS)
     assert brought.claims == [None]
     assert bool(brought.ahead) == others
 
 
-def test_what_is_left_may_be_too_much_for_an_answer(
-    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, new_id: NewId
-) -> None:
+def test_what_is_left_may_be_too_much_for_an_answer(both: Both, new_id: NewId) -> None:
     """Then all are read, from the first on."""
-    app, others = make_app(), make_app()
-    brought = Brought(app, monkeypatch)
-    chord, turns = chords(new_id, app, others)
-    _, theirs = next(turns), next(turns)
-    chord.size(PARTS)
+    mine, theirs, brought = both
+    mine.size(PARTS)
     for index in range(PARTS - 5):
-        chord.done(new_id(), "", index)
+        mine.done(new_id(), "", index)
     for index in range(PARTS - 5, PARTS - 1):
         theirs.done(new_id(), "x" * 500_000, index)
-    chord.done(new_id(), "", PARTS - 1)
-    ((_, _, values),) = published(app)
+    mine.done(new_id(), "", PARTS - 1)
+    ((_, _, values),) = published(mine.app)
     assert [len(value) for value in values] == [0] * (PARTS - 5) + [500_000] * 4 + [0]
     assert None not in brought.claims
+
+
+def test_who_has_begun_goes_on_while_others_join(both: Both, new_id: NewId) -> None:
+    """To half the share it takes to begin; then what was kept is dropped, and may be had anew."""
+    mine, theirs, brought = both
+    each, most = _parts_ahead.EACH, _parts_ahead.PROCESSES_MAX
+    mine.size(1_000)
+    ahead = mine.app.backend._chords._ahead.of(mine.id)
+    indexes = iter(range(1_000))
+
+    def returned(chord: Chord, count: int) -> None:
+        for _ in range(count):
+            chord.done(new_id(), 0, next(indexes))
+
+    returned(mine, each)
+    assert len(brought.ahead) == 1
+    returned(theirs, 12 * each)  # too many to begin
+    returned(mine, each)
+    assert len(brought.ahead) == 2
+    assert sum(brought.ahead) == 14 * each  # none twice
+    returned(theirs, 4 * each * most)
+    returned(mine, 2)  # the second one has heard of them
+    assert len(brought.ahead) == 2
+    assert not ahead._values
 
 
 def test_parts_that_are_missing_are_read(
@@ -354,9 +369,7 @@ def test_several_chords_at_a_time(
     assert sum(claim is not None for claim in brought.claims) == kept
 
 
-def test_threads_of_one_process_return_parts_together(
-    app: Any, chord: Chord, new_id: NewId
-) -> None:
+def test_threads_of_one_process_return_parts_together(app: Any, new_id: NewId) -> None:
     """Their answers cross; the body has each part once."""
     for _ in range(3):
         one = Chord(app, new_id)
