@@ -202,7 +202,7 @@ def comparable(message: Message) -> bytes:
 def _strip(message: Any) -> None:
     for part, value in message.ListFields():
         if part.name in NOT_COMPARED:
-            setattr(message, part.name, "-")
+            setattr(message, part.name, b"-" if isinstance(value, bytes) else "-")
         elif part.message_type is None or part.message_type.GetOptions().map_entry:
             continue
         elif part.message_type.full_name == "google.protobuf.Timestamp":
