@@ -39,7 +39,7 @@ from tests.support.access import AuthFile, asking, with_token
 from tests.support.request_fields import METHODS
 from tests.support.server_process import ServerProcess
 from tests.support.tenants import Tenant, Writer, filled, keep
-from tests.support.twins import Answer, Listener, Side
+from tests.support.twins import Answer, Listener, Side, parts_of
 
 NOBODY = {"tenant-1": "nobody-1", "tenant-2": "nobody-2", "tenant-3": "nobody-3"}
 """The namespaces there are, and one that is not in the place of each."""
@@ -47,6 +47,8 @@ NOBODY = {"tenant-1": "nobody-1", "tenant-2": "nobody-2", "tenant-3": "nobody-3"
 READS = tuple(name for name in METHODS if NEEDED[name] == Role.READER)
 LISTS_CLAIMABLE = "resultd.v1.GroupService.ListGroups"
 CREATE, REVOKE = "resultd.v1.GroupService.CreateGroup", "resultd.v1.WorkerService.RevokeTasks"
+RESUMES = frozenset({"after", "members_after"})
+"""Fields of requests that hold the `after` of an answer."""
 SHOWN = 200
 """Characters of an answer that a fault shows."""
 
@@ -124,8 +126,7 @@ class Player:
         self._tally.counts["calls"] += 1
         raw = request.SerializeToString()
         shared = await self._shared.ask(METHODS[name], raw)
-        twins, _ = self._for_twin(request)
-        twin = await self._twin.ask(METHODS[name], twins.SerializeToString())
+        twin = await self._twin.ask(METHODS[name], self._for_twin(request))
         page = getattr(shared.message, "next_page_token", "")
         self._look_through(name, raw, shared.raw + base64.urlsafe_b64decode(page), shared)
         token = getattr(request, "page_token", "")
@@ -135,33 +136,31 @@ class Player:
         self._compare(name, request, shared.said, twin.said)
         if page:
             keep(self.tenant.tokens, page, twin.message.next_page_token)
+        for after, twins_after in zip(shared.afters, twin.afters, strict=True):
+            keep(self.tenant.afters, after, twins_after)
 
-    def _for_twin(self, request: Any) -> tuple[Any, bool]:
-        """The request with the opaque words of the twin, and whether all of them are its own."""
+    def _for_twin(self, request: Any) -> bytes:
+        """The request with the opaque words of the twin; others' mean nothing to either."""
         request = _copy(request)
-        return request, self._translate(request)
+        self._translate(request)
+        raw: bytes = request.SerializeToString()
+        return raw
 
-    def _translate(self, message: Any) -> bool:
-        own = True
+    def _translate(self, message: Any) -> None:
         for part, value in message.ListFields():
             if part.name == "page_token":
                 message.page_token = self.tenant.tokens.get(value, value)
-            elif part.name == "after":
-                message.after = self.tenant.afters.get(value, value)
-                own = own and value in self.tenant.afters
-            elif part.name == "add_groups":
-                own = all(map(self._translate, value)) and own
-        return own
+            elif part.name in RESUMES:
+                setattr(message, part.name, self.tenant.afters.get(value, value))
+        for each in parts_of(message):
+            self._translate(each)
 
     async def _open(self, name: str, request: Any) -> tuple[Listener, Listener]:
         method = METHODS[name]
-        twins, own = self._for_twin(request)
         shared = await self._shared.listen(method, request.SerializeToString())
-        twin = await self._twin.listen(method, twins.SerializeToString())
+        twin = await self._twin.listen(method, self._for_twin(request))
         self._look_through(name, request.SerializeToString(), shared.told.raw, shared.told.ended)
-        # Where another tenant stood the twin's store is another one: it begins anew.
-        if own:
-            self._check_streams(name, request, shared, twin)
+        self._check_streams(name, request, shared, twin)
         return shared, twin
 
     def _check_streams(self, name: str, request: Any, shared: Listener, twin: Listener) -> None:

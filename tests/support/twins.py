@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import functools
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,13 +43,19 @@ class Answer:
     """How a call ended, and what it answered.
 
     `said`: what of it must be the same on both servers. `raw`: all bytes, for whoever looks for
-    something in them. `message`: of a unary call that was not refused.
+    something in them. `message`: of a unary call that was not refused. `afters`: where to resume,
+    of all that is in it.
     """
 
     code: grpc.StatusCode
     said: Any
     raw: bytes
     message: Any = None
+
+    @property
+    def afters(self) -> list[bytes]:
+        """In the order they stand in."""
+        return [] if self.message is None else list(_afters_of(self.message))
 
 
 @dataclass
@@ -199,19 +206,33 @@ def comparable(message: Message) -> bytes:
     return stripped.SerializeToString(deterministic=True)
 
 
+def parts_of(message: Any) -> Iterator[Any]:
+    """The messages in a message, as they are; not those in maps."""
+    for part, value in message.ListFields():
+        if part.message_type is None or part.message_type.GetOptions().map_entry:
+            continue
+        if is_repeated(part):
+            yield from value
+        else:
+            yield value
+
+
 def _strip(message: Any) -> None:
+    if message.DESCRIPTOR.full_name == "google.protobuf.Timestamp":
+        message.Clear()
+        return
     for part, value in message.ListFields():
         if part.name in NOT_COMPARED:
             setattr(message, part.name, b"-" if isinstance(value, bytes) else "-")
-        elif part.message_type is None or part.message_type.GetOptions().map_entry:
-            continue
-        elif part.message_type.full_name == "google.protobuf.Timestamp":
-            value.Clear()
-        elif is_repeated(part):
-            for each in value:
-                _strip(each)
-        else:
-            _strip(value)
+    for each in parts_of(message):
+        _strip(each)
+
+
+def _afters_of(message: Any) -> Iterator[bytes]:
+    if after := getattr(message, "after", b""):
+        yield after
+    for each in parts_of(message):
+        yield from _afters_of(each)
 
 
 def _refused(error: grpc.aio.AioRpcError) -> Answer:
