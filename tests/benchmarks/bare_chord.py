@@ -14,6 +14,8 @@ import grpc
 from celery.backends.redis import RedisBackend
 from celery.canvas import maybe_signature
 
+from tests.benchmarks.celery_app import note_stored
+
 _NAME = f"{__name__}:BareChords"
 _AT = "?bare="
 
@@ -55,5 +57,6 @@ class BareChords(RedisBackend):  # type: ignore[misc]  # Celery has no types
         """Keep a part; publish the body with all of them if they came back."""
         place = b"%b\0%d\0" % (request.group.encode(), request.group_index)
         values = self._part(place + json.dumps(result).encode())
+        note_stored()
         if values:
             maybe_signature(request.chord, app=self.app).delay(json.loads(values))

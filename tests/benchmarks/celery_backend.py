@@ -91,6 +91,7 @@ def _cases(size: Size) -> list[_Case]:
     fresh = size is Size.FULL  # a process takes a second to begin
     ms, s = ("ms", 1e3), ("s", 1e6)
     # Chords of one part that reach both children of a worker, and so many small ones together.
+    on_bare_calls = f"chord of {thousand:,} on bare calls"
     first, chords = size.of(8, 1), size.of(200, 2)
     return [
         _Case("round_trip", few, (
@@ -98,11 +99,14 @@ def _cases(size: Size) -> list[_Case]:
         ), _STORES),
         _Case("store", few, (_Answer("p50", "store_result()", *ms),), _STORES),
         _Case("chord", thousand, (
-            _Answer("body", f"chord of {thousand:,}: last part's end → body called", *ms,
+            _Answer("stored", f"chord of {thousand:,}: last part stored → body called", *ms,
                     {DURABLE: at_most(0.5)}),
+            _Answer("body", f"chord of {thousand:,}: last part's end → body called", *ms),
             _Answer("own", f"chord of {thousand:,}: last part's end → body being published", *ms),
-            _Answer("body", f"chord of {thousand:,} on bare calls: last part's end → body called",
-                    *ms, of=BARE_CHORDS),
+            _Answer("stored", f"{on_bare_calls}: last part stored → body called", *ms,
+                    of=BARE_CHORDS),
+            _Answer("body", f"{on_bare_calls}: last part's end → body called", *ms,
+                    of=BARE_CHORDS),
             _Answer("took", f"chord of {thousand:,}: the whole", *s),
         ), (*_STORES, BARE_CHORDS), further=(first, max(size.of(3, 1), chords // thousand))),
         _Case("chord", ten, (

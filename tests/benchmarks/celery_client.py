@@ -167,9 +167,10 @@ class Program:
     def chord(self, count: int, before: int, chords: int) -> dict[str, float]:
         """A chord on a real worker: the whole, and from its last part to its body.
 
-        Of that, how long it takes until the body is being published: the rest is Celery's and
-        the broker's. The medians of `chords` of them, after `before` of one part: a worker's
-        children are to be connected, and to have published a body.
+        Both from the end of that part, and from when its result is stored, as whoever returned
+        it is told; and until the body is being published: the rest is Celery's and the broker's.
+        The medians of `chords` of them, after `before` of one part: a worker's children are to be
+        connected, and to have published a body.
         """
         for _ in range(before):
             self._chord(1)
@@ -187,8 +188,13 @@ class Program:
             times.extend(result.get(timeout=_LIMIT_S))
 
         took = _took(whole)
-        last_s, handed_s, body_s = times
-        return {"took": took, "body": (body_s - last_s) * 1e6, "own": (handed_s - last_s) * 1e6}
+        last_s, stored_s, handed_s, body_s = times
+        return {
+            "took": took,
+            "body": (body_s - last_s) * 1e6,
+            "own": (handed_s - last_s) * 1e6,
+            "stored": (body_s - stored_s) * 1e6,
+        }
 
     # How
 
