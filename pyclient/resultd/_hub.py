@@ -18,19 +18,16 @@ from __future__ import annotations
 
 import enum
 import itertools
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from resultd import _backoff
+from resultd import _backoff, _ids
 from resultd.errors import InvalidArgumentError, ResultdError
 from resultd.v1 import result_service_pb2, stream_pb2, task_pb2
 
 IDS_PER_MESSAGE = 10_000
 IDS_MAX = 100_000  # the server's limit for one Watch
-ID_BYTES_MAX = 255
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 SILENT_HEARTBEATS = 2.5  # a stream silent for so many is dead, whatever TCP thinks
 
 
@@ -260,11 +257,8 @@ def _check(task_id: object) -> None:
     """Refuse what the server would: it would end the stream that everybody waits on."""
     if not isinstance(task_id, str):
         raise InvalidArgumentError(f"a task's id is text, not {task_id!r}")
-    if task_id.isascii() and task_id.isprintable() and 0 < len(task_id) <= ID_BYTES_MAX:
-        return
-    size = len(task_id.encode("utf-8", "surrogatepass"))
-    if not 0 < size <= ID_BYTES_MAX or _UNFIT.search(task_id):
+    if not _ids.fits(task_id):
         raise InvalidArgumentError(
-            f"a task's id has 1 to {ID_BYTES_MAX} bytes of UTF-8 and no control characters: "
+            f"a task's id has 1 to {_ids.ID_BYTES_MAX} bytes of UTF-8 and no control characters: "
             f"{task_id[:300]!r} is none"
         )

@@ -20,9 +20,11 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from resultd import _ids
 from resultd._deadline import Deadline
 from resultd._pending import read_limit
 from resultd.celery._errors import TimeoutError as WaitTimeout
+from resultd.celery._records import text_id
 from resultd.errors import ResultdError
 from resultd.v1 import result_service_pb2, state_pb2, task_pb2
 
@@ -61,15 +63,16 @@ class ReadAhead:
         self._count = 0
         self._read = _Read()
 
-    def note(self, task_id: str) -> None:
-        """Remember an id that is being published. Asks nothing."""
-        if len(self._ids) < IDS_MAX:
+    def note(self, task_id: Any) -> None:
+        """Remember an id that is being published, if a server takes it. Asks nothing."""
+        text = text_id(task_id)
+        if len(self._ids) < IDS_MAX and _ids.fits(text):
             self._count += 1
-            self._ids[task_id] = self._count
+            self._ids[text] = self._count
 
-    def drop(self, task_id: str) -> None:
+    def drop(self, task_id: Any) -> None:
         """Forget an id whose result object is gone. Takes no lock."""
-        self._ids.pop(task_id, None)
+        self._ids.pop(text_id(task_id), None)
 
     def stored(self) -> None:
         """Note that a result may have been stored: what was read before may not be so now."""

@@ -24,7 +24,7 @@ from kombu.compression import compress, decompress
 from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
 from kombu.serialization import loads, registry
 
-from resultd import _records, _tracing, serialization
+from resultd import _ids, _records, _tracing, serialization
 from resultd.errors import SerializationError
 from resultd.v1 import result_service_pb2, state_pb2, task_pb2, value_pb2
 
@@ -210,7 +210,7 @@ class Codec:
     def _write_request(
         self, message: task_pb2.TaskMeta, meta: Mapping[str, Any], request: Any
     ) -> None:
-        message.parent_id = _text(meta.get("parent_id"))
+        message.parent_id = _id(meta.get("parent_id"))
         if meta.get("group_id"):
             message.labels[GROUP_LABEL] = str(meta["group_id"])
         if request is None:
@@ -220,7 +220,7 @@ class Codec:
         message.worker = _text(getattr(request, "hostname", None))
         message.queue = _text(delivery.get("routing_key"))
         message.retries = getattr(request, "retries", None) or 0
-        message.root_id = _text(getattr(request, "root_id", None))
+        message.root_id = _id(getattr(request, "root_id", None))
         for key in ("args", "kwargs"):
             if meta.get(key) is not None:
                 getattr(message, key).CopyFrom(self.encode(meta[key]))
@@ -234,14 +234,17 @@ class Codec:
             message.extra[CHILDREN].content_type = serialization.JSON
             message.extra[CHILDREN].data = _NO_CHILDREN
             return
+        # A child's id is as whoever called it wrote it. Bookkeeping never costs a result.
+        children = [_with_text_ids(child) for child in children]
         if not final:
             # The field is never cleared, and what a run called that is tried again (itself,
             # for one) is no child of the task that succeeds in the end.
             if children:
                 message.extra[CHILDREN].CopyFrom(_json(children))
             return
-        message.children.extend(map(_records.child, children[:CHILDREN_MAX]))
-        if len(children) > CHILDREN_MAX or any(
+        fit = [child for child in children[:CHILDREN_MAX] if _ids.fits(child[0][0])]
+        message.children.extend(map(_records.child, fit))
+        if len(children) > len(fit) or any(
             child[1] is not None or child[0][1] is not None for child in children
         ):
             message.extra[CHILDREN].CopyFrom(_json(children))
@@ -431,6 +434,21 @@ def text_id(task_id: Any) -> str:
     return task_id if isinstance(task_id, str) else str(task_id)
 
 
+def _id(task_id: Any) -> str:
+    """A related task's id; empty where there is none, or none a server would take."""
+    found = "" if task_id is None else text_id(task_id)
+    return found if _ids.fits(found) else ""
+
+
+def _with_text_ids(node: Any) -> Any:
+    """A result's tuple with ids that are text."""
+    (id_, parent), nodes = node
+    return (
+        (text_id(id_), None if parent is None else _with_text_ids(parent)),
+        None if nodes is None else [_with_text_ids(each) for each in nodes],
+    )
+
+
 def ttl_fields(seconds: float | None) -> dict[str, Any]:
     """Return how long to keep something, as the requests say it; 0 and None for ever."""
     if not seconds or seconds > TTL_SECONDS_MAX:
@@ -442,8 +460,9 @@ def _children(message: task_pb2.TaskMeta) -> list[Any] | None:
     if CHILDREN in message.extra:
         data = message.extra[CHILDREN].data
         found = None if data == _NO_CHILDREN else json.loads(data)
-        ids = [child[0][0] for child in found or ()]
-        if not message.terminal or ids[:CHILDREN_MAX] == [child.id for child in message.children]:
+        ids = [child[0][0] for child in (found or ())[:CHILDREN_MAX]]
+        field = [child.id for child in message.children]
+        if not message.terminal or list(filter(_ids.fits, ids)) == field:
             return found if found is None else [_tupled(child) for child in found]
     return [
         ((child.id, None), [] if _records.is_group(child.kind) else None)
@@ -526,7 +545,8 @@ def _bytes(data: str | bytes) -> bytes:
 
 
 def _json(value: Any) -> value_pb2.Payload:
-    data = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    data = text.encode("utf-8", "surrogatepass")  # which json.loads() reads
     return value_pb2.Payload(content_type=serialization.JSON, data=data)
 
 

@@ -414,7 +414,7 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         self._ahead.drop(result.id)
         return result
 
-    def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:
+    def on_task_call(self, producer: Any, task_id: Any) -> dict[str, Any]:
         """Remember what was published, to read for it in bulk. Nothing is asked of the server."""
         self._ahead.note(task_id)
         return {}

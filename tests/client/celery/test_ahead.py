@@ -6,12 +6,14 @@ import asyncio
 import functools
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from resultd.celery import _ahead, _extras
+from resultd.celery._records import text_id
 from tests.support.celery_backend import count_calls
 from tests.support.results import until
 
@@ -70,6 +72,18 @@ def test_a_group_that_is_asked_about_takes_few_calls(
     results = app.ResultSet(publish(app, new_id(), 1_000))
     assert results.completed_count() == 0
     assert reads() <= 12
+
+
+@pytest.mark.parametrize("odd", ["a" * 300, "a\nb", "\ud800", uuid.UUID(int=1), 7])
+def test_an_odd_id_published_here_does_no_harm_to_others(app: Any, new_id: Any, odd: Any) -> None:
+    """Those before it and after it are read ahead, and neither is refused for it."""
+    first = publish(app, new_id(), 20)
+    app.backend.on_task_call(None, odd)
+    results = [*first, *publish(app, new_id(), 20)]
+    finish(app, results)
+    assert [result.get(timeout=10) for result in results] == list(range(40))
+    app.backend.remove_pending_result(app.AsyncResult(odd))
+    assert text_id(odd) not in app.backend._ahead._ids
 
 
 def test_every_look_sees_what_was_stored_before_it(app: Any, new_id: Any) -> None:

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
 from kombu.serialization import registry
 
+from resultd import _ids
+from resultd.celery._records import text_id
 from resultd.client import Client
 from resultd.v1 import result_service_pb2, state_pb2, task_pb2, value_pb2
 from tests.client.celery.conftest import MakeApp
@@ -40,6 +42,7 @@ PLAIN: tuple[Any, ...] = (
     {"current": 1, "total": "unknown"},
     "x" * 100_000,
 )
+ODD_IDS = (uuid.UUID(int=1), b"bytes", 7, "a" * 300, "a\nb", "\ud800", "")
 STORED = ("RECEIVED", "STARTED", "PROGRESS", "REJECTED", "LEFT", "with spaces", "SUCCESS")
 
 
@@ -461,6 +464,19 @@ class TestMeta:
         assert "other" not in meta
 
 
+class TestRelated:
+    @pytest.mark.parametrize("odd", ODD_IDS)
+    def test_an_odd_parent_costs_no_result(self, app: Any, odd: Any) -> None:
+        """A task whose own id is good has its result, whatever its parent and root are called."""
+        task_id = uuid.uuid4().hex
+        request = request_of(task_id, parent_id=odd, root_id=odd)
+        app.backend.store_result(task_id, 1, states.SUCCESS, request=request)
+        meta = app.backend.get_task_meta(task_id)
+        said = text_id(odd)
+        assert meta["result"] == 1
+        assert meta.get("parent_id") == (said if _ids.fits(said) else None)
+
+
 class TestChildren:
     def stored(self, app: Any, children: Any) -> Any:
         """What a reader finds for a task that called these."""
@@ -493,6 +509,22 @@ class TestChildren:
             group.as_tuple(),
             nested.as_tuple(),
         ]
+
+    @pytest.mark.parametrize("state", [states.SUCCESS, states.RETRY])
+    @pytest.mark.parametrize("odd", ODD_IDS)
+    def test_an_odd_id_costs_no_result(self, app: Any, odd: Any, state: str) -> None:
+        """Whoever called a task chose its id; what came of the caller is stored all the same."""
+        task_id = uuid.uuid4().hex
+        member = app.GroupResult("group", [app.AsyncResult(odd, parent=app.AsyncResult(odd))])
+        children = [app.AsyncResult("good"), app.AsyncResult(odd), member]
+        result = ValueError("again") if state == states.RETRY else 1
+        request = request_of(task_id, _children=children)
+        app.backend.store_result(task_id, result, state, request=request)
+        assert app.AsyncResult(task_id).state == state
+        found = app.backend.get_task_meta(task_id)["children"]
+        said = text_id(odd)
+        inner = ((said, ((said, None), None)), None)
+        assert found == [(("good", None), None), ((said, None), None), (("group", None), [inner])]
 
     def test_an_empty_group_is_a_group(self, app: Any) -> None:
         """And not a task."""
