@@ -115,3 +115,27 @@ def test_a_cursor_that_is_none_is_refused(after: bytes) -> None:
 def test_nothing_is_the_beginning() -> None:
     """An empty `after` begins at the beginning."""
     assert Cursor.decode(b"", MEMBER) == Cursor(MEMBER)
+
+
+async def test_another_tenants_cursor_is_reset(store: Store) -> None:
+    """Though its group has the same id, members and epoch, and began in the same millisecond."""
+    other = Store(store.engine, store.clock, "other")
+    for each in (store, other):
+        await each.create("g", task("a"))
+        await each.report("a")
+    theirs = (await other.step("g")).cursor
+    assert theirs.position == 1
+    assert (await store.step("g", theirs)).reset
+    assert not (await other.step("g", theirs)).reset
+
+
+async def test_a_cursor_says_nothing_of_other_tenants(store: Store) -> None:
+    """Not how many groups they have begun, either."""
+    runs = []
+    for others in range(2):
+        for number in range(5 * others):
+            await Store(store.engine, store.clock, "other").create(f"g{number}", task("x"))
+        await store.create("g", task("a"), new_epoch=bool(others))
+        await store.report("a")
+        runs.append((await store.step("g")).cursor.run)
+    assert runs[0] == runs[1]
