@@ -52,7 +52,7 @@ def growth_bytes(
     grown = group_payloads.growth_bytes(view, namespace, group_id, said)
     if number_of(view, namespace, group_id) is None:
         grown += counters.size_bytes(group_id)
-    if tombstones.find(view, namespace, keys.GROUP, group_id) is not None:
+    if tombstones.there(view, namespace, keys.GROUP, group_id) is not None:
         grown -= tombstones.size_bytes(namespace, keys.GROUP, group_id)
     return grown
 
@@ -76,10 +76,11 @@ def start(
         # Expired and not swept yet. Groups it is in keep its slot for this new run.
         ended = remove(unit, namespace, group_id, state_pb2.EXISTENCE_EXPIRED)
         unit.expired_incomplete += ended is not None and not ended.complete
-    stone = tombstones.find(unit, namespace, keys.GROUP, group_id)
+    there = tombstones.there(unit, namespace, keys.GROUP, group_id)
+    stone = tombstones.in_force(unit, there)
     if not epoch:
         epoch = 1 if stone is None else stone.version + 1
-    if stone is not None:
+    if there is not None:
         tombstones.remove(unit, namespace, keys.GROUP, group_id)
     group = Counters(
         number=U64.unpack(namespaces.next_number(unit.txn, _NEXT))[0],

@@ -315,15 +315,17 @@ def _answer(
 
 def _store_first(unit: Unit, namespace: Namespace, report: Report, joins_bytes: int) -> _Now:
     """A report about a task without a record: new, or forgotten, or expired."""
-    stone = tombstones.find(unit, namespace, keys.TASK, report.task_id)
+    there = tombstones.there(unit, namespace, keys.TASK, report.task_id)
+    stone = tombstones.in_force(unit, there)
     version = 1
     if stone is not None:
         if _repeats(stone, report):
             return _Now(DUPLICATE, stone.version, stone.state, "", exists=False)
         version = stone.version + 1
+    if there is not None:
         joins_bytes -= tombstones.size_bytes(namespace, keys.TASK, report.task_id)
     _write_first(unit, namespace, report, version, joins_bytes)
-    if stone is not None:
+    if there is not None:
         tombstones.remove(unit, namespace, keys.TASK, report.task_id)
     custom_state = report.meta.custom_state if report.state == CUSTOM else ""
     return _Now(APPLIED, version, report.state, custom_state)

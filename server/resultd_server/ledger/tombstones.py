@@ -34,6 +34,16 @@ class Tombstone(NamedTuple):
 
 def find(view: View, namespace: Namespace, kind: bytes, id_: str) -> Tombstone | None:
     """The tombstone, unless its hour is over."""
+    return in_force(view, there(view, namespace, kind, id_))
+
+
+def in_force(view: View, found: Tombstone | None) -> Tombstone | None:
+    """A tombstone unless its hour is over."""
+    return found if found is not None and found.expire_ms > view.now_ms else None
+
+
+def there(view: View, namespace: Namespace, kind: bytes, id_: str) -> Tombstone | None:
+    """The tombstone, its hour over or not: whoever revives the id is to remove it."""
     if view.empty(Db.TOMBSTONES, namespace.prefix):
         return None
     raw = view.txn.get(Db.TOMBSTONES, keys.tombstone(namespace, kind, id_))
@@ -41,8 +51,7 @@ def find(view: View, namespace: Namespace, kind: bytes, id_: str) -> Tombstone |
         return None
     if len(raw) == _OLDER.size:
         raw = raw.ljust(_FIELDS.size, b"\0")
-    found = Tombstone._make(_FIELDS.unpack(raw))
-    return found if found.expire_ms > view.now_ms else None
+    return Tombstone._make(_FIELDS.unpack(raw))
 
 
 def put(
@@ -69,7 +78,7 @@ def put(
 
 
 def remove(unit: Unit, namespace: Namespace, kind: bytes, id_: str) -> None:
-    """The id is alive again."""
+    """The id is alive again. Left beside it, and the clock set back, it would count again."""
     key = keys.tombstone(namespace, kind, id_)
     _unfile(unit, namespace, kind, id_, usage.delete(unit, namespace.prefix, Db.TOMBSTONES, key))
 
