@@ -49,6 +49,7 @@ from resultd_server.ledger.usage import Allowance, Held
 
 T = TypeVar("T")
 
+_ID_BYTES_MIN = 32
 _SWEPT_BYTES = 100
 """What a step of a sweep writes, roughly."""
 
@@ -431,4 +432,5 @@ class _Damage:
 
 
 def _size_of(ids: Iterable[str]) -> int:
-    return sum(map(len, ids))
+    """What is to be done for ids, in bytes: short ones are as much work as others."""
+    return sum(max(len(id_), _ID_BYTES_MIN) for id_ in ids)

@@ -23,6 +23,7 @@ from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.lmdb import HINTS_FIRST_MAX, LmdbEngine
 from resultd_server.engine.overlay import Layer
 from resultd_server.errors import Overloaded, RecordCorrupt, StoreFailed, StoreFull
+from resultd_server.ledger import groups
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import TASK, Unit
 from tests.support.abandoned import abandon
@@ -201,6 +202,24 @@ async def test_what_takes_long_runs_on_the_writers_thread(
             lambda _: threading.current_thread(), size_bytes=size_bytes, reports=reports
         )
         assert (where is threading.current_thread()) == on_loop
+
+
+@pytest.mark.parametrize(("members", "on_loop"), [(60, True), (70, False)])
+async def test_a_call_of_many_short_ids_is_not_short(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: int, on_loop: bool
+) -> None:
+    """Each of them is looked for in all groups that it is in."""
+    ran: set[threading.Thread] = set()
+    create = groups.create
+
+    def created(*arguments: Any) -> Any:
+        ran.add(threading.current_thread())
+        return create(*arguments)
+
+    monkeypatch.setattr(groups, "create", created)
+    async with opened(clock, tmp_path) as store:
+        await store.create("g", *(task(chr(number)) for number in range(0x4E00, 0x4E00 + members)))
+    assert (ran == {threading.current_thread()}) == on_loop
 
 
 async def test_only_the_event_loops_thread_looks_which_layers_there_are(
