@@ -299,6 +299,8 @@ class RevocationSource(ChangingSource):
             wishes = [wish for wish in found if wish is not None]
             if wishes:
                 return wire.repeated(1, wishes)
+            if self._due:
+                await asyncio.sleep(0)  # as `TaskInterest.next_events`
         return self._synced()
 
 

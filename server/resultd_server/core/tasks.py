@@ -7,6 +7,7 @@ misses a terminal one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 from resultd.v1 import state_pb2
@@ -95,6 +96,8 @@ class TaskInterest:
                 size_bytes += len(record.wire)
                 events.append(wire.task_event(record.wire))
                 self._sent(task_id, record)
+            if self._due and not events:
+                await asyncio.sleep(0)  # hints were lost, say: of 100,000 none may have changed
         return events
 
     def _take(self, count: int) -> list[str]:

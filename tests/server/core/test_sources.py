@@ -295,6 +295,19 @@ async def test_a_worker_hears_what_is_to_stop(store: Store) -> None:
     assert source.end == COMPLETE
 
 
+async def test_others_have_their_turn_while_nothing_is_to_stop(store: Store) -> None:
+    """However many tasks a worker runs."""
+    source = RevocationSource(store.engine, store.namespace)
+    names = [f"t{number}" for number in range(4 * limits.FRAME_TASKS_MAX)]
+    source.apply(worker_service_pb2.WatchRevocationsRequest(add_task_ids=names))
+    reading = asyncio.ensure_future(source.next_frame())
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 4
+
+
 async def test_many_running_tasks_are_looked_at(store: Store) -> None:
     """However many tasks a worker runs, each wish is found among them."""
     names = [f"t{number}" for number in range(300)]
