@@ -109,11 +109,15 @@ class Subscription:
     What is pending is at most the keys it has, so nothing here needs a bound of its own.
     """
 
-    __slots__ = ("_hub", "_lost", "_noticed", "_wake", "committed_s", "namespace", "noted")
+    __slots__ = (
+        *("_hub", "_lost", "_noticed", "_wake"),
+        *("closed", "committed_s", "namespace", "noted"),
+    )
 
     def __init__(self, hub: Hub, namespace: str) -> None:
         self._hub = hub
         self.namespace = namespace
+        self.closed = False
         self.noted: dict[str, dict[str, int]] = {}
         self._noticed: dict[Key, None] = {}
         self._lost = False
@@ -122,7 +126,12 @@ class Subscription:
         self.committed_s = 0.0
 
     def add(self, kind: str, ids: Iterable[str]) -> None:
-        """Begins to wait for keys; those there already stay as they are."""
+        """Begins to wait for keys; those there already stay as they are.
+
+        Closed, it waits for none: nobody would take them out of the hub again.
+        """
+        if self.closed:
+            return
         noted = self.noted.setdefault(kind, {})
         for id_ in ids:
             if id_ not in noted:
@@ -184,6 +193,7 @@ class Subscription:
 
     def close(self) -> None:
         """Waits for nothing any more."""
+        self.closed = True
         for kind, ids in self.noted.items():
             for id_ in ids:
                 self._hub._discard(self.namespace, kind, id_, self)

@@ -130,6 +130,8 @@ class Streams:
         self, source: ChangingSource, requests: AsyncIterator[M], apply: Callable[[M], None]
     ) -> None:
         async for request in requests:
+            if source.subscription.closed:
+                return  # the stream ended while this was on its way
             apply(request)
             self._quotas.changed(source.subscription)
             while source.congested:

@@ -160,3 +160,14 @@ def test_waiters_are_counted_by_key() -> None:
     assert hub.waiting([]) == 0
     assert hub.waiting([("n", TASK, "a")]) == 2
     assert hub.waiting([("n", TASK, "a"), ("n", TASK, "b"), ("n", GROUP, "c")]) == 3
+
+
+def test_what_is_closed_waits_for_nothing_more(hub: Hub) -> None:
+    """Keys added after the end are in nobody's way, and stay nowhere."""
+    subscription = hub.subscribe("n")
+    subscription.add(TASK, ["a"])
+    subscription.close()
+    subscription.add(TASK, ["a", "b"])
+    assert subscription.noted == {}
+    assert hub.counts() == (0, 0)
+    assert hub.waiting([("n", TASK, "a"), ("n", TASK, "b")]) == 0

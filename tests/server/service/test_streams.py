@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
 
 from resultd.v1 import result_service_pb2 as pb
-from resultd.v1 import state_pb2, stream_pb2
+from resultd.v1 import state_pb2, stream_pb2, worker_service_pb2
 from resultd_server import limits
+from resultd_server.core.sources import RevocationSource, WatchSource
+from resultd_server.service.quotas import Quotas
+from resultd_server.service.registry import Call
+from resultd_server.service.streams import Streams
 from tests.support import frames, reports
 from tests.support.frames import END, HEARTBEAT, SYNCED, Frames, control, ids, seconds
 from tests.support.in_process import Served, serving, until
@@ -384,6 +389,50 @@ async def test_a_caller_that_goes_away_leaves_no_trace_in_the_log(
     await served.idle()
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     assert "Traceback" not in "".join(capsys.readouterr())
+
+
+class Ending:
+    """A call's context: whoever waits for `ended` is told as the END is written."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
+    async def write(self, _frame: bytes) -> None:
+        """Takes a frame, at once."""
+        self.ended.set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_type"),
+    [
+        (WatchSource, pb.WatchRequest),
+        (RevocationSource, worker_service_pb2.WatchRevocationsRequest),
+    ],
+)
+async def test_what_is_asked_while_a_stream_ends_is_waited_for_by_nobody(
+    served: Served, kind: Any, request_type: Any
+) -> None:
+    """A request that comes between the END and the call's own end leaves no key."""
+    context: Any = Ending()
+    source = kind(served.app.engine, "default")
+    asked: list[str] = []
+    applied: list[Any] = []
+
+    async def requests() -> AsyncIterator[Any]:
+        await context.ended.wait()
+        for task_id in ("late", "later"):
+            asked.append(task_id)
+            yield request_type(add_task_ids=[task_id])
+
+    def apply(request: Any) -> None:
+        applied.append(request)
+        source.apply(request)
+
+    call = Call("Watch", "default", context)
+    streams = Streams(age_s=0, quotas=Quotas(waited_ids=10))
+    await streams.run_changing(call, source, requests(), apply)
+    assert (asked, applied) == (["late"], [])
+    assert served.waiting() == (0, 0, 0)
 
 
 # Bounds.
