@@ -89,6 +89,7 @@ class JournaledEngine(LmdbEngine):
         self._jobs = queue.SimpleQueue()
         self._take_max = limits.COMMIT_OPERATIONS_MAX
         self._on_loop_from_s = 0.0
+        # What units found is true only of what is kept: cleared wherever that is not.
         self._vacant: set[Place] = set()
 
     def _begin(self, target: Target) -> tuple[Journal, Layer]:
@@ -147,6 +148,7 @@ class JournaledEngine(LmdbEngine):
         try:
             await self._commit_batch(operations, self._writing_since_s)
         except DomainError as refusal:
+            self._vacant.clear()
             self._answer(refused(operations, refusal), time.monotonic())
         except Exception as error:  # noqa: BLE001  whatever it is, callers are told
             self._fail(error)
@@ -192,6 +194,7 @@ class JournaledEngine(LmdbEngine):
                 self._checkpoints.add(batch.layer)
             elif len(operations) > 1:
                 # Fewer at a time: they run again, having changed nothing.
+                self._vacant.clear()
                 self._pending.extendleft(reversed(operations))
                 self._take_max = len(operations) // 2
                 return
@@ -269,7 +272,11 @@ class JournaledEngine(LmdbEngine):
         if len(self._vacant) > VACANT_MAX:
             self._vacant.clear()
         unit = Unit(txn, self.clock(), self._vacant, allowance=self.allowance)
-        done = run_all(unit, operations, why_full)
+        try:
+            done = run_all(unit, operations, why_full)
+        except BaseException:
+            self._vacant.clear()
+            raise
         return _Batch(Commit(done, unit.changed, unit.expired_incomplete), txn.own)
 
     def _run_singly(

@@ -23,7 +23,7 @@ from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.lmdb import HINTS_FIRST_MAX, LmdbEngine
 from resultd_server.engine.overlay import Layer
 from resultd_server.errors import Overloaded, RecordCorrupt, StoreFailed, StoreFull
-from resultd_server.ledger import groups
+from resultd_server.ledger import groups, keys, memberships, namespaces
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import TASK, Unit
 from tests.support.abandoned import abandon
@@ -335,6 +335,19 @@ async def test_a_failed_write_stops_the_store(
         assert await store.state("before") == "SUCCESS"
 
 
+def fill_disk(patch: pytest.MonkeyPatch) -> None:
+    """Lets no write of anything find room."""
+    write = os.pwrite
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        written = write(descriptor, data, offset)
+        if data.strip(b"\0"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written
+
+    patch.setattr(os, "pwrite", full)
+
+
 async def test_a_full_disk_refuses_and_is_left(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,15 +355,7 @@ async def test_a_full_disk_refuses_and_is_left(
     async with opened(clock, tmp_path, kill=True) as store:
         await store.report("before")
         with monkeypatch.context() as patch:
-            write = os.pwrite
-
-            def full(descriptor: int, data: bytes, offset: int) -> int:
-                written = write(descriptor, data, offset)
-                if data.strip(b"\0"):
-                    raise OSError(errno.ENOSPC, "No space left on device")
-                return written
-
-            patch.setattr(os, "pwrite", full)
+            fill_disk(patch)
             with pytest.raises(StoreFull):
                 await store.report("refused")
         assert await store.state("refused") == "UNKNOWN"
@@ -521,3 +526,50 @@ async def test_closing_twice_or_before_the_start_does_nothing(clock: Clock, tmp_
     await engine.close()
     with pytest.raises(StoreFailed, match="closed"):
         await Store(engine, clock).report("late")
+
+
+async def test_a_refused_commit_has_emptied_nothing(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group whose end found no room counts its members: what saw it gone is forgotten."""
+    async with opened(clock, tmp_path) as store:
+        await store.create("g", task("a"), task("b"), seal=True)
+        await store.create("old", task("z"))
+        await store.delete_group("old")  # the sweeper has something to do
+        with monkeypatch.context() as patch:
+            fill_disk(patch)
+            asked = (store.delete_group("g"), store.engine.sweep(100), store.report("x"))
+            refusals = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(refusal) for refusal in refusals] == [StoreFull] * 3
+        await store.report("a")
+        assert (await store.report("b")).complete_group_ids == ["g"]
+        assert await store.log("g") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "size_bytes"), [(True, 1), (False, limits.RECORD_BYTES_MAX - 1_000)]
+)
+async def test_a_unit_that_is_not_kept_has_emptied_nothing(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: bool, size_bytes: int
+) -> None:
+    """Nor one that broke or was too large, whose operations run again and then do less."""
+    monkeypatch.setattr(journaled, "Journal", small_journal)
+    runs: list[Unit] = []
+
+    def remove_at_first(unit: Unit) -> None:
+        runs.append(unit)
+        if len(runs) == 1:
+            for key, _ in list(unit.txn.scan(Db.MEMBERSHIPS, b"", keys.ALL)):
+                unit.txn.remove(Db.MEMBERSHIPS, key)
+            where = namespaces.find(unit.txn, "default")
+            assert where is not None
+            assert memberships.of(unit, where, keys.TASK, "a") == []
+            if breaks:
+                raise RuntimeError("a bug")
+
+    async with opened(clock, tmp_path) as store:
+        await store.create("g", task("a"), seal=True)
+        beside = store.report("x", value=bytes(size_bytes))
+        await asyncio.gather(engine_of(store)._write(remove_at_first), beside)
+        assert len(runs) == 2
+        assert (await store.report("a")).complete_group_ids == ["g"]
