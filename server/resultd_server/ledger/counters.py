@@ -10,8 +10,8 @@ import struct
 from dataclasses import dataclass
 
 from resultd.v1 import group_pb2, state_pb2
+from resultd_server.ledger import keys
 from resultd_server.ledger.keys import Namespace
-from resultd_server.ledger.keys import group as group_key
 from resultd_server.ledger.txn import Db
 from resultd_server.ledger.unit import GROUP, Unit, View
 
@@ -160,6 +160,8 @@ class Counters:
         """A change: write it at the commit, tell who waits, live the ttl from now."""
         self.updated_ms = unit.now_ms
         self.expire_ms = unit.now_ms + self.ttl_ms if self.ttl_ms else 0
+        if 0 < self.expire_ms < self.filed_ms:
+            file_expiry(unit, self)  # the clock was set back
         unit.dirty.add(self.number)
         unit.hint(self.namespace, GROUP, self.group_id)
 
@@ -182,7 +184,7 @@ class Counters:
 
 def size_bytes(group_id: str) -> int:
     """What a run's numbers take, but for its scope and its namespace's name."""
-    return len(group_key(0)) + _FIELDS.size + len(group_id.encode()) + 2 + _FILED.size
+    return len(keys.group(0)) + _FIELDS.size + len(group_id.encode()) + 2 + _FILED.size
 
 
 def load(view: View, number: int) -> Counters | None:
@@ -191,7 +193,7 @@ def load(view: View, number: int) -> Counters | None:
         kept = view.counters.get(number)
         if kept is not None:
             return kept if kept.alive(view.now_ms) else None
-    raw = view.txn.get(Db.COUNTERS, group_key(number))
+    raw = view.txn.get(Db.COUNTERS, keys.group(number))
     if raw is None:
         return None
     counters = Counters.unpack(number, raw)
@@ -205,12 +207,38 @@ def load(view: View, number: int) -> Counters | None:
 def flush(unit: Unit) -> None:
     """Writes what the unit's operations changed. Called once before a commit."""
     for number in unit.dirty:
-        unit.txn.put(Db.COUNTERS, group_key(number), unit.counters[number].pack())
+        unit.txn.put(Db.COUNTERS, keys.group(number), unit.counters[number].pack())
     unit.dirty.clear()
+
+
+def file_expiry(unit: Unit, group: Counters) -> None:
+    """Lets the sweeper look at the group when its time to live is over, or before.
+
+    An entry for an earlier time stays, and the sweeper files the group again when that has come:
+    so counting a member moves none.
+    """
+    if group.filed_ms and unit.now_ms < group.filed_ms <= group.expire_ms:
+        return
+    unfile(unit, group)
+    group.filed_ms = group.expire_ms
+    if group.filed_ms:
+        unit.txn.put(Db.EXPIRY, _due(group), b"")
+    unit.counters[group.number] = group
+    unit.dirty.add(group.number)
+
+
+def unfile(unit: Unit, group: Counters) -> None:
+    """Takes the entry away: it stands where the group's numbers say, or nowhere."""
+    if group.filed_ms:
+        unit.txn.delete(Db.EXPIRY, _due(group))
+
+
+def _due(group: Counters) -> bytes:
+    return keys.expiry(group.filed_ms, keys.GROUP, group.namespace, group.group_id)
 
 
 def discard(unit: Unit, number: int) -> None:
     """Forgets the numbers of a run that is over."""
     unit.counters.pop(number, None)
     unit.dirty.discard(number)
-    unit.txn.delete(Db.COUNTERS, group_key(number))
+    unit.txn.delete(Db.COUNTERS, keys.group(number))

@@ -96,33 +96,8 @@ def start(
     usage.add(unit, namespace.prefix, 0, counters.size_bytes(group_id))
     group.touch(unit)
     group_payloads.put(unit, group, group_pb2.GroupMeta())
-    file_expiry(unit, group)
+    counters.file_expiry(unit, group)
     return group
-
-
-def file_expiry(unit: Unit, group: Counters) -> None:
-    """Lets the sweeper look at the group when its time to live is over, or before.
-
-    An entry for an earlier time stays, and the sweeper files the group again when that has come:
-    so counting a member moves none.
-    """
-    if group.filed_ms and unit.now_ms < group.filed_ms <= group.expire_ms:
-        return
-    _unfile(unit, group)
-    group.filed_ms = group.expire_ms
-    if group.filed_ms:
-        unit.txn.put(Db.EXPIRY, _due(group), b"")
-    unit.counters[group.number] = group
-    unit.dirty.add(group.number)
-
-
-def _unfile(unit: Unit, group: Counters) -> None:
-    if group.filed_ms:
-        unit.txn.delete(Db.EXPIRY, _due(group))
-
-
-def _due(group: Counters) -> bytes:
-    return keys.expiry(group.filed_ms, keys.GROUP, group.namespace, group.group_id)
 
 
 def remove(unit: Unit, namespace: Namespace, group_id: str, existence: int) -> Counters | None:
@@ -143,7 +118,7 @@ def drop_run(unit: Unit, group: Counters) -> None:
     """Ends a run: no name, no numbers, no claim, its members' rows left for the sweeper."""
     group_payloads.delete(unit, group)
     claims.withdraw(unit, group)
-    _unfile(unit, group)
+    counters.unfile(unit, group)
     counters.discard(unit, group.number)
     usage.add(unit, group.namespace.prefix, 0, -counters.size_bytes(group.group_id))
     unit.txn.put(Db.GARBAGE, keys.group(group.number), group.namespace.prefix)

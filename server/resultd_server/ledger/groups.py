@@ -22,6 +22,7 @@ from resultd_server.errors import (
     ValueTooLarge,
 )
 from resultd_server.ledger import (
+    counters,
     group_payloads,
     group_rows,
     keys,
@@ -97,7 +98,7 @@ def create(unit: Unit, namespace: Namespace, declared: Declaration) -> Shown:
     else:
         group.ttl_ms = declared.ttl_ms
         group.touch(unit)
-        group_rows.file_expiry(unit, group)
+        counters.file_expiry(unit, group)
     group.scope = said.claim_scope
     group_payloads.put(unit, group, said)
     _add(unit, group, members)
@@ -359,7 +360,7 @@ def expire(unit: Unit, namespace: Namespace, group_id: str) -> bool:
         return False
     group = group_rows.raw_counters(unit, number)
     if group.alive(unit.now_ms):
-        group_rows.file_expiry(unit, group)
+        counters.file_expiry(unit, group)
         return False
     unit.expired_incomplete += not group.complete
     _end(unit, namespace, group_id, state_pb2.EXISTENCE_EXPIRED)

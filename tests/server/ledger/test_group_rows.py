@@ -7,10 +7,10 @@ import pytest
 from resultd_server import limits
 from resultd_server.errors import RecordCorrupt
 from resultd_server.ledger import group_rows
-from resultd_server.ledger.unit import Unit
+from resultd_server.ledger.unit import GROUP, Unit
 from tests.server.ledger.test_txn import empty_txn
-from tests.support.stored import times_filed
-from tests.support.stores import DAY_MS, HOUR_MS, NEVER, SECOND_MS, Store, task
+from tests.support.stored import broken_in, times_filed
+from tests.support.stores import DAY_MS, HOUR_MS, NEVER, SECOND_MS, Store, group, task
 
 
 async def test_a_group_shows_what_its_creator_said(store: Store) -> None:
@@ -79,3 +79,21 @@ async def test_a_group_that_lives_on_is_filed_again(store: Store) -> None:
     store.clock.advance(HOUR_MS - 1)
     assert (await store.sweep()).expired == 1
     assert times_filed(store.engine) == [store.clock.now_ms + limits.TOMBSTONE_MS]
+
+
+async def test_a_group_that_is_to_live_shorter_is_filed_for_that(store: Store) -> None:
+    """A clock that was set back ends its life sooner: who waits for it is told then."""
+    await store.create("above", ttl_ms=30 * DAY_MS)
+    await store.add("above", group("g"))
+    await store.create("g", task("a"), task("b"), ttl_ms=HOUR_MS)
+    store.clock.advance(-DAY_MS)
+    await store.report("a", group="g")
+    assert store.clock.now_ms + HOUR_MS in times_filed(store.engine)
+    store.clock.advance(HOUR_MS)
+    subscription = store.engine.subscribe(store.namespace)
+    subscription.add(GROUP, ["g"])
+    assert (await store.sweep()).expired_incomplete == 1
+    assert subscription.take() == [(GROUP, "g")]
+    assert (await store.counts("above"))["gone"] == 1
+    assert broken_in(store.engine) == []
+    subscription.close()
