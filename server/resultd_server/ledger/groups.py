@@ -87,10 +87,13 @@ def create(unit: Unit, namespace: Namespace, declared: Declaration) -> Shown:
         grown = _check_again(unit, group, declared, members)
     grown += group_rows.growth_bytes(unit, namespace, declared.group_id, said)
     usage.check(unit, namespace, size_bytes=grown)
+    states = None
     if group is None:
         group = group_rows.start(unit, namespace, declared.group_id, ttl_ms=declared.ttl_ms)
     elif declared.new_epoch:
         epoch = group.epoch + 1
+        # Before the run ends: what it keeps, the next one keeps on.
+        states = [_counts_as(unit, namespace, member) for member in members]
         group_rows.drop_run(unit, group)
         group = group_rows.start(
             unit, namespace, declared.group_id, ttl_ms=declared.ttl_ms, epoch=epoch
@@ -101,7 +104,7 @@ def create(unit: Unit, namespace: Namespace, declared: Declaration) -> Shown:
         counters.file_expiry(unit, group)
     group.scope = said.claim_scope
     group_payloads.put(unit, group, said)
-    _add(unit, group, members)
+    _add(unit, group, members, states)
     if declared.seal and not group.sealed:
         _seal(unit, group, _as_many_as_known(group))
     return group_rows.show(unit, group)
@@ -232,32 +235,42 @@ def _check_open(group: Counters) -> None:
         )
 
 
-def _add(unit: Unit, group: Counters, members: Sequence[NewMember]) -> list[int]:
+def _add(
+    unit: Unit,
+    group: Counters,
+    members: Sequence[NewMember],
+    states: Sequence[int | None] | None = None,
+) -> list[int]:
+    """Adds members, counts those that are terminal; their indexes.
+
+    `states`: what each of them counts as, where somebody has looked already.
+    """
     # Named places first, so that members without one take what is free after them.
     named = {member.index for member in members if member.index is not None}
     group.next_index = max(group.next_index, *(index + 1 for index in named), 0)
     indexes = []
-    for member in members:
+    for nth, member in enumerate(members):
         kind, id_ = member.kind, member.id
         at = group.next_index if member.index is None else member.index
         indexes.append(at)
         if memberships.find(unit, group.number, at) is not None:
             continue
+        # Looked at before it is a member: the group would keep its record, due or not.
+        state = _counts_as(unit, group.namespace, member) if states is None else states[nth]
         memberships.insert(unit, group, at, Member(kind, id_))
         if kind == keys.GROUP:
             nesting.raise_heights(unit, group, id_)
-        state = _counts_as(unit, group.namespace, kind, id_)
         if state is not None:
             memberships.settle(unit, [Place(group, at)], state)
     return indexes
 
 
-def _counts_as(view: View, namespace: Namespace, kind: bytes, id_: str) -> int | None:
-    """What a member would be counted as now; None while it is not terminal."""
-    if kind == keys.GROUP:
-        group = group_rows.find(view, namespace, id_)
+def _counts_as(unit: Unit, namespace: Namespace, member: NewMember) -> int | None:
+    """What a new member is counted as; None while it is not terminal."""
+    if member.kind == keys.GROUP:
+        group = group_rows.find(unit, namespace, member.id)
         return group.outcome if group is not None and group.complete else None
-    state = records.live_state(view, namespace, id_)
+    state = records.joining_state(unit, namespace, member.id)
     return state if state in TERMINAL else None
 
 

@@ -231,6 +231,15 @@ def live_state(view: View, namespace: Namespace, task_id: str) -> int | None:
     return stored.state
 
 
+def joining_state(unit: Unit, namespace: Namespace, task_id: str) -> int | None:
+    """The same of who joins a group now: what is due is buried, or the group would keep it."""
+    stored = _find(unit, namespace, task_id)
+    if stored is not None and _due(unit, namespace, task_id, stored):
+        _bury(unit, namespace, task_id, stored, EXPIRED)
+        return None
+    return None if stored is None else stored.state
+
+
 def ttl_ms(view: View, namespace: Namespace, task_id: str) -> int:
     """The time to live that the record's last report named; the default without a record."""
     stored = _find(view, namespace, task_id)

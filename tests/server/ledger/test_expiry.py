@@ -13,6 +13,7 @@ from resultd_server.engine.memory import MemoryEngine
 from resultd_server.errors import DomainError
 from resultd_server.ledger import expiry, keys
 from resultd_server.ledger.txn import Db
+from resultd_server.ledger.unit import TASK
 from tests.support.stored import broken_in, damage, row_of, rows_of, tamper, times_filed
 from tests.support.stores import (
     DAY_MS,
@@ -116,6 +117,40 @@ async def test_a_member_of_two_groups_lives_with_the_longer(store: Store) -> Non
     store.clock.advance(HOUR_MS)
     await store.sweep()
     assert await store.state("t") == "EXPIRED"
+
+
+@pytest.mark.parametrize("how", ["created", "added", "begun again", "begun anew"])
+async def test_no_group_brings_back_what_has_expired(store: Store, how: str) -> None:
+    """A record that is due is gone for good, swept or not: as a member its task counts anew."""
+    if how != "created":
+        await store.create("g", ttl_ms=SECOND_MS if how == "begun again" else DAY_MS)
+    await store.report("t", ttl_ms=HOUR_MS)
+    store.clock.advance(HOUR_MS)
+    assert await store.state("t") == "EXPIRED"
+    subscription = store.engine.subscribe(store.namespace)
+    subscription.add(TASK, ["t"])
+    if how == "added":
+        await store.add("g", task("t"), task("t"))
+    else:
+        await store.create("g", task("t"), task("t"), new_epoch=how == "begun anew")
+    assert subscription.take() == [(TASK, "t")]
+    subscription.close()
+    assert await store.state("t") == "EXPIRED"
+    assert await store.log("g") == []
+    assert broken_in(store.engine) == []
+    await store.report("t", value=b"2")
+    assert (await store.meta("t")).version == 2
+    assert await store.log("g") == ["t", "t"]
+
+
+async def test_a_new_run_keeps_on_what_the_last_one_kept(store: Store) -> None:
+    """A record past its own time that was there until its group began anew stays."""
+    await store.create("g", task("t"))
+    await store.report("t", ttl_ms=HOUR_MS)
+    store.clock.advance(HOUR_MS)
+    await store.create("g", task("t"), new_epoch=True)
+    assert await store.state("t") == "SUCCESS"
+    assert await store.log("g") == ["t"]
 
 
 async def test_looking_again_at_what_is_kept_is_bounded(store: Store) -> None:
