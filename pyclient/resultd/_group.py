@@ -99,15 +99,16 @@ class Groups:
         """Keep a group, nested ones too. Other members under its id begin a new epoch."""
         if not group.id:
             raise ValueError("a group needs an id to be saved")
-        for child in group.results:
+        children = list(group.results)  # the group may change while calls are made
+        for child in children:
             if isinstance(child, GroupCore):
                 yield from self.save(child)
-        members = [_member(index, child) for index, child in enumerate(group.results)]
+        members = [_member(index, child) for index, child in enumerate(children)]
         declare = self._client.operations.declare_group
         try:
-            yield from declare(_request(group, new_epoch=False), members, seal=True)
+            yield from declare(_request(group, children, new_epoch=False), members, seal=True)
         except (GroupSealedError, GroupConflictError, GroupTotalMismatchError):
-            yield from declare(_request(group, new_epoch=True), members, seal=True)
+            yield from declare(_request(group, children, new_epoch=True), members, seal=True)
 
     def restore(self, group_id: str) -> Op[Any]:
         """Give a saved group, None if there is none of that id."""
@@ -218,10 +219,12 @@ def _member(index: int, child: Any) -> group_pb2.GroupMember:
     return group_pb2.GroupMember(index=index, id=child.id, kind=kind)
 
 
-def _request(group: GroupCore, new_epoch: bool) -> group_service_pb2.CreateGroupRequest:
+def _request(
+    group: GroupCore, children: list[Any], new_epoch: bool
+) -> group_service_pb2.CreateGroupRequest:
     parents = {
         str(index): child._parent.as_tuple()
-        for index, child in enumerate(group.results)
+        for index, child in enumerate(children)
         if child._parent is not None
     }
     if group.parent is not None:

@@ -74,11 +74,15 @@ class Pending:
         return bool(self._ready or self._waiting)
 
     def next(self, deadline: Deadline) -> Op[list[ResultCore]]:
-        """Give the results that have become ready, at least one; [] if none is left.
+        """Give the results that have become ready, at least one.
 
         Raises:
             TimeoutError: none became ready in time.
+            RuntimeError: none is left. Whoever asks for more waits for what was never given
+                here: it is told, where it would ask again and again, past its deadline.
         """
+        if not self:
+            raise RuntimeError("all results have been given: there is none to wait for")
         if not self._was_read:
             yield from self.read(deadline)
         while not self._ready and self._waiting:

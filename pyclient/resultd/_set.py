@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resultd import _blocking, states
 from resultd._deadline import Deadline
@@ -16,8 +16,29 @@ if TYPE_CHECKING:
     from resultd._core import ClientCore
 
 
+class Member(NamedTuple):
+    """A member of a set as it was when an operation began.
+
+    A set may change while it is waited for, in a callback or in another thread: whoever waits
+    goes by what was taken at the beginning, nested sets included, and by nothing else.
+    """
+
+    result: Any
+    #: Of a nested set what it held; None for the result of a task.
+    inner: list[Member] | None
+
+    def leaves(self) -> list[ResultCore]:
+        """Return the results of single tasks in it, at any depth."""
+        if self.inner is None:
+            return [self.result]
+        return [leaf for member in self.inner for leaf in member.leaves()]
+
+
 class SetCore(ResultBase):
-    """Results that are asked about together: one read, one stream, whatever their number."""
+    """Results that are asked about together: one read, one stream, whatever their number.
+
+    What an operation is about is what is in the set when it begins.
+    """
 
     results: Any = None
 
@@ -82,8 +103,8 @@ class SetCore(ResultBase):
     @property
     def app(self) -> Any:
         """What the set was given as app, else what its first result was; may be assigned."""
-        if self._app is None and self.results:
-            self._app = self.results[0].app
+        if self._app is None:
+            self._app = next((first.app for first in self.results[:1]), None)
         return self._app
 
     @app.setter
@@ -106,7 +127,7 @@ class SetCore(ResultBase):
     @property
     def supports_native_join(self) -> bool | None:
         """Whether the first result's client does; None for an empty set."""
-        return self.results[0].supports_native_join if self.results else None
+        return next((first.supports_native_join for first in self.results[:1]), None)
 
     @property
     def _client(self) -> ClientCore:
@@ -116,35 +137,38 @@ class SetCore(ResultBase):
         """Return the results of single tasks, those of nested sets included."""
         return leaves(self.results)
 
+    def _members(self) -> list[Member]:
+        """Return what is in the set now, for an operation to go by."""
+        return taken(self.results)
+
     # What needs the server: operations
 
-    def _refresh(self) -> Op[list[Meta | None]]:
-        """Read what is not known to be ready; gives what is known of each leaf."""
-        found = self._leaves()
-        unknown = [leaf for leaf in found if leaf._cache is None]
-        if unknown:
-            pending = Pending(self._client, unknown)
-            yield from pending.read(Deadline(None))
-        return [leaf._cache for leaf in found]
+    def _refresh(self, members: list[Member]) -> Op[list[tuple[ResultCore, Meta | None]]]:
+        """Read what is not known to be ready; gives each leaf and what is known of it."""
+        found = _leaves_of(members)
+        known = [(leaf, leaf._cache) for leaf in found]
+        if all(meta is not None for _, meta in known):
+            return known
+        pending = Pending(self._client, found)
+        yield from pending.read(Deadline(None))
+        return [(leaf, pending.metas.get(id(leaf))) for leaf in found]
 
     def _is_ready(self) -> Op[bool]:
-        return all(meta is not None for meta in (yield from self._refresh()))
+        return all(meta is not None for _, meta in (yield from self._refresh(self._members())))
 
     def _count(self, state: str) -> Op[int]:
-        metas = yield from self._refresh()
-        return sum(meta is not None and meta["status"] == state for meta in metas)
+        known = yield from self._refresh(self._members())
+        return sum(_is_in(meta, state) for _, meta in known)
 
     def _is_successful(self) -> Op[bool]:
-        return (yield from self._count(states.SUCCESS)) == len(self._leaves())
+        known = yield from self._refresh(self._members())
+        return all(_is_in(meta, states.SUCCESS) for _, meta in known)
 
     def _completed(self) -> Op[int]:
-        metas = yield from self._refresh()
-        good = {
-            id(leaf)
-            for leaf, meta in zip(self._leaves(), metas, strict=True)
-            if meta is not None and meta["status"] == states.SUCCESS
-        }
-        return sum(all(id(leaf) in good for leaf in leaves([child])) for child in self.results)
+        members = self._members()
+        known = yield from self._refresh(members)
+        good = {id(leaf) for leaf, meta in known if _is_in(meta, states.SUCCESS)}
+        return sum(all(id(leaf) in good for leaf in member.leaves()) for member in members)
 
     def _children(self) -> Op[list[Any]]:
         yield from ()
@@ -153,8 +177,7 @@ class SetCore(ResultBase):
     def _maybe_throw(
         self, callback: Callable[[str, Any], object] | None, propagate: bool
     ) -> Op[None]:
-        yield from self._refresh()
-        for leaf in self._leaves():
+        for leaf, _ in (yield from self._refresh(self._members())):
             yield from leaf._maybe_throw(propagate, callback)
 
     def _get(
@@ -196,17 +219,18 @@ class SetCore(ResultBase):
             _blocking.assert_will_not_block()
         deadline = Deadline(timeout)
         values: list[Any] = []
-        pending = self._pending(on_message, on_interval, interval)
+        members = self._members()
+        pending = self._pending(members, on_message, on_interval, interval)
         try:
-            for child in self.results:
-                mine = leaves([child])
+            for member in members:
+                mine = member.leaves()
                 while any(id(leaf) not in pending.metas for leaf in mine):
                     yield from pending.next(deadline)
-                value = self._value(child, propagate, pending)
+                value = _value(member, propagate, pending)
                 if callback is None:
                     values.append(value)
                 else:
-                    callback(child.id, value)
+                    callback(member.result.id, value)
         finally:
             pending.close()
         return values
@@ -227,16 +251,17 @@ class SetCore(ResultBase):
         """
         if disable_sync_subtasks:
             _blocking.assert_will_not_block()
-        values: list[Any] = [None] * len(self.results)
-        pending = self._pending(on_message, on_interval, interval)
+        members = self._members()
+        values: list[Any] = [None] * len(members)
+        pending = self._pending(members, on_message, on_interval, interval)
 
-        def use(item: tuple[int, Any]) -> None:
-            index, child = item
-            values[index] = self._value(child, propagate, pending)
+        def use(item: tuple[int, Member]) -> None:
+            index, member = item
+            values[index] = _value(member, propagate, pending)
             if callback is not None:
-                callback(child.id, values[index])
+                callback(member.result.id, values[index])
 
-        yield from each(self._as_completed(pending, timeout), use)
+        yield from each(_as_completed(members, pending, timeout), use)
         return values if callback is None else None
 
     def _iter_native(
@@ -247,68 +272,39 @@ class SetCore(ResultBase):
         on_interval: Callable[[], object] | None,
     ) -> Op[None]:
         """Emit (id, meta) as tasks complete; of a nested set its id and its results."""
-        pending = self._pending(on_message, on_interval, interval)
+        members = self._members()
+        pending = self._pending(members, on_message, on_interval, interval)
 
-        def outcome(item: tuple[int, Any]) -> Iterator[tuple[Any, Any]]:
-            (_, child) = item
-            nested = isinstance(child, SetCore)
-            yield getattr(child, "id", None), child.results if nested else pending.metas[id(child)]
+        def outcome(item: tuple[int, Member]) -> Iterator[tuple[Any, Any]]:
+            result, inner = item[1]
+            if inner is None:
+                yield result.id, pending.metas[id(result)]
+            else:
+                yield getattr(result, "id", None), [member.result for member in inner]
 
-        yield from spread(self._as_completed(pending, timeout), outcome)
+        yield from spread(_as_completed(members, pending, timeout), outcome)
 
     def _iterate(self, timeout: float | None, propagate: bool, interval: float) -> Op[None]:
         """Emit values as tasks complete."""
-        pending = self._pending(None, None, interval)
-        op = self._as_completed(pending, timeout)
-        yield from spread(op, lambda item: [self._value(item[1], propagate, pending)])
-
-    def _as_completed(self, pending: Pending, timeout: float | None) -> Op[None]:
-        """Emit (index, child) as children complete; a nested set when all of it has."""
-        deadline = Deadline(timeout)
-        left, owners = self._owners()
-        for index, count in enumerate(left):
-            if count == 0:  # an empty set, nested
-                yield Emit((index, self.results[index]))
-        try:
-            while pending:
-                for leaf in (yield from pending.next(deadline)):
-                    for index in owners[id(leaf)]:
-                        left[index] -= 1
-                        if left[index] == 0:
-                            yield Emit((index, self.results[index]))
-        finally:
-            pending.close()
-
-    def _owners(self) -> tuple[list[int], dict[int, list[int]]]:
-        """Say how many leaves each child waits for, and which children wait for each leaf."""
-        left: list[int] = []
-        owners: dict[int, list[int]] = {}
-        for index, child in enumerate(self.results):
-            mine = {id(leaf) for leaf in leaves([child])}
-            left.append(len(mine))
-            for key in mine:
-                owners.setdefault(key, []).append(index)
-        return left, owners
+        members = self._members()
+        pending = self._pending(members, None, None, interval)
+        op = _as_completed(members, pending, timeout)
+        yield from spread(op, lambda item: [_value(item[1], propagate, pending)])
 
     def _pending(
         self,
+        members: list[Member],
         on_message: Callable[[Meta], object] | None,
         on_interval: Callable[[], object] | None,
         interval: float,
     ) -> Pending:
         return Pending(
             self._client,
-            self._leaves(),
+            _leaves_of(members),
             on_message=on_message,
             on_interval=on_interval,
             interval=interval,
         )
-
-    def _value(self, child: Any, propagate: bool, pending: Pending) -> Any:
-        """Return or raise what a complete child holds; of a nested set the list of its values."""
-        if isinstance(child, SetCore):
-            return [self._value(inner, propagate, pending) for inner in child.results]
-        return child._outcome(pending.metas[id(child)], propagate)
 
     def _forget(self) -> Op[None]:
         yield from forget_all(self._client, self._leaves())
@@ -360,15 +356,64 @@ class SetCore(ResultBase):
             self.on_ready(self)
 
 
+def taken(results: Iterable[Any]) -> list[Member]:
+    """Take what is among results now, and in the sets among them."""
+    # A copy first, in one step: other threads may add and remove.
+    return [
+        Member(result, taken(result.results) if isinstance(result, SetCore) else None)
+        for result in list(results)
+    ]
+
+
 def leaves(results: Iterable[Any]) -> list[ResultCore]:
     """Return the results of single tasks among results and sets of results."""
-    found: list[ResultCore] = []
-    for result in results:
-        if isinstance(result, SetCore):
-            found += leaves(result.results)
-        else:
-            found.append(result)
-    return found
+    return _leaves_of(taken(results))
+
+
+def _leaves_of(members: Iterable[Member]) -> list[ResultCore]:
+    return [leaf for member in members for leaf in member.leaves()]
+
+
+def _as_completed(members: list[Member], pending: Pending, timeout: float | None) -> Op[None]:
+    """Emit (index, member) as members complete; a nested set when all of it has."""
+    deadline = Deadline(timeout)
+    left, owners = _owners(members)
+    for index, count in enumerate(left):
+        if count == 0:  # an empty set, nested
+            yield Emit((index, members[index]))
+    try:
+        while pending:
+            for leaf in (yield from pending.next(deadline)):
+                for index in owners[id(leaf)]:
+                    left[index] -= 1
+                    if left[index] == 0:
+                        yield Emit((index, members[index]))
+    finally:
+        pending.close()
+
+
+def _owners(members: list[Member]) -> tuple[list[int], dict[int, list[int]]]:
+    """Say how many leaves each member waits for, and which members wait for each leaf."""
+    left: list[int] = []
+    owners: dict[int, list[int]] = {}
+    for index, member in enumerate(members):
+        mine = {id(leaf) for leaf in member.leaves()}
+        left.append(len(mine))
+        for key in mine:
+            owners.setdefault(key, []).append(index)
+    return left, owners
+
+
+def _value(member: Member, propagate: bool, pending: Pending) -> Any:
+    """Return or raise what a complete member holds; of a nested set the list of its values."""
+    result, inner = member
+    if inner is not None:
+        return [_value(each, propagate, pending) for each in inner]
+    return result._outcome(pending.metas[id(result)], propagate)
+
+
+def _is_in(meta: Meta | None, state: str) -> bool:
+    return meta is not None and meta["status"] == state
 
 
 def _name(result: Any) -> str:

@@ -13,6 +13,9 @@ record; `join()` takes on_message; `interval` only paces on_interval, nothing is
 All that asks the server may raise `UnavailableError` (nobody answered within the address's
 `timeout`), `AuthenticationError` and `PermissionDeniedError`.
 
+A set may change while it is waited for: each call is about what it held, nested sets included,
+when the call began (for an iteration: when the first value was asked for).
+
 A `get()` of a task that was forgotten, or whose record has expired, waits for the next report,
 as with Celery: pass a timeout, or ask `exists()`.
 """

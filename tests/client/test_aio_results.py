@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable
 
@@ -122,3 +123,27 @@ async def test_every_reader_reads(server: Server, new_id: Callable[[], str]) -> 
         some = client.ResultSet([client.AsyncResult(new_id())])
         await some.revoke()
         assert await some[0].state() == "REVOKED"
+
+
+async def test_a_set_may_change_while_it_is_awaited(
+    server: Server, new_id: Callable[[], str]
+) -> None:
+    """All that was in it is given, once; what is added later keeps no loop busy."""
+    async with aio.Client(server.url) as client:
+        ids = [new_id() for _ in range(3)]
+        await asyncio.gather(*(client.store_result(i, i) for i in ids))
+        results = client.ResultSet(map(client.AsyncResult, ids))
+        found = []
+        async for value in results.iterate(timeout=5):
+            found.append(value)
+            results.clear()
+        assert sorted(found) == ids
+        results = client.ResultSet(map(client.AsyncResult, ids))
+        heard: list[str] = []
+
+        def hear(task_id: str, _: object) -> None:
+            heard.append(task_id)
+            results.add(client.AsyncResult(new_id()))
+
+        assert await results.join(timeout=5, callback=hear) == []
+        assert heard == ids

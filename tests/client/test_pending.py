@@ -38,7 +38,17 @@ def test_a_result_that_is_known_asks_nobody(client: Client) -> None:
     pending = Pending(client, [result, result])
     assert run(pending.next(Deadline(0)), refuse) == [result]
     assert not pending
-    assert run(pending.next(Deadline(0)), refuse) == []
+
+
+def test_more_than_was_given_is_not_waited_for(client: Client) -> None:
+    """Who asks when all have been given is told: asking again would never end."""
+    result = client.AsyncResult("a")
+    result._settle({"status": "SUCCESS", "result": 1})
+    pending = Pending(client, [result])
+    run(pending.next(Deadline(None)), refuse)
+    for given in (pending, Pending(client, [])):
+        with pytest.raises(RuntimeError, match="none to wait for"):
+            run(given.next(Deadline(None)), refuse)
 
 
 def test_a_wait_shorter_than_a_calls_patience_times_out(client: Client) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 import resultd
+from resultd import _effects
 from resultd.client import Client
 from resultd.results import GroupResult, ResultSet
 from tests.support.results import failed, later
@@ -190,6 +192,141 @@ class TestSets:
         assert results.backend is client
         results.app = None
         assert results.app is client
+
+
+Hear = Callable[[str, Any], None]
+
+
+def _by_iterate(results: ResultSet, hear: Hear) -> None:
+    for value in results.iterate(timeout=5):
+        hear(value, value)
+
+
+def _by_iter_native(results: ResultSet, hear: Hear) -> None:
+    for task_id, meta in results.iter_native(timeout=5):
+        hear(task_id, meta["result"])
+
+
+WAYS: Mapping[str, Callable[[ResultSet, Hear], object]] = {
+    "get": lambda results, hear: results.get(timeout=5, callback=hear),
+    "join": lambda results, hear: results.join(timeout=5, callback=hear),
+    "iterate": _by_iterate,
+    "iter_native": _by_iter_native,
+}
+CHANGES: Mapping[str, Callable[[ResultSet, str], object]] = {
+    "the first goes": lambda results, _: results.results and results.results.pop(0),
+    "all go": lambda results, _: results.clear(),
+    "one comes": lambda results, other: results.add(results.backend.AsyncResult(other)),
+    "one comes first": lambda results, other: results.results.insert(
+        0, results.backend.AsyncResult(other)
+    ),
+}
+
+
+def in_turn(*steps: Callable[[], object]) -> Callable[[], None]:
+    """Return what takes one step each time it is called, and none when all are done."""
+    left = iter(steps)
+
+    def step() -> None:
+        for each in itertools.islice(left, 1):
+            each()
+
+    return step
+
+
+class TestChangedWhileWaitedFor:
+    @pytest.fixture
+    def three(self, client: Client, new_id: NewId) -> ResultSet:
+        """Three results whose values are their ids, once stored."""
+        return client.ResultSet([client.AsyncResult(new_id()) for _ in range(3)])
+
+    @pytest.mark.parametrize("change", CHANGES)
+    @pytest.mark.parametrize("way", WAYS)
+    def test_by_a_callback(
+        self, client: Client, three: ResultSet, new_id: NewId, way: str, change: str
+    ) -> None:
+        """Each value that was in the set is given, once, and none else."""
+        ids = [r.id for r in three]
+        client.store_results([(i, i) for i in ids])
+        heard: list[Any] = []
+
+        def hear(_: str, value: object) -> None:
+            heard.append(value)
+            CHANGES[change](three, new_id())
+
+        WAYS[way](three, hear)
+        assert sorted(heard) == sorted(ids)
+
+    @pytest.mark.parametrize("change", CHANGES)
+    @pytest.mark.parametrize("name", ["get", "join"])
+    def test_before_anything_is_ready(
+        self, client: Client, three: ResultSet, new_id: NewId, name: str, change: str
+    ) -> None:
+        """The values come in the order that the set had."""
+        ids = [r.id for r in three]
+        tick = in_turn(
+            lambda: CHANGES[change](three, new_id()),
+            lambda: client.store_results([(i, i) for i in reversed(ids)]),
+        )
+        values = getattr(three, name)(timeout=5, interval=0.01, on_interval=tick)
+        assert values == ids
+
+    @pytest.mark.parametrize("change", CHANGES)
+    @pytest.mark.parametrize("name", ["get", "join", "iter_native"])
+    def test_in_a_nested_set(self, client: Client, new_id: NewId, name: str, change: str) -> None:
+        """It is what it was, wherever it stands."""
+        ids = [new_id() for _ in range(3)]
+        inner = client.GroupResult(new_id(), [client.AsyncResult(i) for i in ids[1:]])
+        outer = client.GroupResult(new_id(), [client.AsyncResult(ids[0]), inner])
+        tick = in_turn(
+            lambda: CHANGES[change](inner, new_id()),
+            lambda: client.store_results([(i, i) for i in ids]),
+        )
+        found = getattr(outer, name)(timeout=5, interval=0.01, on_interval=tick)
+        if name == "iter_native":
+            assert dict(found)[inner.id] == ids[1:]
+        else:
+            assert found == [ids[0], ids[1:]]
+
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_while_it_is_read(
+        self, client: Client, three: ResultSet, new_id: NewId, change: str
+    ) -> None:
+        """What is counted and said is of what was in it when it was asked."""
+        ids = [r.id for r in three]
+        client.store_results([(i, i) for i in ids])
+
+        def handle(effect: _effects.Effect) -> Any:
+            outcome = client._handle(effect)
+            CHANGES[change](results, new_id())
+            return outcome
+
+        for op, told in ((ResultSet._is_ready, True), (ResultSet._is_successful, True)):
+            results = client.ResultSet(map(client.AsyncResult, ids))
+            assert _effects.run(op(results), handle) is told
+        results = client.ResultSet(map(client.AsyncResult, ids))
+        assert _effects.run(results._completed(), handle) == 3
+        results = client.ResultSet(map(client.AsyncResult, ids))
+        seen: list[str] = []
+        _effects.run(results._maybe_throw(lambda i, _: seen.append(i), True), handle)
+        assert seen == ids
+
+    def test_while_it_is_saved(self, client: Client, new_id: NewId) -> None:
+        """What is kept is what it held when that began, and the parents are those of that."""
+        parent, child = client.AsyncResult(new_id()), client.AsyncResult(new_id())
+        child.parent = parent
+        inner = client.GroupResult(new_id(), [client.AsyncResult(new_id())])
+        group = client.GroupResult(new_id(), [child, inner])
+        before = group.as_tuple()
+
+        def handle(effect: _effects.Effect) -> Any:
+            group.clear()
+            return client._handle(effect)
+
+        _effects.run(client.groups.save(group), handle)
+        back = client.restore_group(group.id)
+        assert back is not None
+        assert back.as_tuple() == before
 
 
 class TestGroups:

@@ -27,6 +27,9 @@ from resultd.celery.backend import ResultdBackend
 from resultd.errors import ResultdError
 from resultd.v1 import task_pb2
 
+#: What sets held when somebody began to wait, by their identity.
+Taken = dict[int, list[Any]]
+
 
 class AsyncResult(celery.result.AsyncResult):
     """Celery's AsyncResult, with `retry`, `return_value` and `await`."""
@@ -123,14 +126,15 @@ def _complete(theirs: type, ours: type, names: Iterable[str]) -> None:
 def _iterate(
     results: Any, timeout: float | None, propagate: bool, interval: float
 ) -> Iterator[Any]:
-    if any(_is_settled(leaf) for leaf in _leaves(results)):
-        yield from _iterate_mixed(results, timeout, propagate, interval)
+    taken = _taken(results)
+    if any(_is_settled(leaf) for leaf in _leaves(results, taken)):
+        yield from _iterate_mixed(results, taken, timeout, propagate, interval)
         return
     if not results.results:
         return
     for _, meta in results.iter_native(timeout=timeout, interval=interval):
         if isinstance(meta, list):  # a nested set, all of it ready
-            yield [child.get(propagate=propagate) for child in meta]
+            yield [_got(child, propagate, taken) for child in meta]
         elif propagate and meta["status"] in states.PROPAGATE_STATES:
             raise meta["result"]
         else:
@@ -138,20 +142,21 @@ def _iterate(
 
 
 def _iterate_mixed(
-    results: Any, timeout: float | None, propagate: bool, interval: float
+    results: Any, taken: Taken, timeout: float | None, propagate: bool, interval: float
 ) -> Iterator[Any]:
     """Iterate over a set with members that no server will tell of."""
+    members = taken[id(results)]
     leaves: dict[str, Any] = {}
     waiting: dict[str, list[int]] = {}
     missing = []
-    for place, member in enumerate(results.results):
-        unknown = [leaf for leaf in _leaves(member) if not _is_settled(leaf)]
+    for place, member in enumerate(members):
+        unknown = [leaf for leaf in _leaves(member, taken) if not _is_settled(leaf)]
         missing.append(len(unknown))
         for leaf in unknown:
             leaves.setdefault(leaf.id, leaf)
             waiting.setdefault(leaf.id, []).append(place)
         if not unknown:
-            yield _got(member, propagate)
+            yield _got(member, propagate, taken)
     if not leaves:
         return
     # With a barrier of its own: nobody else is to hear of this set.
@@ -160,13 +165,15 @@ def _iterate_mixed(
         for place in waiting[id_]:
             missing[place] -= 1
             if not missing[place]:
-                yield _got(results.results[place], propagate)
+                yield _got(members[place], propagate, taken)
 
 
-def _got(member: Any, propagate: bool) -> Any:
+def _got(member: Any, propagate: bool, taken: Taken) -> Any:
     """Give the value of a member, all of which is ready."""
     if isinstance(member, celery.result.ResultSet):  # its own get() waits for ignored ones
-        return [_got(each, propagate) for each in member.results]
+        # Other backends' iter_native() gives what a nested set holds in the end.
+        held = taken.get(id(member), member.results)
+        return [_got(each, propagate, taken) for each in held]
     return member.get(propagate=propagate)
 
 
@@ -175,11 +182,27 @@ def _is_settled(result: Any) -> bool:
     return isinstance(result, EagerResult) or result.ignored
 
 
-def _leaves(results: Any) -> Iterator[Any]:
-    """Give the single results in a result or set."""
+def _taken(results: Any) -> Taken:
+    """Take what a result or set holds now, and each set in it: by the set's identity.
+
+    A set may change while it is waited for, in a callback or in another thread: whoever waits
+    goes by what was taken at the beginning.
+    """
+    taken: Taken = {}
+    todo = [results]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, celery.result.ResultSet):
+            taken[id(node)] = members = list(node.results or ())
+            todo += members
+    return taken
+
+
+def _leaves(results: Any, taken: Taken) -> Iterator[Any]:
+    """Give the single results in a result or set, as it was taken."""
     if isinstance(results, celery.result.ResultSet):
-        for member in results.results or ():
-            yield from _leaves(member)
+        for member in taken[id(results)]:
+            yield from _leaves(member, taken)
     else:
         yield results
 
@@ -199,15 +222,16 @@ async def _value(result: Any) -> Any:
 
 
 async def _values(results: Any) -> list[Any]:
-    leaves = [leaf for leaf in _leaves(results) if not _is_settled(leaf)]
+    taken = _taken(results)
+    leaves = [leaf for leaf in _leaves(results, taken) if not _is_settled(leaf)]
     assert_will_not_block()
     await _ready(leaves, _ancestors(results))
-    return [_found(member) for member in results.results]
+    return [_found(member, taken) for member in taken[id(results)]]
 
 
-def _found(result: Any) -> Any:
+def _found(result: Any, taken: Taken) -> Any:
     if isinstance(result, celery.result.ResultSet):
-        return [_found(member) for member in result.results]
+        return [_found(member, taken) for member in taken[id(result)]]
     return result.get() if _is_settled(result) else result.maybe_throw()
 
 
@@ -216,7 +240,7 @@ def _ancestors(result: Any) -> list[Any]:
     found: list[Any] = []
     node = result.parent
     while node is not None:
-        found[:0] = [leaf for leaf in _leaves(node) if not _is_settled(leaf)]
+        found[:0] = [leaf for leaf in _leaves(node, _taken(node)) if not _is_settled(leaf)]
         node = node.parent
     return found
 

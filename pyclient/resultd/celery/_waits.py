@@ -349,7 +349,7 @@ class _Members:
         self._nodes = [_Node(each) for each in results]
         self._by_id: dict[str, list[tuple[AsyncResult, _Node]]] = {}
         for node in self._nodes:
-            for leaf in _leaves(node.result):
+            for leaf in node.leaves():
                 node.missing += 1
                 self._by_id.setdefault(text_id(leaf.id), []).append((leaf, node))
 
@@ -382,16 +382,23 @@ class _Members:
 class _Node:
     """One member, and how many results in it are not ready."""
 
-    __slots__ = ("missing", "result")
+    __slots__ = ("children", "missing", "result")
 
     def __init__(self, result: Any) -> None:
         self.result = result
+        # Of a set what is waited for: what is added to it meanwhile may never be ready.
+        self.children = list(result.results or ()) if isinstance(result, ResultSet) else None
         self.missing = 0
+
+    def leaves(self) -> Iterator[AsyncResult]:
+        """Give the single results in it that are not known to be ready."""
+        for each in [self.result] if self.children is None else self.children:
+            yield from _leaves(each)
 
     def outcome(self) -> tuple[str, Any]:
         """Give what `iter_native` yields of a member that is ready."""
-        if isinstance(self.result, ResultSet):
-            return self.result.id, self.result.children
+        if self.children is not None:
+            return self.result.id, self.children
         return self.result.id, self.result._cache
 
 

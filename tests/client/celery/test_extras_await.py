@@ -189,6 +189,42 @@ def test_a_mixed_set_is_iterated_over(installed: Any, backend: Any, new_id: NewI
     timer.join()
 
 
+def test_a_mixed_set_may_change_while_it_is_iterated_over(
+    installed: Any, backend: Any, new_id: NewId
+) -> None:
+    """All that was in it is given, once: of a nested set what that held."""
+    ids = [new_id() for _ in range(3)]
+    for task_id in ids:
+        backend.store_result(task_id, task_id, "SUCCESS")
+    one, two, three = map(installed.AsyncResult, ids)
+    eager = EagerResult(new_id(), 3, "SUCCESS")
+    nested = installed.GroupResult(new_id(), [two, eager, three])
+    results = installed.GroupResult(new_id(), [eager, one, nested])
+    values = results.iterate(TIMEOUT_S)
+    found = [next(values)]
+    results.clear()
+    nested.add(installed.AsyncResult(new_id()))
+    found += values
+    assert sorted(map(str, found)) == sorted(["3", ids[0], str([ids[1], 3, ids[2]])])
+
+
+async def test_a_set_may_change_while_it_is_awaited(
+    installed: Any, backend: Any, new_id: NewId
+) -> None:
+    """What is awaited is what was in it, and in the sets in it, when that began."""
+    ids = [new_id() for _ in range(3)]
+    one, two, three = map(installed.AsyncResult, ids)
+    nested = installed.GroupResult(new_id(), [two, three])
+    results = installed.GroupResult(new_id(), [one, nested])
+    waiting = asyncio.ensure_future(results)
+    while not watched(backend):  # noqa: ASYNC110 (nobody tells when a wait begins)
+        await asyncio.sleep(0.01)
+    results.remove(one)
+    nested.add(installed.AsyncResult(new_id()))
+    await stored(backend, *((task_id, task_id, "SUCCESS") for task_id in ids))
+    assert await asyncio.wait_for(waiting, TIMEOUT_S) == [ids[0], ids[1:]]
+
+
 def test_the_time_of_an_iteration_is_its_own(installed: Any, new_id: NewId) -> None:
     """It ends with TimeoutError when it ran out, not a second later."""
     began = time.monotonic()

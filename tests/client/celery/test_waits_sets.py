@@ -80,6 +80,19 @@ class TestIterNative:
         assert [id_ for id_, _ in found] == [single.id, deep.id]
         assert found[1][1] == [inner, deep[1]]
 
+    def test_a_set_within_is_what_it_was(self, app: Any, new_id: NewId) -> None:
+        """What is added to it meanwhile is not waited for."""
+        inner = app.GroupResult(new_id(), [app.AsyncResult(new_id()) for _ in range(2)])
+        before = list(inner)
+
+        def change() -> None:
+            inner.add(app.AsyncResult(new_id()))
+            done(app, *before)
+
+        outer = app.ResultSet([inner])
+        ((_, found),) = outer.iter_native(timeout=5, interval=0.01, on_interval=change)
+        assert found == before
+
     def test_of_one_result_twice(self, app: Any, new_id: NewId) -> None:
         """Both places are filled."""
         result = app.AsyncResult(new_id())
