@@ -52,7 +52,7 @@ class AsyncResult(ResultCore):
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
         no_ack: bool = True,
         follow_parents: bool = True,
         callback: _Callback = None,
@@ -200,7 +200,7 @@ class ResultSet(SetCore):
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
         callback: _Callback = None,
         no_ack: bool = True,
         on_message: _OnMessage = None,
@@ -224,7 +224,7 @@ class ResultSet(SetCore):
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
         callback: _Callback = None,
         no_ack: bool = True,
         on_message: _OnMessage = None,
@@ -241,7 +241,7 @@ class ResultSet(SetCore):
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
         callback: _Callback = None,
         no_ack: bool = True,
         on_message: _OnMessage = None,
@@ -257,7 +257,7 @@ class ResultSet(SetCore):
     def iter_native(
         self,
         timeout: float | None = None,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
         no_ack: bool = True,
         on_message: _OnMessage = None,
         on_interval: _OnInterval = None,
@@ -266,7 +266,7 @@ class ResultSet(SetCore):
         return self._emitted(self._iter_native(timeout, interval, on_message, on_interval))
 
     def iterate(
-        self, timeout: float | None = None, propagate: bool = True, interval: float = 0.5
+        self, timeout: float | None = None, propagate: bool = True, interval: float | None = 0.5
     ) -> AsyncIterator[Any]:
         """Iterate over values as tasks complete."""
         return self._emitted(self._iterate(timeout, propagate, interval))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Seconds that the first read is given even if the wait is shorter, so that `timeout=0` finds
 # a result that is there. On an answering server it takes about 1 ms.
 READ_AT_LEAST = 0.25
+# Seconds between calls of `on_interval` where none are named: Celery's default.
+INTERVAL = 0.5
 
 
 def read_limit(deadline: Deadline) -> float | None:
@@ -39,7 +41,7 @@ class Pending:
             pending.close()
 
     `on_message` is called with the meta of every state seen, `on_interval` with nothing every
-    `interval` seconds.
+    `interval` seconds, `INTERVAL` for None, as Celery takes it.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Pending:
         *,
         on_message: Callable[[dict[str, Any]], object] | None = None,
         on_interval: Callable[[], object] | None = None,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
     ) -> None:
         self._client = client
         #: What is known of each ready result, by identity: it stays known if it is forgotten.
@@ -65,7 +67,7 @@ class Pending:
         self._on_message = on_message
         self._versions: dict[str, int] = {}
         self._on_interval = on_interval
-        self._interval = max(interval, 0.001)
+        self._interval = max(INTERVAL if interval is None else interval, 0.001)
         self._tick = time.monotonic() + self._interval
         self._was_read = False
         self._wait: Wait | None = None

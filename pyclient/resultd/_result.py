@@ -243,7 +243,7 @@ class ResultCore(ResultBase):
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
         no_ack: bool = True,
         follow_parents: bool = True,
         callback: Callable[[str, Any], object] | None = None,

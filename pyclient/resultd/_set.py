@@ -184,7 +184,7 @@ class SetCore(ResultBase):
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
         callback: Callable[[str, Any], object] | None = None,
         no_ack: bool = True,
         on_message: Callable[[Meta], object] | None = None,
@@ -208,7 +208,7 @@ class SetCore(ResultBase):
         self,
         timeout: float | None,
         propagate: bool,
-        interval: float,
+        interval: float | None,
         callback: Callable[[str, Any], object] | None,
         on_message: Callable[[Meta], object] | None,
         disable_sync_subtasks: bool,
@@ -239,7 +239,7 @@ class SetCore(ResultBase):
         self,
         timeout: float | None,
         propagate: bool,
-        interval: float,
+        interval: float | None,
         callback: Callable[[str, Any], object] | None,
         on_message: Callable[[Meta], object] | None,
         on_interval: Callable[[], object] | None,
@@ -267,7 +267,7 @@ class SetCore(ResultBase):
     def _iter_native(
         self,
         timeout: float | None,
-        interval: float,
+        interval: float | None,
         on_message: Callable[[Meta], object] | None,
         on_interval: Callable[[], object] | None,
     ) -> Op[None]:
@@ -284,7 +284,7 @@ class SetCore(ResultBase):
 
         yield from spread(_as_completed(members, pending, timeout), outcome)
 
-    def _iterate(self, timeout: float | None, propagate: bool, interval: float) -> Op[None]:
+    def _iterate(self, timeout: float | None, propagate: bool, interval: float | None) -> Op[None]:
         """Emit values as tasks complete."""
         members = self._members()
         pending = self._pending(members, None, None, interval)
@@ -296,7 +296,7 @@ class SetCore(ResultBase):
         members: list[Member],
         on_message: Callable[[Meta], object] | None,
         on_interval: Callable[[], object] | None,
-        interval: float,
+        interval: float | None,
     ) -> Pending:
         return Pending(
             self._client,

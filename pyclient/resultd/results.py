@@ -95,7 +95,7 @@ class AsyncResult(ResultCore):
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
         no_ack: bool = True,
         follow_parents: bool = True,
         callback: _Callback = None,
@@ -110,7 +110,7 @@ class AsyncResult(ResultCore):
         Args:
             timeout: seconds, exact to milliseconds; None waits for ever, 0 looks once.
             propagate: raise the task's exception; else it is returned.
-            interval: seconds between calls of `on_interval`; nothing is polled.
+            interval: seconds between calls of `on_interval`, None for 0.5; nothing is polled.
             no_ack: without meaning here.
             follow_parents: raise the exception of a parent that failed, oldest first.
             callback: called with the id and the value.
@@ -345,7 +345,7 @@ class ResultSet(SetCore):
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
         callback: _Callback = None,
         no_ack: bool = True,
         on_message: _OnMessage = None,
@@ -375,7 +375,7 @@ class ResultSet(SetCore):
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
         callback: _Callback = None,
         no_ack: bool = True,
         on_message: _OnMessage = None,
@@ -396,7 +396,7 @@ class ResultSet(SetCore):
         self,
         timeout: float | None = None,
         propagate: bool = True,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
         callback: _Callback = None,
         no_ack: bool = True,
         on_message: _OnMessage = None,
@@ -416,7 +416,7 @@ class ResultSet(SetCore):
     def iter_native(
         self,
         timeout: float | None = None,
-        interval: float = 0.5,
+        interval: float | None = 0.5,
         no_ack: bool = True,
         on_message: _OnMessage = None,
         on_interval: _OnInterval = None,
@@ -425,7 +425,7 @@ class ResultSet(SetCore):
         return self._iterate_op(self._iter_native(timeout, interval, on_message, on_interval))
 
     def iterate(
-        self, timeout: float | None = None, propagate: bool = True, interval: float = 0.5
+        self, timeout: float | None = None, propagate: bool = True, interval: float | None = 0.5
     ) -> Iterator[Any]:
         """Iterate over values as tasks complete.
 

@@ -159,6 +159,17 @@ class TestSets:
         assert sorted(seen) == sorted((r.id, s) for r in three for s in ("STARTED", "SUCCESS"))
         assert ticks
 
+    def test_an_interval_may_be_none(self, client: Client, three: ResultSet) -> None:
+        """As Celery takes it, wherever one is named."""
+        ids = [r.id for r in three]
+        client.store_results([(i, i) for i in ids])
+        assert client.AsyncResult(ids[0]).get(timeout=5, interval=None) == ids[0]
+        assert three.get(timeout=5, interval=None) == ids
+        assert three.join(timeout=5, interval=None) == ids
+        assert three.join_native(timeout=5, interval=None) == ids
+        assert sorted(three.iterate(timeout=5, interval=None)) == ids
+        assert len(list(three.iter_native(timeout=5, interval=None))) == 3
+
     def test_forget_and_revoke_go_to_all(self, client: Client, three: ResultSet) -> None:
         """In one call each."""
         three.revoke(wait=True, timeout=5)

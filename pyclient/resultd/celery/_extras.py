@@ -51,7 +51,7 @@ class ResultSet(celery.result.ResultSet):
     """Celery's ResultSet, with `iterate` and `await`."""
 
     def iterate(
-        self, timeout: float | None = None, propagate: bool = True, interval: float = 0.5
+        self, timeout: float | None = None, propagate: bool = True, interval: float | None = 0.5
     ) -> Iterator[Any]:
         """Iterate over values as tasks complete; a nested set gives the list of its values.
 
@@ -124,7 +124,7 @@ def _complete(theirs: type, ours: type, names: Iterable[str]) -> None:
 
 
 def _iterate(
-    results: Any, timeout: float | None, propagate: bool, interval: float
+    results: Any, timeout: float | None, propagate: bool, interval: float | None
 ) -> Iterator[Any]:
     taken = _taken(results)
     if any(_is_settled(leaf) for leaf in _leaves(results, taken)):
@@ -142,7 +142,7 @@ def _iterate(
 
 
 def _iterate_mixed(
-    results: Any, taken: Taken, timeout: float | None, propagate: bool, interval: float
+    results: Any, taken: Taken, timeout: float | None, propagate: bool, interval: float | None
 ) -> Iterator[Any]:
     """Iterate over a set with members that no server will tell of."""
     members = taken[id(results)]
