@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from celery.result import AsyncResult, ResultSet
-from vine import barrier, promise
+from vine import Thenable, barrier, promise
 
 from resultd._deadline import Deadline
 from resultd._pending import READ_AT_LEAST, read_limit
@@ -270,7 +270,11 @@ class Waits:
         idle = on_ready.ready or isinstance(callback, barrier)
         if result is not None and not idle:
             self._watch(result, weak)
-        return promise.then(on_ready, callback, on_error)
+        listener = callback
+        if not isinstance(callback, Thenable):
+            listener = promise(callback, on_error=on_error)
+        promise.then(on_ready, _Once(listener))
+        return listener
 
     def _watch(self, result: AsyncResult, weak: bool) -> None:
         then = self._thens.get(id(result))
@@ -340,6 +344,43 @@ class _Then:
     #: Kept alive until it is ready, unless all who listen do so weakly.
     kept: AsyncResult | None
     watch: Callback | None = None
+
+
+@Thenable.register
+class _Once:
+    """A listener that is told once, by whoever comes first.
+
+    Each thread that learns what a result is tells its listeners, and vine drops a listener only
+    after it has returned: one that still runs would be begun again.
+    """
+
+    def __init__(self, listener: Any) -> None:
+        self._untold = [listener]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        for listener in self._take():
+            listener(*args, **kwargs)
+
+    def throw(self, *args: Any, **kwargs: Any) -> None:
+        """Tell it an error."""
+        for listener in self._take():
+            listener.throw(*args, **kwargs)
+
+    def throw1(self, *args: Any, **kwargs: Any) -> None:
+        """Tell it an error, which vine itself raises again."""
+        for listener in self._take():
+            listener.throw1(*args, **kwargs)
+
+    def cancel(self) -> None:
+        """Tell it that nothing will come."""
+        for listener in self._take():
+            listener.cancel()
+
+    def _take(self) -> list[Any]:
+        """Give the listener to the first who asks: of several threads, one pops it."""
+        with contextlib.suppress(IndexError):
+            return [self._untold.pop()]
+        return []
 
 
 class _Members:

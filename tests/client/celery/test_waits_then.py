@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -18,7 +19,7 @@ import pytest
 from kombu.exceptions import ContentDisallowed
 from vine import barrier
 
-from resultd.celery import _waits
+from resultd.celery import _waits, install
 from resultd.client import Client
 from resultd.v1 import state_pb2, value_pb2
 from tests.client.celery.test_records import raw
@@ -88,6 +89,75 @@ class TestThen:
         assert {heard.get(timeout=WAIT), heard.get(timeout=WAIT)} == {"one", "two"}
         until(lambda: idle(app.backend))
         assert heard.empty()
+
+    @pytest.mark.parametrize("how", ["get", "await"])
+    def test_that_still_runs_is_not_begun_again(self, app: Any, new_id: NewId, how: str) -> None:
+        """By a thread that waits for the result, and learns of it at the same moment."""
+        result, other = install(app).AsyncResult(new_id()), app.AsyncResult(new_id())
+        threads: list[threading.Thread] = []
+        passed: queue.Queue[str] = queue.Queue()
+        ended = threading.Event()
+
+        def callback(_: Any) -> None:
+            threads.append(threading.current_thread())
+            if len(threads) == 1:
+                ended.wait(WAIT)
+
+        async def awaited() -> None:
+            await result
+
+        def wait() -> None:
+            asyncio.run(awaited()) if how == "await" else result.get(timeout=WAIT)
+            passed.put("the one who waits")
+
+        result.then(callback)
+        other.then(lambda _: passed.put("the callbacks' thread"))
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        until(lambda: len(app.backend.client.watcher()._hub.waiters) == 3)
+        app.backend.mark_as_done(result.id, 5)
+        app.backend.mark_as_done(other.id, 5)
+        first = passed.get(timeout=WAIT)  # the other one runs the callback, or has not come yet
+        until(lambda: bool(threads))
+        ended.set()
+        assert {first, passed.get(timeout=WAIT)} == {"the one who waits", "the callbacks' thread"}
+        waiting.join()
+        assert len(threads) == 1
+
+    def test_that_still_runs_is_not_told_an_error(self, app: Any, new_id: NewId) -> None:
+        """Of the same result, which somebody got who raises it; and `cancel` comes too late."""
+        result = app.AsyncResult(new_id())
+        heard: list[Any] = []
+
+        def callback(ready: Any) -> None:
+            heard.append("called")
+            with pytest.raises(KeyError):
+                ready.get(timeout=0)
+            ready.on_ready.cancel()
+
+        result.then(callback, on_error=heard.append)
+        app.backend.mark_as_failure(result.id, KeyError("k"))
+        until(lambda: result.on_ready.cancelled)
+        assert heard == ["called"]
+
+    def test_gives_what_is_told_after_it(self, app: Any, new_id: NewId) -> None:
+        """A promise of what the callback returns, once that is there."""
+        result = app.AsyncResult(new_id())
+        heard: queue.Queue[Any] = queue.Queue()
+        result.then(lambda ready: ready.result + 1).then(heard.put)
+        app.backend.mark_as_done(result.id, 5)
+        assert heard.get(timeout=WAIT) == 6
+
+    def test_that_is_cancelled_is_not_called(self, app: Any, new_id: NewId) -> None:
+        """Nor is it told an error."""
+        result = app.AsyncResult(new_id())
+        heard: list[Any] = []
+        listener = result.then(heard.append, on_error=heard.append)
+        result.on_ready.cancel()
+        assert listener.cancelled
+        app.backend.mark_as_done(result.id, 5)
+        until(lambda: idle(app.backend))
+        assert heard == []
 
     def test_may_itself_wait(self, app: Any, new_id: NewId) -> None:
         """For another result: its thread is not the one that brings them."""
