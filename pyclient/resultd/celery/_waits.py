@@ -8,9 +8,6 @@ run in a thread that exists only while there are some, so they fire without anyb
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import queue
 import threading
 import time
 import weakref
@@ -28,6 +25,7 @@ from resultd._pending import READ_AT_LEAST, read_limit
 from resultd._result import UNKNOWN
 from resultd._watcher import Callback, Wait
 from resultd.celery._errors import TimeoutError as WaitTimeout
+from resultd.celery._listeners import Callbacks, Once
 from resultd.celery._records import is_stored, text_id
 from resultd.errors import ResultdError
 from resultd.v1 import task_pb2
@@ -35,13 +33,9 @@ from resultd.v1 import task_pb2
 if TYPE_CHECKING:
     from resultd.celery.backend import ResultdBackend
 
-logger = logging.getLogger("resultd.celery")
-
 # Seconds after which a wait without a timeout makes sure that there is a server at all, if the
 # stream has not shown it by then.
 DOUBT = 0.25
-# Seconds the callbacks' thread stays after the last callback.
-IDLE = 5.0
 
 
 class Waits:
@@ -50,7 +44,7 @@ class Waits:
     def __init__(self, backend: ResultdBackend) -> None:
         self._backend = backend
         self._thens: dict[int, _Then] = {}
-        self._callbacks = _Callbacks()
+        self._callbacks = Callbacks()
         # What the parents of what this thread waits for were last seen as.
         self.known = _Known()
 
@@ -273,7 +267,7 @@ class Waits:
         listener = callback
         if not isinstance(callback, Thenable):
             listener = promise(callback, on_error=on_error)
-        promise.then(on_ready, _Once(listener))
+        promise.then(on_ready, Once(listener))
         return listener
 
     def _watch(self, result: AsyncResult, weak: bool) -> None:
@@ -344,43 +338,6 @@ class _Then:
     #: Kept alive until it is ready, unless all who listen do so weakly.
     kept: AsyncResult | None
     watch: Callback | None = None
-
-
-@Thenable.register
-class _Once:
-    """A listener that is told once, by whoever comes first.
-
-    Each thread that learns what a result is tells its listeners, and vine drops a listener only
-    after it has returned: one that still runs would be begun again.
-    """
-
-    def __init__(self, listener: Any) -> None:
-        self._untold = [listener]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        for listener in self._take():
-            listener(*args, **kwargs)
-
-    def throw(self, *args: Any, **kwargs: Any) -> None:
-        """Tell it an error."""
-        for listener in self._take():
-            listener.throw(*args, **kwargs)
-
-    def throw1(self, *args: Any, **kwargs: Any) -> None:
-        """Tell it an error, which vine itself raises again."""
-        for listener in self._take():
-            listener.throw1(*args, **kwargs)
-
-    def cancel(self) -> None:
-        """Tell it that nothing will come."""
-        for listener in self._take():
-            listener.cancel()
-
-    def _take(self) -> list[Any]:
-        """Give the listener to the first who asks: of several threads, one pops it."""
-        with contextlib.suppress(IndexError):
-            return [self._untold.pop()]
-        return []
 
 
 class _Members:
@@ -514,59 +471,6 @@ class _Known(threading.local):
             yield
         finally:
             self._metas = before
-
-
-class _Callbacks:
-    """A thread for `then()` callbacks, there while it is needed.
-
-    Not the thread that reads the stream: a callback may itself wait for results.
-    """
-
-    def __init__(self) -> None:
-        self._renew()
-
-    def _renew(self) -> None:
-        self._process = os.getpid()
-        self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        self._starting = threading.Lock()
-        self._running = False
-
-    def add(self, callback: Callable[[], object]) -> None:
-        """Have a callback called."""
-        if self._process != os.getpid():
-            self._renew()  # forked: the thread stayed behind
-        self._queue.put(callback)
-        with self._starting:
-            if self._running:
-                return
-            self._running = True
-            try:
-                threading.Thread(target=self._run, name="resultd-then", daemon=True).start()
-            except BaseException:  # none is to be had: the next callback tries again
-                self._running = False
-                raise
-
-    def _run(self) -> None:
-        try:
-            self._call_all()
-        except BaseException:  # thrown into the thread from outside: the next one is to be begun
-            self._running = False
-            raise
-
-    def _call_all(self) -> None:
-        while True:
-            try:
-                callback = self._queue.get(timeout=IDLE)
-            except queue.Empty:
-                with self._starting:
-                    if self._queue.empty():
-                        self._running = False
-                        return
-                continue
-            try:
-                callback()
-            except BaseException:  # SystemExit too: the thread is everybody's
-                logger.exception("a then() callback failed")
 
 
 def _leaves(result: Any) -> Iterator[AsyncResult]:

@@ -19,7 +19,7 @@ import pytest
 from kombu.exceptions import ContentDisallowed
 from vine import barrier
 
-from resultd.celery import _waits, install
+from resultd.celery import install
 from resultd.client import Client
 from resultd.v1 import state_pb2, value_pb2
 from tests.client.celery.test_records import raw
@@ -246,39 +246,6 @@ class TestThen:
         second.then(heard.put)
         app.backend.mark_as_done(second.id, 5)
         assert heard.get(timeout=WAIT) is second
-
-    def test_is_called_though_no_thread_was_to_be_had_before(
-        self, app: Any, new_id: NewId, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The next callback tries again to start one."""
-        callbacks = _waits._Callbacks()
-        heard: queue.Queue[Any] = queue.Queue()
-
-        def none(thread: threading.Thread) -> None:
-            raise RuntimeError("can't start new thread")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", none)
-            with pytest.raises(RuntimeError):
-                callbacks.add(lambda: heard.put("first"))
-        callbacks.add(lambda: heard.put("second"))
-        assert [heard.get(timeout=WAIT), heard.get(timeout=WAIT)] == ["first", "second"]
-
-    def test_is_called_though_the_thread_was_ended_before(self) -> None:
-        """From outside, between two callbacks; the next callback begins another."""
-
-        class Ended(queue.SimpleQueue[Any]):
-            def get(self, block: bool = True, timeout: float | None = None) -> Any:
-                raise SystemExit
-
-        callbacks = _waits._Callbacks()
-        heard: queue.Queue[Any] = queue.Queue()
-        sound, callbacks._queue, callbacks._running = callbacks._queue, Ended(), True
-        with pytest.raises(SystemExit):
-            callbacks._run()
-        callbacks._queue = sound
-        callbacks.add(lambda: heard.put("next"))
-        assert heard.get(timeout=WAIT) == "next"
 
     def test_of_a_value_that_cannot_be_read(self, app: Any, client: Client, new_id: NewId) -> None:
         """Is told the error, and is over."""
