@@ -48,6 +48,10 @@ class Once:
         for listener in self._take():
             listener.cancel()
 
+    def drop(self) -> None:
+        """Have it told nothing."""
+        self._take()
+
     def _take(self) -> list[Any]:
         """Give the listener to the first who asks: of several threads, one pops it."""
         with contextlib.suppress(IndexError):

@@ -259,15 +259,25 @@ class Waits:
         on_error: Any = None,
     ) -> Any:
         on_ready, result = its_promise() or promise(), weakly()
-        # A barrier is a set's, which has one from the moment it is made: frozen, restored,
-        # read as somebody's children. Nobody waits for it yet.
-        idle = on_ready.ready or isinstance(callback, barrier)
-        if result is not None and not idle:
-            self._watch(result, weak)
         listener = callback
         if not isinstance(callback, Thenable):
             listener = promise(callback, on_error=on_error)
-        promise.then(on_ready, Once(listener))
+        once = Once(listener)
+        # Before it is watched: what is told before it has been kept is not heard.
+        promise.then(on_ready, once)
+        if on_ready.failed:  # or told meanwhile, in another thread
+            once.throw(on_ready.reason)
+        elif on_ready.ready:
+            args, kwargs = on_ready.value
+            once(*args, **kwargs)
+        # A barrier is a set's, which has one from the moment it is made: frozen, restored,
+        # read as somebody's children. Nobody waits for it yet.
+        elif result is not None and not isinstance(callback, barrier):
+            try:
+                self._watch(result, weak)
+            except BaseException:
+                once.drop()
+                raise
         return listener
 
     def _watch(self, result: AsyncResult, weak: bool) -> None:

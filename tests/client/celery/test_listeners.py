@@ -41,15 +41,16 @@ class TestOnce:
         once(5)
         assert heard == [error]
 
-    def test_is_told_nothing_once_it_is_cancelled(self) -> None:
-        """That is passed on."""
+    def test_is_told_nothing_once_it_is_cancelled_or_dropped(self) -> None:
+        """Cancelling is passed on."""
         heard: list[Any] = []
-        listener = promise(heard.append, on_error=heard.append)
-        once = Once(listener)
-        once.cancel()
-        once(5)
-        once.throw(KeyError("k"))
-        assert listener.cancelled
+        for leave in (Once.cancel, Once.drop):
+            listener = promise(heard.append, on_error=heard.append)
+            once = Once(listener)
+            leave(once)
+            once(5)
+            once.throw(KeyError("k"))
+            assert listener.cancelled is (leave is Once.cancel)
         assert heard == []
 
 

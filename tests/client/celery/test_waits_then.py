@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from kombu.exceptions import ContentDisallowed
-from vine import barrier
+from vine import barrier, promise
 
 from resultd.celery import install
 from resultd.client import Client
@@ -28,6 +28,28 @@ from tests.support.results import until
 
 NewId = Callable[[], str]
 WAIT = 5.0
+
+
+class Interrupted(promise):  # type: ignore[misc]  # vine has no types
+    """A promise to whose first listener something happens just before it is kept.
+
+    Its `then()` has seen that the result is not ready, and looks for the other listeners.
+    """
+
+    def __init__(self, result: Any, meanwhile: Callable[[], object]) -> None:
+        self._work = [meanwhile]
+        self._listeners: Any = None
+        super().__init__(result._on_fulfilled, weak=True)
+
+    @property
+    def _lvpending(self) -> Any:
+        if self._work:
+            self._work.pop()()
+        return self._listeners
+
+    @_lvpending.setter
+    def _lvpending(self, listeners: Any) -> None:
+        self._listeners = listeners
 
 
 class TestThen:
@@ -147,6 +169,36 @@ class TestThen:
         result.then(lambda ready: ready.result + 1).then(heard.put)
         app.backend.mark_as_done(result.id, 5)
         assert heard.get(timeout=WAIT) == 6
+
+    def test_is_heard_though_the_result_comes_before_it_is_kept(
+        self, app: Any, new_id: NewId
+    ) -> None:
+        """Nothing is watched before, and who waits beside it may be told meanwhile."""
+        result = app.AsyncResult(new_id())
+        watched: list[bool] = []
+
+        def meanwhile() -> None:
+            watched.append(not idle(app.backend))
+            waiting = threading.Thread(target=lambda: result.get(timeout=WAIT))
+            waiting.start()
+            waiting.join()
+
+        app.backend.mark_as_done(result.id, 5)
+        result.on_ready = Interrupted(result, meanwhile)
+        heard: queue.Queue[Any] = queue.Queue()
+        result.then(heard.put)
+        assert watched == [False]
+        assert heard.get(timeout=WAIT) is result
+
+    def test_is_told_an_error_that_comes_before_it_is_kept(self, app: Any, new_id: NewId) -> None:
+        """As one that comes later."""
+        result = app.AsyncResult(new_id())
+        error = KeyError("k")
+        heard: list[Any] = []
+        result.on_ready = Interrupted(result, lambda: result.on_ready.throw(error, propagate=False))
+        result.then(lambda _: None, on_error=heard.append)
+        assert heard == [error]
+        assert idle(app.backend)
 
     def test_that_is_cancelled_is_not_called(self, app: Any, new_id: NewId) -> None:
         """Nor is it told an error."""
@@ -274,9 +326,13 @@ class TestThen:
 
     def test_of_an_unfit_id_is_refused(self, app: Any) -> None:
         """Where it is asked for, and nothing is left of it."""
+        result = app.AsyncResult("x" * 300)
+        heard: list[Any] = []
         with pytest.raises(ValueError, match="id"):
-            app.AsyncResult("x" * 300).then(lambda _: None)
+            result.then(heard.append)
         until(lambda: idle(app.backend))
+        result.on_ready(result)
+        assert heard == []
 
 
 class TestSets:
