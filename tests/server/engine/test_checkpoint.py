@@ -232,7 +232,8 @@ async def _history(steps: list[str], data: st.DataObject, directory: Path, disk:
 
 
 async def _unstuck(checkpoints: checkpoint.Checkpoints) -> None:
-    await until(lambda: not checkpoints.stuck)
+    # One that found no room may not have come back yet to say so.
+    await until(lambda: checkpoints.frozen is None)
 
 
 async def _do(store: Store, step: str, name: str, group: str, state: str) -> None:
