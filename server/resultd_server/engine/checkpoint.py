@@ -188,10 +188,13 @@ class Checkpoints:
 
     async def _write_frozen(self, frozen: Layer, progress: Progress) -> None:
         first, rest = Layer(), frozen
+        # Whether rows may be gone that a commit in the active layer deletes. They are until that
+        # layer's own checkpoint, also where a later commit puts them again.
+        early = False
         while True:
             try:
                 self.live_bytes = await self._loop.run_in_executor(
-                    self._thread, self._write, first, rest, progress
+                    self._thread, self._write, first, rest, progress, not early
                 )
             except (environment.Error, OSError) as error:
                 if not environment.finds_no_room(self._target.environment, self._directory, error):
@@ -207,6 +210,7 @@ class Checkpoints:
             self._settled.set()
             await asyncio.sleep(RETRY_S)
             first, rest = _deletions_first(frozen, self.active)
+            early = early or _deletes(self.active)
         self.stuck = False
         self.frozen = None
         self._settled.set()
@@ -215,12 +219,12 @@ class Checkpoints:
 
     # The checkpoint's thread.
 
-    def _write(self, first: Layer, rest: Layer, progress: Progress) -> int:
+    def _write(self, first: Layer, rest: Layer, progress: Progress, whole: bool) -> int:
         # A backup that was killed would keep pages from being used again until a restart.
         self._target.environment.reader_check()
         if first:
             recovery.write(self._target, first, None, pause=self._pause, whole=False)
-        return recovery.write(self._target, rest, progress, pause=self._pause)
+        return recovery.write(self._target, rest, progress, pause=self._pause, whole=whole)
 
     def _pause(self) -> None:
         """Lets the event loop's thread have Python's lock."""
@@ -231,7 +235,8 @@ class Checkpoints:
 def _deletions_first(frozen: Layer, active: Layer) -> tuple[Layer, Layer]:
     """What is deleted in either layer, and what is not: so that forgetting makes room.
 
-    Rows that are deleted early are none the less deleted: readers ask the layers first.
+    Rows that are deleted early are none the less deleted: readers ask the layers first. Who reads
+    LMDB alone (`backup`) has to wait for the rest of the active layer's commits.
     """
     deletions, rest = Layer(), Layer()
     for layer in (frozen, active):
@@ -243,3 +248,7 @@ def _deletions_first(frozen: Layer, active: Layer) -> tuple[Layer, Layer]:
         kept = {key: value for key, value in rows.values.items() if key not in gone}
         rest.of(db).values.update(kept)
     return deletions, rest
+
+
+def _deletes(layer: Layer) -> bool:
+    return any(None in rows.values.values() for rows in layer.dbs.values())

@@ -3,7 +3,8 @@
 Rows are written as they are to be in the end, so doing it again changes nothing: a
 checkpoint may stop anywhere and be repeated, and takes several transactions where there is
 much to write. The last one says how far LMDB has the journal. Those before it leave a
-mark, so that nobody copies half of a commit (`backup`).
+mark, so that nobody copies half of a commit (`backup`); so does the last one, where part
+of a commit after it was written to make room.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def write(
 ) -> int:
     """Writes a layer, durably on return, and then the progress; live bytes afterwards.
 
-    `pause` is called every now and then. `whole`: nothing is to follow that belongs to it.
-    Raises environment.Error; some rows may be written then.
+    `pause` is called every now and then. `whole`: LMDB has no half of a commit afterwards; the
+    mark stays otherwise. Raises environment.Error; some rows may be written then.
     """
     slices = _slices(layer)
     while True:

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from resultd_server.engine import audit, backup, environment, lease, recovery
+from resultd_server.engine import audit, backup, checkpoint, environment, lease, recovery
 from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.overlay import Layer
 from resultd_server.engine.recovery import Progress
 from resultd_server.errors import StoreFailed
 from resultd_server.ledger.txn import Db
+from tests.support.full_disk import no_room
+from tests.support.in_process import until
 from tests.support.stores import Clock, Store, make_engine, make_report, task
 
 
@@ -110,6 +112,70 @@ def test_half_a_checkpoint_is_never_copied(
     recovery.write(target, Layer(), Progress(b"run of 8", 2))
     env.close()
     assert backup.back_up(tmp_path, tmp_path / "b").path.exists()
+
+
+STEP_BY_STEP = """
+import sys
+from pathlib import Path
+from resultd_server.engine import backup
+
+def wait(_):
+    print("waits", flush=True)
+    sys.stdin.readline()
+
+backup.time.sleep = wait
+backup.back_up(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+async def test_what_a_full_disk_has_deleted_early_is_never_copied(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of commits that came after a backup was asked for: it waits until LMDB has them whole.
+
+    What was there when it was asked for is in LMDB before, and no checkpoint is under way.
+    """
+    monkeypatch.setattr(checkpoint, "RETRY_S", 0.01)
+    monkeypatch.setattr(checkpoint, "BEGIN_AFTER_S", 3_600)
+    store = await opened(tmp_path / "store", clock)
+    assert isinstance(store.engine, JournaledEngine)
+    checkpoints, names = store.engine._checkpoints, [f"t{n}" for n in range(10)]
+    await store.put([make_report(name) for name in names])
+    assert await checkpoints.write_all()
+    await store.report("before")
+    attempts, write = 0, recovery.write
+
+    def counted(*given: Any, **more: Any) -> int:
+        nonlocal attempts
+        attempts += 1
+        return write(*given, **more)
+
+    monkeypatch.setattr(recovery, "write", counted)
+    with no_room(tmp_path / "store"):
+        assert not await checkpoints.write_all()
+        copying = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", STEP_BY_STEP, str(tmp_path / "store"), str(tmp_path / "b"),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert copying.stdout is not None
+        assert await copying.stdout.readline() == b"waits\n"
+        assert await store.forget(*names) == 10
+        begun = attempts + 2  # one was on its way, perhaps
+        await until(lambda: attempts >= begun)
+    await until(lambda: not checkpoints.stuck)
+    assert copying.stdin is not None
+    copying.stdin.write(b"\n")
+    waits = await copying.stdout.readline()
+    assert await checkpoints.write_all()
+    await copying.communicate(b"\n")
+    assert copying.returncode == 0
+    await store.engine.close()
+    assert backup.restore(tmp_path / "b", tmp_path / "again", clock()).damages == []
+    assert waits == b"waits\n"
+    again = await opened(tmp_path / "again", clock)
+    assert await again.state("before") == "SUCCESS"
+    assert {await again.state(name) for name in names} == {"FORGOTTEN"}
+    await again.engine.close()
 
 
 async def _one_record(directory: Path, clock: Clock) -> None:

@@ -17,6 +17,7 @@ from resultd_server.engine.journaled import JournaledEngine
 from resultd_server.engine.memory import MemoryEngine
 from resultd_server.engine.overlay import Layer
 from resultd_server.errors import StoreFailed, StoreFull
+from resultd_server.ledger import consistency
 from resultd_server.ledger.txn import Db
 from tests.support.abandoned import abandon
 from tests.support.full_disk import error_of, no_room
@@ -35,6 +36,22 @@ def checkpoints_of(store: Store) -> checkpoint.Checkpoints:
     """Its layers."""
     assert isinstance(store.engine, JournaledEngine)
     return store.engine._checkpoints
+
+
+def may_be_copied(store: Store) -> bool:
+    """Whether LMDB says of itself that it has no half of a commit."""
+    target = checkpoints_of(store)._target
+    with target.environment.begin() as txn:
+        return recovery.between_checkpoints(target, txn)
+
+
+def unfit(store: Store) -> list[object]:
+    """What does not fit in LMDB alone, where a backup would copy it."""
+    target = checkpoints_of(store)._target
+    with target.environment.begin() as raw:
+        if not recovery.between_checkpoints(target, raw):
+            return []
+        return [*consistency.check(environment.Txn(raw, target.dbs), store.clock())]
 
 
 async def test_a_quiet_store_has_an_empty_journal(
@@ -121,6 +138,90 @@ async def test_a_checkpoint_over_quota_is_tried_again(
     await store.engine.close()
 
 
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("killed", [False, True])
+async def test_deletions_ahead_of_their_commit_are_half_of_it(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: bool, killed: bool
+) -> None:
+    """LMDB says so until it has all of that commit; those of the checkpoint's own are soon whole.
+
+    `later`: it is a commit after those that the checkpoint was begun for.
+    """
+    monkeypatch.setattr(checkpoint, "RETRY_S", 0.01)
+    monkeypatch.setattr(checkpoint, "BEGIN_AFTER_S", 3_600)
+    store = await started(clock, tmp_path)
+    await store.put([make_report("a"), make_report("b")])
+    assert await checkpoints_of(store).write_all()
+    await store.report("c")
+    if not later:
+        await store.forget("a")
+    attempts, write = 0, recovery.write
+
+    def counted(*given: Any, **more: Any) -> int:
+        nonlocal attempts
+        attempts += 1
+        return write(*given, **more)
+
+    monkeypatch.setattr(recovery, "write", counted)
+    with no_room(tmp_path):
+        assert not await checkpoints_of(store).write_all()
+        if later:
+            await store.forget("a")
+        begun = attempts + 2  # one was on its way, perhaps
+        await until(lambda: attempts >= begun)
+    await until(lambda: not checkpoints_of(store).stuck)
+    assert may_be_copied(store) is not later
+    assert await store.state("a") == "FORGOTTEN"
+    if killed:
+        await abandon(store.engine)  # type: ignore[arg-type]  # it is one
+        store = await started(clock, tmp_path)
+    assert await checkpoints_of(store).write_all()
+    assert may_be_copied(store)
+    assert unfit(store) == []
+    assert [await store.state(id_) for id_ in "abc"] == ["FORGOTTEN", "SUCCESS", "SUCCESS"]
+    await store.engine.close()
+
+
+async def test_a_row_that_was_deleted_early_is_missing_though_it_is_put_again(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time there is room nothing above LMDB may be deleted: what LMDB lacks, it lacks."""
+    monkeypatch.setattr(checkpoint, "RETRY_S", 0.01)
+    monkeypatch.setattr(checkpoint, "BEGIN_AFTER_S", 3_600)
+    store = await started(clock, tmp_path)
+    checkpoints, write = checkpoints_of(store), recovery.write
+    key, there, deleted = b"key", Layer(), Layer()
+    there.of(Db.GARBAGE).values[key] = b"value"
+    deleted.of(Db.GARBAGE).values[key] = None
+
+    def in_lmdb() -> bool:
+        with checkpoints._target.environment.begin() as raw:
+            return environment.Txn(raw, checkpoints._target.dbs).get(Db.GARBAGE, key) is not None
+
+    def no_room(target: Any, layer: Any, progress: Any, **more: Any) -> int:
+        if progress is None:
+            return write(target, layer, progress, **more)
+        raise environment.MapFull("no room")
+
+    checkpoints.add(there)
+    assert await checkpoints.write_all()
+    assert in_lmdb()
+    await store.report("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "write", no_room)
+        assert not await checkpoints.write_all()
+        checkpoints.add(deleted)
+        await until(lambda: not in_lmdb())
+        checkpoints.add(there)
+    await until(lambda: not checkpoints.stuck)
+    assert not in_lmdb()
+    assert not may_be_copied(store)
+    assert await checkpoints.write_all()
+    assert in_lmdb()
+    assert may_be_copied(store)
+    await store.engine.close()
+
+
 @pytest.mark.parametrize("error", [environment.Error("EIO"), OSError(5, "EIO"), ValueError("bug")])
 async def test_a_checkpoint_that_fails_stops_the_store(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -192,7 +293,8 @@ def test_checkpoints_kills_restarts_and_a_full_disk_change_nothing(
     """Whatever is done, in whatever state the layers are: it reads as the memory engine does.
 
     What is refused because the disk is full is as if it had not been asked for. A server that is
-    killed or stopped meanwhile starts again, full or not.
+    killed or stopped meanwhile starts again, full or not. What LMDB has alone is whole commits, or
+    it says that it is not.
     """
     with pytest.MonkeyPatch.context() as patch:
         asyncio.run(_history(steps, data, tmp_path_factory.mktemp("store"), Disk(patch)))
@@ -228,6 +330,7 @@ async def _history(steps: list[str], data: st.DataObject, directory: Path, disk:
                 await _do(reference, step, name, group, state)
             clock.advance(HOUR_MS // 2 if step == "sweep" else 0)
         assert await _seen(store, names, groups) == await _seen(reference, names, groups)
+        assert unfit(store) == []
     await store.engine.close()
 
 
