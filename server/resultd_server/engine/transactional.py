@@ -102,9 +102,14 @@ class TransactionalEngine(Engine):
             self._namespaces.keep(known)
         return known
 
-    def _made(self, unit: Unit, name: str) -> Namespace:
-        # Not kept from here: the transaction may still fail.
-        return self._namespaces.named(name) or namespaces.find_or_create(unit.txn, name)
+    def _wanted(self, unit: Unit, name: str) -> Namespace:
+        """The namespace of an operation that may put something there, and then begins it."""
+        return self._namespaces.named(name) or namespaces.find_or_next(unit.txn, name)
+
+    def _begin_namespace(self, unit: Unit, namespace: Namespace) -> None:
+        # Not kept in mind from here: the transaction may still fail.
+        if self._namespaces.named(namespace.name) is None:
+            namespaces.begin(unit.txn, namespace)
 
     def _there(self, unit: Unit, name: str) -> Namespace:
         """The namespace of an operation that needs something there: none is made for it."""
@@ -135,17 +140,23 @@ class TransactionalEngine(Engine):
         `room_bytes`: for the claims of their answers.
         """
 
-        def operation(unit: Unit) -> tuple[Namespace, list[batch.Outcome]]:
-            where = self._made(unit, namespace)
-            return where, batch.store_all(unit, where, reports, room_bytes)
+        def operation(unit: Unit) -> tuple[Namespace | None, list[batch.Outcome]]:
+            where = self._wanted(unit, namespace)
+            outcomes = batch.store_all(unit, where, reports, room_bytes)
+            if self._namespaces.named(namespace) is not None:
+                return None, outcomes  # as nearly always
+            if all(isinstance(each, DomainError) for each in outcomes):
+                return None, outcomes
+            self._begin_namespace(unit, where)
+            return where, outcomes
 
         size_bytes = sum([len(report.wire) for report in reports])
         try:
-            where, outcomes = await self._write(
+            begun, outcomes = await self._write(
                 operation, size_bytes=size_bytes, reports=len(reports)
             )
-            if self._namespaces.named(namespace) is None:
-                self._namespaces.keep(where)  # it is committed
+            if begun is not None:
+                self._namespaces.keep(begun)  # it is committed
         except RecordCorrupt as error:
             # Nothing was changed. Each by itself, so that the others do not suffer.
             if len(reports) == 1:
@@ -248,7 +259,10 @@ class TransactionalEngine(Engine):
         self, namespace: str, wishes: Sequence[worker_service_pb2.Revocation]
     ) -> list[int]:
         def operation(unit: Unit) -> list[int]:
-            return cancel.revoke(unit, self._made(unit, namespace), wishes)
+            where = self._wanted(unit, namespace)
+            states = cancel.revoke(unit, where, wishes)
+            self._begin_namespace(unit, where)
+            return states
 
         states = await self._write(operation, size_bytes=sum(wish.ByteSize() for wish in wishes))
         self._revocations += len(wishes)
@@ -262,8 +276,14 @@ class TransactionalEngine(Engine):
         return self._read(operation)
 
     async def group_create(self, namespace: str, declared: Declaration) -> group_pb2.GroupMeta:
+        def operation(unit: Unit) -> Shown:
+            where = self._wanted(unit, namespace)
+            shown = groups.create(unit, where, declared)
+            self._begin_namespace(unit, where)
+            return shown
+
         shown = await self._write(
-            lambda unit: groups.create(unit, self._made(unit, namespace), declared),
+            operation,
             size_bytes=declared.said.ByteSize() + _size_of(each.id for each in declared.members),
         )
         if shown.owed is not None:

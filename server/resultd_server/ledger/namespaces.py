@@ -18,8 +18,8 @@ def find(txn: ReadTxn, name: str) -> Namespace | None:
     return None if prefix is None else Namespace(name, prefix)
 
 
-def find_or_create(txn: WriteTxn, name: str) -> Namespace:
-    """The namespace, numbered now if it is new. Raises LimitExceeded."""
+def find_or_next(txn: ReadTxn, name: str) -> Namespace:
+    """The namespace; where it is new, as `begin` will make it. Raises LimitExceeded."""
     found = find(txn, name)
     if found is not None:
         return found
@@ -28,9 +28,17 @@ def find_or_create(txn: WriteTxn, name: str) -> Namespace:
         raise LimitExceeded(
             "namespaces", there + 1, limits.NAMESPACES_MAX, f"use another one than {name!r}"
         )
-    prefix = next_number(txn, _NEXT)
-    txn.put(Db.NAMESPACES, name.encode(), prefix)
-    return Namespace(name, prefix)
+    return Namespace(name, U64.pack(there + 1))
+
+
+def begin(txn: WriteTxn, namespace: Namespace) -> None:
+    """Something was put in it: its number is its own, if it was not before.
+
+    Not sooner: who is refused leaves none, of a name that is never used again.
+    """
+    if find(txn, namespace.name) is None:
+        txn.put(Db.META, _NEXT, namespace.prefix)
+        txn.put(Db.NAMESPACES, namespace.name.encode(), namespace.prefix)
 
 
 def names(txn: ReadTxn) -> dict[bytes, Namespace]:

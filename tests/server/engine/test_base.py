@@ -11,10 +11,11 @@ from resultd.v1 import group_service_pb2, worker_service_pb2
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
 from resultd_server.engine.transactional import TransactionalEngine
-from resultd_server.errors import DomainError, FieldInvalid, GroupNotFound, ValueTooLarge
+from resultd_server.errors import DomainError, FieldInvalid, GroupNotFound, Quota, ValueTooLarge
 from resultd_server.ledger import namespaces
 from resultd_server.ledger.claiming import ClaimRequest
 from resultd_server.ledger.unit import GROUP, REVOCATION, TASK
+from resultd_server.ledger.usage import UNLIMITED, Allowance
 from tests.support.stores import (
     DAY_MS,
     ENGINES,
@@ -305,9 +306,36 @@ async def test_a_namespace_begins_with_something_in_it(store: Store) -> None:
     assert await engine.group_delete("elsewhere", "g") is False
     with pytest.raises(GroupNotFound):
         await engine.group_seal("elsewhere", "g", None)
-    assert isinstance(engine, TransactionalEngine)
-    there = engine._read(lambda view: namespaces.names(view.txn))
-    assert [namespace.name for namespace in there.values()] == [store.namespace]
+    assert names_of(store) == [store.namespace]
+
+
+def names_of(store: Store) -> list[str]:
+    """The namespaces there are."""
+    assert isinstance(store.engine, TransactionalEngine)
+    found = store.engine._read(lambda view: namespaces.names(view.txn))
+    return [namespace.name for namespace in found.values()]
+
+
+async def test_who_is_refused_makes_no_namespace(store: Store) -> None:
+    """Whatever was asked for; who is let in at the same time has one, and it is nobody else's."""
+    large = b"x" * (limits.RECORD_BYTES_MAX + 1)
+    other = Store(store.engine, store.clock, "other")
+    (refused,), there = await asyncio.gather(
+        store.put([make_report("t", value=large)]), other.report("t")
+    )
+    assert (type(refused), disposition(there)) == (ValueTooLarge, "APPLIED")
+    with pytest.raises(ValueTooLarge):
+        await store.create("g", continuation=large)
+    assert isinstance(store.engine, TransactionalEngine)
+    store.engine.allowance = Allowance(bytes_max=1)
+    with pytest.raises(Quota):
+        await store.revoke("t")
+    assert names_of(store) == ["other"]
+    store.engine.allowance = UNLIMITED
+    assert (await store.state("t"), await other.state("t")) == ("UNKNOWN", "SUCCESS")
+    await store.put([make_report("t", value=large), make_report("u")])
+    assert sorted(names_of(store)) == ["default", "other"]
+    assert (await store.state("u"), await other.state("u")) == ("SUCCESS", "UNKNOWN")
 
 
 async def test_an_engine_counts_what_it_commits(store: Store) -> None:

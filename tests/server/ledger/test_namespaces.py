@@ -8,19 +8,35 @@ from resultd_server import limits
 from resultd_server.errors import LimitExceeded
 from resultd_server.ledger import namespaces
 from resultd_server.ledger.keys import Namespace
-from resultd_server.ledger.txn import ReadTxn
+from resultd_server.ledger.txn import ReadTxn, WriteTxn
 from tests.server.ledger.test_txn import empty_txn
+
+
+def begun(txn: WriteTxn, name: str) -> Namespace:
+    """The namespace, with something in it."""
+    namespace = namespaces.find_or_next(txn, name)
+    namespaces.begin(txn, namespace)
+    return namespace
 
 
 def test_a_namespace_keeps_its_number() -> None:
     """A name is numbered on its first write, differently from every other, for good."""
     txn = empty_txn()
     assert namespaces.find(txn, "a") is None
-    made = [namespaces.find_or_create(txn, name) for name in ("a", "b", "a")]
+    made = [begun(txn, name) for name in ("a", "b", "a")]
     assert made[0] == made[2]
     assert made[0].prefix != made[1].prefix
     assert namespaces.find(txn, "a") == made[0]
     assert namespaces.names(txn) == {each.prefix: each for each in made}
+
+
+def test_a_namespace_that_nothing_was_put_in_is_none() -> None:
+    """A number that was only looked at is the next one's."""
+    txn = empty_txn()
+    wanted = namespaces.find_or_next(txn, "a")
+    assert (namespaces.find(txn, "a"), namespaces.names(txn)) == (None, {})
+    assert begun(txn, "b").prefix == wanted.prefix
+    assert begun(txn, "a").prefix != wanted.prefix
 
 
 def test_namespaces_are_known_by_prefix_without_reading_them_again(
@@ -28,7 +44,7 @@ def test_namespaces_are_known_by_prefix_without_reading_them_again(
 ) -> None:
     """All are read once; a new one is known once it is kept; what may not stay is not kept."""
     txn, known = empty_txn(), namespaces.Known()
-    first, second, third = (namespaces.find_or_create(txn, name) for name in "cba")
+    first, second, third = (begun(txn, name) for name in "cba")
     reads: list[None] = []
     names = namespaces.names
 
@@ -57,12 +73,12 @@ def test_the_namespaces_of_a_store_are_bounded(
     """One too many is refused, says so, and leaves nothing; those that are there go on."""
     monkeypatch.setattr(limits, "NAMESPACES_MAX", 3)
     txn = empty_txn()
-    made = [namespaces.find_or_create(txn, f"n{number}") for number in range(min(wanted, 3))]
+    made = [begun(txn, f"n{number}") for number in range(min(wanted, 3))]
     for number in range(3, wanted):
         with pytest.raises(LimitExceeded, match=f"4 are more than the 3 .*'n{number}'"):
-            namespaces.find_or_create(txn, f"n{number}")
+            begun(txn, f"n{number}")
     assert namespaces.names(txn) == {each.prefix: each for each in made}
-    assert [namespaces.find_or_create(txn, each.name) for each in made] == made
+    assert [begun(txn, each.name) for each in made] == made
 
 
 def test_sequences_are_apart() -> None:
