@@ -270,8 +270,8 @@ def _counts_as(unit: Unit, namespace: Namespace, member: NewMember) -> int | Non
     if member.kind == keys.GROUP:
         group = group_rows.find(unit, namespace, member.id)
         return group.outcome if group is not None and group.complete else None
-    state = records.joining_state(unit, namespace, member.id)
-    return state if state in TERMINAL else None
+    record = records.living(unit, namespace, member.id)
+    return record.state if record is not None and record.state in TERMINAL else None
 
 
 def seal(unit: Unit, namespace: Namespace, group_id: str, total: int | None) -> Shown:

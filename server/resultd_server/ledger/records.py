@@ -231,13 +231,13 @@ def live_state(view: View, namespace: Namespace, task_id: str) -> int | None:
     return stored.state
 
 
-def joining_state(unit: Unit, namespace: Namespace, task_id: str) -> int | None:
-    """The same of who joins a group now: what is due is buried, or the group would keep it."""
+def living(unit: Unit, namespace: Namespace, task_id: str) -> _Stored | None:
+    """The record, if there is one. One that is due is buried: nothing is to keep it again."""
     stored = _find(unit, namespace, task_id)
     if stored is not None and _due(unit, namespace, task_id, stored):
         _bury(unit, namespace, task_id, stored, EXPIRED)
         return None
-    return None if stored is None else stored.state
+    return stored
 
 
 def ttl_ms(view: View, namespace: Namespace, task_id: str) -> int:
@@ -265,10 +265,7 @@ def store(unit: Unit, namespace: Namespace, report: Report) -> bytes | Owing:
     Overloaded; then nothing is changed, but that a record whose life was over is buried.
     """
     task_id, group_id = report.task_id, report.group_id
-    stored = _find(unit, namespace, task_id)
-    if stored is not None and _due(unit, namespace, task_id, stored):
-        _bury(unit, namespace, task_id, stored, EXPIRED)
-        stored = None
+    stored = living(unit, namespace, task_id)
     joining, joins_bytes = None, 0
     if group_id:
         joining = memberships.look(unit, namespace, group_id, report.group_index, task_id)
