@@ -18,6 +18,8 @@ class Promise:
     A listener that is added afterwards is told at once. One that raises does not keep the
     others from being told: its exception goes to its `on_error`, or to the log. What is no
     `Exception` (SystemExit, Ctrl-C) is raised when all have been told.
+
+    `renew()` takes a fulfilment back: who listens from then on is told of the next one.
     """
 
     def __init__(self) -> None:
@@ -26,6 +28,17 @@ class Promise:
         self.ready = False
         self.value: Any = None
         self.reason: BaseException | None = None
+
+    @property
+    def has_listeners(self) -> bool:
+        """Whether a listener is yet to be told."""
+        return bool(self._listeners)
+
+    def renew(self) -> None:
+        """Be as if never fulfilled, for who listens from now on; what was thrown stays."""
+        with self._lock:
+            if self.reason is None:
+                self.ready, self.value = False, None
 
     def __call__(self, value: Any) -> None:
         """Fulfil the promise; a second time does nothing."""
@@ -45,7 +58,8 @@ class Promise:
             if not self.ready:
                 self._listeners.append((callback, on_error))
                 return self
-        self._tell((callback, on_error))
+            value, reason = self.value, self.reason
+        _tell((callback, on_error), value, reason)
         return self
 
     def _settle(self, value: Any, reason: BaseException | None) -> None:
@@ -57,26 +71,26 @@ class Promise:
         ends: BaseException | None = None
         for listener in listeners:
             try:
-                self._tell(listener)
+                _tell(listener, value, reason)
             except BaseException as error:  # noqa: BLE001 (raised below)
                 ends = ends or error
         if ends is not None:
             raise ends
 
-    def _tell(self, listener: Listener) -> None:
-        callback, on_error = listener
-        error = self.reason
-        if error is None:
-            try:
-                callback(self.value)
-            except Exception as raised:  # noqa: BLE001 (it goes to on_error, or to the log)
-                error = raised
-            else:
-                return
-        if on_error is None:
-            logger.error("a then() callback failed", exc_info=error)
-            return
+
+def _tell(listener: Listener, value: Any, error: BaseException | None) -> None:
+    callback, on_error = listener
+    if error is None:
         try:
-            on_error(error)
-        except Exception:  # a listener must not take the others down
-            logger.exception("the on_error of a then() callback failed")
+            callback(value)
+        except Exception as raised:  # noqa: BLE001 (it goes to on_error, or to the log)
+            error = raised
+        else:
+            return
+    if on_error is None:
+        logger.error("a then() callback failed", exc_info=error)
+        return
+    try:
+        on_error(error)
+    except Exception:  # a listener must not take the others down
+        logger.exception("the on_error of a then() callback failed")

@@ -157,6 +157,14 @@ class ResultCore(ResultBase):
             self._close_callback()
             promise(self)
 
+    def _unsettle(self) -> None:
+        """Take it that the task was forgotten: it is ready again with its next report."""
+        self._cache = None
+        self._close_callback()
+        promise = self.__dict__.get("_on_ready")
+        if promise is not None:
+            promise.renew()
+
     @property
     def _client(self) -> ClientCore:
         return self.backend  # type: ignore[no-any-return]  # Celery's name for what it is here
@@ -178,12 +186,14 @@ class ResultCore(ResultBase):
         It is called from the thread (for asyncio: the task) that brings results, at once if
         the task is known to be ready. It must be short and must not wait for results. What it
         raises goes to `on_error`, else to the log. `weak` lets the callback go with the result.
+
+        After `forget()` the task is ready with its next report, as for `get()`.
         """
         promise = self.on_ready
         if self._cache is not None and not promise.ready:
             promise(self)
         promise.then(callback, on_error)
-        if not promise.ready:
+        if promise.has_listeners:
             if self._callback is None:
                 self._callback = self._listen(weak)
             else:
@@ -411,8 +421,7 @@ def forget_all(client: ClientCore, results: Iterable[ResultCore]) -> Op[None]:
         for relative in (result, *result._ancestors()):
             for leaf in relative._leaves():
                 if leaf.backend is not None:  # else it was run in place
-                    leaf._cache = None
-                    leaf._close_callback()
+                    leaf._unsettle()
                     ids[leaf.id] = None
     if ids:
         yield from client.operations.forget(ids)

@@ -334,12 +334,14 @@ class SetCore(ResultBase):
     ) -> Promise:
         """Call `callback(set)` once every result that is in it now is ready; see AsyncResult."""
         promise = self.on_ready
+        if promise.ready and any(leaf._cache is None for leaf in self._leaves()):
+            promise.renew()  # some have been forgotten since, or added
         promise.then(callback, on_error)
         if self._unheard:
             for leaf in self._leaves():
                 if leaf._callback is not None:
                     leaf._callback.join()  # after a fork nobody listens in the child
-        elif not promise.ready:
+        elif promise.has_listeners:
             found = list({id(leaf): leaf for leaf in self._leaves()}.values())
             # One more than there are: nothing is fulfilled before all have been asked.
             self._unheard.extend([None] * (len(found) + 1))

@@ -8,8 +8,9 @@
     for value in group.iterate(timeout=60): ...   # values, as they complete
 
 Signatures and behaviour are those of Celery 5.7. On purpose different: IGNORED is ready, and
-its value None; `then()` fires by itself; timeouts are exact; `parent` is found through the
-record; `join()` takes on_message; `interval` only paces on_interval, nothing is polled.
+its value None; `then()` fires by itself, and after `forget()` with the next report; timeouts
+are exact; `parent` is found through the record; `join()` takes on_message; `interval` only paces
+on_interval, nothing is polled.
 All that asks the server may raise `UnavailableError` (nobody answered within the address's
 `timeout`), `AuthenticationError` and `PermissionDeniedError`.
 

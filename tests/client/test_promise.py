@@ -19,6 +19,30 @@ def test_listeners_are_told_once() -> None:
     assert (promise.ready, promise.value) == (True, 1)
 
 
+def test_a_renewed_promise_is_fulfilled_again() -> None:
+    """Who was told is not told again; who is being told when it is renewed gets what it was."""
+    promise = Promise()
+    heard: list[object] = []
+    promise.then(lambda _: promise.renew())
+    promise.then(heard.append)
+    promise(1)
+    assert (promise.ready, promise.has_listeners, heard) == (False, False, [1])
+    promise.then(heard.append)
+    assert promise.has_listeners
+    promise(2)
+    assert (promise.ready, promise.has_listeners, heard) == (True, False, [1, 2])
+
+
+def test_what_was_thrown_is_not_renewed() -> None:
+    """It failed, and says so to whoever asks."""
+    promise = Promise()
+    errors: list[BaseException] = []
+    promise.throw(KeyError("k"))
+    promise.renew()
+    promise.then(errors.append, errors.append)
+    assert str(errors) == "[KeyError('k')]"
+
+
 @pytest.mark.parametrize("reason", [KeyError("k"), SystemExit(1)])
 def test_a_thrown_exception_goes_to_on_error(
     caplog: pytest.LogCaptureFixture, reason: BaseException

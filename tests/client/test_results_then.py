@@ -93,6 +93,52 @@ class TestThen:
         assert done.wait(5)
         assert heard == [results]
 
+    def test_after_forget_the_next_report_is_told(self, client: Client, new_id: NewId) -> None:
+        """Not the one that was forgotten; who was told of that is not told again."""
+        result, done = client.AsyncResult(new_id()), threading.Event()
+        first: list[Any] = []
+        heard: list[Any] = []
+
+        def hear(ready: AsyncResult) -> None:
+            heard.append(ready.get(timeout=5))
+            done.set()
+
+        result.then(first.append)
+        client.store_result(result.id, 5)
+        until(lambda: bool(first))
+        result.forget()
+        result.then(hear)
+        assert heard == []
+        client.store_result(result.id, 6)
+        assert done.wait(5)
+        assert (first, heard) == ([result], [6])
+
+    def test_a_set_is_told_of_what_is_in_it_now(self, client: Client, new_id: NewId) -> None:
+        """Some that were ready have been forgotten, or others added."""
+        ids = [new_id(), new_id()]
+        results = client.ResultSet([client.AsyncResult(ids[0])])
+        client.store_result(ids[0], 1)
+        heard: list[Any] = []
+        results.then(lambda _: heard.append("first"))
+        until(lambda: heard == ["first"])
+        results.forget()
+        results.add(client.AsyncResult(ids[1]))
+        results.then(lambda told: heard.append([r.get(timeout=5) for r in told]))
+        client.store_results([(task_id, 2) for task_id in ids])
+        until(lambda: len(heard) == 2)
+        assert heard == ["first", [2, 2]]
+
+    def test_forgetting_in_a_callback_leaves_nothing_behind(
+        self, client: Client, new_id: NewId
+    ) -> None:
+        """It was called: nobody listens for the next report."""
+        result = client.AsyncResult(new_id())
+        client.store_result(result.id, 5)
+        assert result.get(timeout=5) == 5
+        result.then(lambda told: told.forget())
+        assert not result.exists()
+        assert result._callback is None
+
     def test_throw_tells_on_error(self, client: Client) -> None:
         """As Celery's promise."""
         result = client.AsyncResult("x")
