@@ -161,8 +161,16 @@ def _iterate_mixed(
         return
     # With a barrier of its own: nobody else is to hear of this set.
     rest = celery.result.ResultSet(list(leaves.values()), app=results.app, ready_barrier=barrier())
-    for id_, _ in rest.iter_native(timeout=timeout, interval=interval):
+    rest.parent = results.parent
+    for id_, meta in rest.iter_native(timeout=timeout, interval=interval):
         for place in waiting[id_]:
+            if leaves[id_]._cache is None:  # its set's parent failed: it is never run
+                if propagate:
+                    raise meta["result"]
+                if missing[place] > 0:
+                    missing[place] = 0
+                    yield meta["result"]
+                continue
             missing[place] -= 1
             if not missing[place]:
                 yield _got(members[place], propagate, taken)
@@ -198,6 +206,14 @@ def _taken(results: Any) -> Taken:
     return taken
 
 
+def _sets_within(results: Any, taken: Taken) -> Iterator[Any]:
+    """Give the sets in a set, as it was taken."""
+    for member in taken[id(results)]:
+        if isinstance(member, celery.result.ResultSet):
+            yield member
+            yield from _sets_within(member, taken)
+
+
 def _leaves(results: Any, taken: Taken) -> Iterator[Any]:
     """Give the single results in a result or set, as it was taken."""
     if isinstance(results, celery.result.ResultSet):
@@ -225,7 +241,8 @@ async def _values(results: Any) -> list[Any]:
     taken = _taken(results)
     leaves = [leaf for leaf in _leaves(results, taken) if not _is_settled(leaf)]
     assert_will_not_block()
-    await _ready(leaves, _ancestors(results))
+    sets = [results, *_sets_within(results, taken)]
+    await _ready(leaves, [each for some in sets for each in _ancestors(some)])
     return [_found(member, taken) for member in taken[id(results)]]
 
 

@@ -14,10 +14,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from celery import states
-from celery.result import AsyncResult, ResultSet
+from celery.result import AsyncResult
 from vine import Thenable, barrier, promise
 
 from resultd._deadline import Deadline
@@ -26,6 +27,7 @@ from resultd._result import UNKNOWN
 from resultd._watcher import Callback, Wait
 from resultd.celery._errors import TimeoutError as WaitTimeout
 from resultd.celery._listeners import Callbacks, Once
+from resultd.celery._members import Members, is_known, parents
 from resultd.celery._records import is_stored, text_id
 from resultd.errors import ResultdError
 from resultd.v1 import task_pb2
@@ -33,6 +35,8 @@ from resultd.v1 import task_pb2
 if TYPE_CHECKING:
     from resultd.celery.backend import ResultdBackend
 
+# A task's id, its meta, and whether that is a record's.
+_Told: TypeAlias = tuple[str, dict[str, Any], bool]
 # Seconds after which a wait without a timeout makes sure that there is a server at all, if the
 # stream has not shown it by then.
 DOUBT = 0.25
@@ -68,8 +72,9 @@ class Waits:
         """
         wanted = text_id(result.id)
         family = {wanted: [result]}
-        for parent in _parents(result) if _looks_at_parents(on_interval) else ():
-            family.setdefault(text_id(parent.id), []).append(parent)
+        for parent in parents(result) if _looks_atparents(on_interval) else ():
+            if not is_known(parent):
+                family.setdefault(text_id(parent.id), []).append(parent)
         ticks = _Ticks(on_interval, interval, self.known)
         for task_id in family.keys() - {wanted}:
             ticks.learn(task_id, dict(UNKNOWN))  # the stream tells of it once it is more
@@ -87,10 +92,10 @@ class Waits:
                 ticks.now()
                 continue
             if family and meta["status"] in states.PROPAGATE_STATES:
-                self._look_at_parents(family, deadline, ticks)
+                self._look_atparents(family, deadline, ticks)
             return
 
-    def _look_at_parents(
+    def _look_atparents(
         self, family: dict[str, list[AsyncResult]], deadline: Deadline, ticks: _Ticks
     ) -> None:
         """A result has failed: of a parent, perhaps, which failed first and is to be raised.
@@ -119,31 +124,50 @@ class Waits:
         """Yield (id, meta) of a set's results as they become ready; of a nested set (id, children).
 
         What comes after a task that failed is never run. So when a parent of the set fails,
-        those that are not ready are yielded with that parent's meta.
+        those that are not ready are yielded with that parent's meta; when one of a nested set
+        does, that set is.
 
         Raises:
             TimeoutError: not all were ready in time.
         """
-        members = _Members(result.results or ())
+        members = Members(result)
         yield from members.ready()
         if not len(members):
             return
-        parents = {text_id(parent.id) for parent in _parents(result)}.difference(members.ids)
-        ticks = _Ticks(on_interval, interval, self.known)
-        wanted = [*members.ids, *parents]
-        for message in self.arrivals(wanted, Deadline(timeout), ticks, on_message is not None):
-            meta = self._backend.codec.meta(message)
-            if message.task_id in parents:
-                if meta["status"] in states.PROPAGATE_STATES:
-                    yield from members.failed(meta)
-                    return
-                continue
-            if on_message is not None and is_stored(message):
+        deadline, ticks = Deadline(timeout), _Ticks(on_interval, interval, self.known)
+        told = chain(
+            self._bereft(members, deadline),
+            self._awaited(members, deadline, ticks, on_message is not None),
+        )
+        for task_id, meta, stored in told:
+            if on_message is not None and stored and task_id in members:
                 on_message(meta)
             if meta["status"] in self._backend.READY_STATES:
-                yield from members.take(message.task_id, meta)
+                yield from members.take(task_id, meta)
+            if meta["status"] in states.PROPAGATE_STATES:
+                yield from members.failed(task_id, meta)
             if not len(members):
                 return
+
+    def _bereft(self, members: Members, deadline: Deadline) -> Iterator[_Told]:
+        """Give what there is of members whose parent is known to have failed, then that.
+
+        They may have run for all that: a task that failed may have been tried once more. Where
+        no server answers any more, the parent's failure says why, too.
+        """
+        ids = members.bereft
+        if ids:
+            for message in self._read(ids, deadline, goes_on=True):
+                yield message.task_id, self._backend.codec.meta(message), is_stored(message)
+            for task_id, meta in members.failures.items():
+                yield task_id, meta, False
+
+    def _awaited(
+        self, members: Members, deadline: Deadline, ticks: _Ticks, transitions: bool
+    ) -> Iterator[_Told]:
+        """Give what is told of members that are not ready, and of their parents."""
+        for message in self.arrivals(members.ids, deadline, ticks, transitions):
+            yield message.task_id, self._backend.codec.meta(message), is_stored(message)
 
     # backend.get_many()
 
@@ -350,66 +374,6 @@ class _Then:
     watch: Callback | None = None
 
 
-class _Members:
-    """The members of a set that is waited for: results, and sets of their own."""
-
-    def __init__(self, results: Iterable[Any]) -> None:
-        self._nodes = [_Node(each) for each in results]
-        self._by_id: dict[str, list[tuple[AsyncResult, _Node]]] = {}
-        for node in self._nodes:
-            for leaf in node.leaves():
-                node.missing += 1
-                self._by_id.setdefault(text_id(leaf.id), []).append((leaf, node))
-
-    def __len__(self) -> int:
-        """How many results are not ready yet."""
-        return len(self._by_id)
-
-    @property
-    def ids(self) -> list[str]:
-        """Theirs, in a list of its own."""
-        return list(self._by_id)
-
-    def ready(self) -> list[tuple[str, Any]]:
-        """Give what `iter_native` yields of the members that are ready from the beginning."""
-        return [node.outcome() for node in self._nodes if not node.missing]
-
-    def take(self, task_id: str, meta: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """A result is ready: give what is yielded of the members that are so by it."""
-        for leaf, node in self._by_id.pop(task_id):
-            leaf._maybe_set_cache(meta)
-            node.missing -= 1
-            if not node.missing:
-                yield node.outcome()
-
-    def failed(self, meta: dict[str, Any]) -> list[tuple[str, Any]]:
-        """A parent has failed: give what is yielded of the members that will never run."""
-        return [(node.result.id, meta) for node in self._nodes if node.missing]
-
-
-class _Node:
-    """One member, and how many results in it are not ready."""
-
-    __slots__ = ("children", "missing", "result")
-
-    def __init__(self, result: Any) -> None:
-        self.result = result
-        # Of a set what is waited for: what is added to it meanwhile may never be ready.
-        self.children = list(result.results or ()) if isinstance(result, ResultSet) else None
-        self.missing = 0
-
-    def leaves(self) -> Iterator[AsyncResult]:
-        """Give the single results in it that are not known to be ready."""
-        for each in [self.result] if self.children is None else self.children:
-            yield from _leaves(each)
-
-    def outcome(self) -> tuple[str, Any]:
-        """Give what `iter_native` yields of a member that is ready."""
-        if self.children is not None:
-            return self.result.id, self.children
-        return self.result.id, self.result._cache
-
-
 class _Doubt:
     """Of a wait without a timeout on a stream that may be on its way to no server at all."""
 
@@ -483,23 +447,7 @@ class _Known(threading.local):
             self._metas = before
 
 
-def _leaves(result: Any) -> Iterator[AsyncResult]:
-    """Give the single results in a result or set that are not known to be ready."""
-    if isinstance(result, ResultSet):
-        for member in result.results or ():
-            yield from _leaves(member)
-    elif getattr(result, "_cache", None) is None:
-        yield result
-
-
-def _parents(result: Any) -> Iterator[AsyncResult]:
-    node = getattr(result, "parent", None)  # a plain ResultSet has none
-    while node is not None:
-        yield from _leaves(node)
-        node = node.parent
-
-
-def _looks_at_parents(on_interval: Callable[[], object] | None) -> bool:
+def _looks_atparents(on_interval: Callable[[], object] | None) -> bool:
     """Whether `on_interval` is what `AsyncResult.get` makes to follow its parents."""
     return on_interval is not None and getattr(on_interval, "fun", on_interval) is not None
 

@@ -77,6 +77,19 @@ async def test_a_groups_failed_parent_ends_its_wait(
         await asyncio.wait_for(waiting, TIMEOUT_S)
 
 
+async def test_a_set_within_whose_parent_failed(
+    installed: Any, backend: Any, new_id: NewId
+) -> None:
+    """Is never run: the set that it is of is not waited for."""
+    parent = installed.AsyncResult(new_id())
+    inner = installed.GroupResult(new_id(), [installed.AsyncResult(new_id())], parent=parent)
+    outer = installed.GroupResult(new_id(), [inner, installed.AsyncResult(new_id())])
+    waiting = asyncio.ensure_future(installed.GroupResult(new_id(), [outer]))
+    await stored(backend, (parent.id, ValueError("within"), "FAILURE"))
+    with pytest.raises(ValueError, match="within"):
+        await asyncio.wait_for(waiting, TIMEOUT_S)
+
+
 async def test_one_failure_ends_the_wait_for_a_set(
     installed: Any, backend: Any, new_id: NewId
 ) -> None:
@@ -187,6 +200,27 @@ def test_a_mixed_set_is_iterated_over(installed: Any, backend: Any, new_id: NewI
     assert next(values) == [1, None, 2]
     assert list(values) == []
     timer.join()
+
+
+@pytest.mark.parametrize("propagate", [True, False])
+def test_a_mixed_set_after_a_task_that_failed(
+    installed: Any, backend: Any, new_id: NewId, propagate: bool
+) -> None:
+    """What is never run comes to that task's error, as in any set."""
+    parent, fine = installed.AsyncResult(new_id()), installed.AsyncResult(new_id())
+    eager = EagerResult(new_id(), 3, "SUCCESS")
+    lost = [installed.AsyncResult(new_id()) for _ in range(3)]
+    members = [eager, lost[0], fine, installed.GroupResult(new_id(), [eager, *lost[1:]])]
+    group = installed.GroupResult(new_id(), members, parent=parent)
+    backend.store_result(fine.id, 1, "SUCCESS")
+    backend.store_result(parent.id, ValueError("before"), "FAILURE")
+    values = group.iterate(TIMEOUT_S, propagate=propagate)
+    assert [next(values), next(values)] == [3, 1]
+    if propagate:
+        with pytest.raises(ValueError, match="before"):
+            next(values)
+    else:
+        assert [type(value) for value in values] == [ValueError] * 2
 
 
 def test_a_mixed_set_may_change_while_it_is_iterated_over(
