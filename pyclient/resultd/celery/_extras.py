@@ -21,6 +21,7 @@ from celery.result import EagerResult, assert_will_not_block
 from kombu.utils.url import maybe_sanitize_url
 from vine import barrier
 
+from resultd import _ids
 from resultd._watcher import Callback
 from resultd.celery._records import text_id
 from resultd.celery.backend import ResultdBackend
@@ -253,11 +254,17 @@ def _found(result: Any, taken: Taken) -> Any:
 
 
 def _ancestors(result: Any) -> list[Any]:
-    """Give the single results that this one comes after, the oldest first."""
+    """Give the single results that this one comes after, the oldest first.
+
+    Those that are stored somewhere, or were: no server is told of an id that it does not take.
+    """
     found: list[Any] = []
     node = result.parent
     while node is not None:
-        found[:0] = [leaf for leaf in _leaves(node, _taken(node)) if not _is_settled(leaf)]
+        leaves = _leaves(node, _taken(node))
+        found[:0] = [
+            leaf for leaf in leaves if not _is_settled(leaf) and _ids.fits(text_id(leaf.id))
+        ]
         node = node.parent
     return found
 

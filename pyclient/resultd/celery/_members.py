@@ -8,6 +8,7 @@ from typing import Any
 from celery import states
 from celery.result import AsyncResult, ResultSet
 
+from resultd import _ids
 from resultd.celery._records import text_id
 
 
@@ -42,6 +43,8 @@ class Members:
                 if parent._cache["status"] not in states.PROPAGATE_STATES:
                     continue
                 self.failures.setdefault(text_id(parent.id), parent._cache)
+            elif not _ids.fits(text_id(parent.id)):
+                continue  # no server is ever told of it
             self._after.setdefault(text_id(parent.id), []).append((held, nodes))
 
     def __len__(self) -> int:

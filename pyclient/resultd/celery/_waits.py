@@ -21,6 +21,7 @@ from celery import states
 from celery.result import AsyncResult
 from vine import Thenable, barrier, promise
 
+from resultd import _ids
 from resultd._deadline import Deadline
 from resultd._pending import READ_AT_LEAST, read_limit
 from resultd._result import UNKNOWN
@@ -72,12 +73,15 @@ class Waits:
         """
         wanted = text_id(result.id)
         family = {wanted: [result]}
-        for parent in parents(result) if _looks_atparents(on_interval) else ():
-            if not is_known(parent):
-                family.setdefault(text_id(parent.id), []).append(parent)
         ticks = _Ticks(on_interval, interval, self.known)
-        for task_id in family.keys() - {wanted}:
-            ticks.learn(task_id, dict(UNKNOWN))  # the stream tells of it once it is more
+        for parent in parents(result) if _looks_at_parents(on_interval) else ():
+            task_id = text_id(parent.id)
+            if is_known(parent):
+                continue
+            if task_id != wanted:
+                ticks.learn(task_id, dict(UNKNOWN))  # the stream tells of it once it is more
+            if _ids.fits(task_id):  # else it never is
+                family.setdefault(task_id, []).append(parent)
         for message in self.arrivals(family, deadline, ticks, on_message is not None):
             meta = self._backend.codec.meta(message)
             if on_message is not None and message.task_id == wanted and is_stored(message):
@@ -92,10 +96,10 @@ class Waits:
                 ticks.now()
                 continue
             if family and meta["status"] in states.PROPAGATE_STATES:
-                self._look_atparents(family, deadline, ticks)
+                self._look_at_parents(family, deadline, ticks)
             return
 
-    def _look_atparents(
+    def _look_at_parents(
         self, family: dict[str, list[AsyncResult]], deadline: Deadline, ticks: _Ticks
     ) -> None:
         """A result has failed: of a parent, perhaps, which failed first and is to be raised.
@@ -447,7 +451,7 @@ class _Known(threading.local):
             self._metas = before
 
 
-def _looks_atparents(on_interval: Callable[[], object] | None) -> bool:
+def _looks_at_parents(on_interval: Callable[[], object] | None) -> bool:
     """Whether `on_interval` is what `AsyncResult.get` makes to follow its parents."""
     return on_interval is not None and getattr(on_interval, "fun", on_interval) is not None
 

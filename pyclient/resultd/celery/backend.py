@@ -21,7 +21,7 @@ from celery.result import result_from_tuple
 from celery.utils.time import get_exponential_backoff_interval
 from kombu.exceptions import EncodeError
 
-from resultd import _records
+from resultd import _ids, _records
 from resultd._deadline import Deadline
 from resultd._pending import read_limit
 from resultd.celery import _environment, _options
@@ -251,12 +251,15 @@ class ResultdBackend(AsyncBackendMixin, Backend):
     # Reading
 
     def _get_task_meta_for(self, task_id: Any) -> dict[str, Any]:
-        known = self._waits.known.get(text_id(task_id))
+        text = text_id(task_id)
+        known = self._waits.known.get(text)
         if known is not None:
             return known
-        meta = self._ahead.meta(text_id(task_id))
+        if not _ids.fits(text):  # of somebody's parent, which is looked at by the way
+            return {"status": states.PENDING, "result": None}
+        meta = self._ahead.meta(text)
         if meta is None:
-            (_, meta), *_ = self._waits.read_once([text_id(task_id)])
+            (_, meta), *_ = self._waits.read_once([text])
         return meta
 
     def task_result_exists(self, task_id: Any) -> bool:

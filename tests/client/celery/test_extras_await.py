@@ -65,6 +65,16 @@ async def test_a_failed_parent_ends_the_wait(installed: Any, backend: Any, new_i
         await child
 
 
+async def test_a_parent_no_server_takes_is_none_to_wait_for(
+    installed: Any, backend: Any, new_id: NewId
+) -> None:
+    """Its child has an id of its own, and has run."""
+    child = installed.AsyncResult(new_id(), parent=installed.AsyncResult("a" * 300))
+    waiting = asyncio.ensure_future(child)
+    await stored(backend, (child.id, 1, "SUCCESS"))
+    assert await asyncio.wait_for(waiting, TIMEOUT_S) == 1
+
+
 async def test_a_groups_failed_parent_ends_its_wait(
     installed: Any, backend: Any, new_id: NewId
 ) -> None:
