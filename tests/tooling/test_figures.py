@@ -39,6 +39,12 @@ QUOTES = (
     ),
     Quote(
         "celery",
+        r"stored to the body called \| (?P<theirs>\S+) ms \| (?P<ours>\S+) ms: (?P<ratio>\S+) ×",
+        "Celery: chord of 1,000: last part stored → body called",
+        DURABLE,
+    ),
+    Quote(
+        "celery",
         r"end to the body called \| (?P<theirs>\S+) ms \| (?P<ours>\S+) ms: (?P<ratio>\S+) ×",
         "Celery: chord of 1,000: last part's end → body called",
         DURABLE,
