@@ -108,6 +108,8 @@ class TaskInterest:
                 break
         for task_id in ids:
             del self._due[task_id]
+        if not self._due:
+            self._due = {}  # one that held many keeps their room
         return ids
 
     def _counts(self, record: Record, noted: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 
@@ -64,6 +65,13 @@ async def test_others_have_their_turn_while_nothing_counts(store: Store) -> None
         turns += 1
     assert reading.result() == []
     assert turns >= 4
+
+
+async def test_what_was_due_takes_no_room_afterwards(store: Store) -> None:
+    """100,000 ids may be, when a stream begins; an emptied dict stays as large as it was."""
+    waiter = Waiter(store, *(f"t{number}" for number in range(4 * limits.FRAME_TASKS_MAX)))
+    assert await waiter.told() == []
+    assert sys.getsizeof(waiter.tasks._due) == sys.getsizeof({})
 
 
 async def test_transitions_are_told_where_asked_for(store: Store) -> None:
