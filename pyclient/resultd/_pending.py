@@ -51,7 +51,7 @@ class Pending:
         *,
         on_message: Callable[[dict[str, Any]], object] | None = None,
         on_interval: Callable[[], object] | None = None,
-        interval: float | None = 0.5,
+        interval: float | None = INTERVAL,
     ) -> None:
         self._client = client
         #: What is known of each ready result, by identity: it stays known if it is forgotten.

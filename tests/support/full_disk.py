@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from resultd_server.engine import environment
+import pytest
+
+from resultd_server.engine import environment, recovery
 
 
 @contextmanager
@@ -34,6 +36,19 @@ def no_room(directory: Path, *, of_meta: bool = False) -> Iterator[None]:
         os.dup2(kept, number)
         os.close(kept)
         os.close(full)
+
+
+def attempts_to_write(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Gives how often something was to be written into LMDB, from now on."""
+    begun, write = 0, recovery.write
+
+    def counted(*given: Any, **more: Any) -> int:
+        nonlocal begun
+        begun += 1
+        return write(*given, **more)
+
+    monkeypatch.setattr(recovery, "write", counted)
+    return lambda: begun
 
 
 def _descriptors(directory: Path) -> Iterator[tuple[int, bool]]:

@@ -23,7 +23,7 @@ from vine import Thenable, barrier, promise
 
 from resultd import _ids
 from resultd._deadline import Deadline
-from resultd._pending import READ_AT_LEAST, read_limit
+from resultd._pending import INTERVAL, READ_AT_LEAST, read_limit
 from resultd._result import UNKNOWN
 from resultd._watcher import Callback, Wait
 from resultd.celery._errors import TimeoutError as WaitTimeout
@@ -405,7 +405,7 @@ class _Ticks:
         self, on_interval: Callable[[], object] | None, interval: float | None, known: _Known
     ) -> None:
         self._on_interval = on_interval
-        self._interval = max(0.001, 0.5 if interval is None else interval)
+        self._interval = max(0.001, INTERVAL if interval is None else interval)
         self._next = time.monotonic() + self._interval
         self._known = known
         self._metas: dict[str, dict[str, Any]] = {}

@@ -295,6 +295,8 @@ class RevocationSource(ChangingSource):
             ids = list(islice(self._due, limits.FRAME_TASKS_MAX))
             for task_id in ids:
                 del self._due[task_id]
+            if not self._due:
+                self._due = {}  # as `TaskInterest`: one that held many keeps their room
             found = await self._engine.revoked(self.subscription.namespace, ids)
             wishes = [wish for wish in found if wish is not None]
             if wishes:

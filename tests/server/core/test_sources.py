@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -306,6 +307,7 @@ async def test_others_have_their_turn_while_nothing_is_to_stop(store: Store) -> 
         await asyncio.sleep(0)
         turns += 1
     assert turns >= 4
+    assert sys.getsizeof(source._due) == sys.getsizeof({})
 
 
 async def test_many_running_tasks_are_looked_at(store: Store) -> None:

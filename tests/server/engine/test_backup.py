@@ -17,7 +17,7 @@ from resultd_server.engine.overlay import Layer
 from resultd_server.engine.recovery import Progress
 from resultd_server.errors import StoreFailed
 from resultd_server.ledger.txn import Db
-from tests.support.full_disk import no_room
+from tests.support.full_disk import attempts_to_write, no_room
 from tests.support.in_process import until
 from tests.support.stores import Clock, Store, make_engine, make_report, task
 
@@ -143,14 +143,7 @@ async def test_what_a_full_disk_has_deleted_early_is_never_copied(
     await store.put([make_report(name) for name in names])
     assert await checkpoints.write_all()
     await store.report("before")
-    attempts, write = 0, recovery.write
-
-    def counted(*given: Any, **more: Any) -> int:
-        nonlocal attempts
-        attempts += 1
-        return write(*given, **more)
-
-    monkeypatch.setattr(recovery, "write", counted)
+    attempts = attempts_to_write(monkeypatch)
     with no_room(tmp_path / "store"):
         assert not await checkpoints.write_all()
         copying = await asyncio.create_subprocess_exec(
@@ -160,8 +153,8 @@ async def test_what_a_full_disk_has_deleted_early_is_never_copied(
         assert copying.stdout is not None
         assert await copying.stdout.readline() == b"waits\n"
         assert await store.forget(*names) == 10
-        begun = attempts + 2  # one was on its way, perhaps
-        await until(lambda: attempts >= begun)
+        begun = attempts() + 2  # one was on its way, perhaps
+        await until(lambda: attempts() >= begun)
     await until(lambda: not checkpoints.stuck)
     assert copying.stdin is not None
     copying.stdin.write(b"\n")

@@ -20,7 +20,7 @@ from resultd_server.errors import StoreFailed, StoreFull
 from resultd_server.ledger import consistency
 from resultd_server.ledger.txn import Db
 from tests.support.abandoned import abandon
-from tests.support.full_disk import error_of, no_room
+from tests.support.full_disk import attempts_to_write, error_of, no_room
 from tests.support.in_process import until
 from tests.support.stores import HOUR_MS, MAP_BYTES, Clock, Store, ids, make_report
 
@@ -155,20 +155,13 @@ async def test_deletions_ahead_of_their_commit_are_half_of_it(
     await store.report("c")
     if not later:
         await store.forget("a")
-    attempts, write = 0, recovery.write
-
-    def counted(*given: Any, **more: Any) -> int:
-        nonlocal attempts
-        attempts += 1
-        return write(*given, **more)
-
-    monkeypatch.setattr(recovery, "write", counted)
+    attempts = attempts_to_write(monkeypatch)
     with no_room(tmp_path):
         assert not await checkpoints_of(store).write_all()
         if later:
             await store.forget("a")
-        begun = attempts + 2  # one was on its way, perhaps
-        await until(lambda: attempts >= begun)
+        begun = attempts() + 2  # one was on its way, perhaps
+        await until(lambda: attempts() >= begun)
     await until(lambda: not checkpoints_of(store).stuck)
     assert may_be_copied(store) is not later
     assert await store.state("a") == "FORGOTTEN"
