@@ -266,10 +266,16 @@ def _add(
 
 
 def _counts_as(unit: Unit, namespace: Namespace, member: NewMember) -> int | None:
-    """What a new member is counted as; None while it is not terminal."""
+    """What a new member is counted as; None while it is not terminal.
+
+    What is due goes first, swept or not: the member is what comes after it.
+    """
     if member.kind == keys.GROUP:
         group = group_rows.find(unit, namespace, member.id)
-        return group.outcome if group is not None and group.complete else None
+        if group is None:
+            expire(unit, namespace, member.id)
+            return None
+        return group.outcome if group.complete else None
     record = records.living(unit, namespace, member.id)
     return record.state if record is not None and record.state in TERMINAL else None
 

@@ -23,6 +23,7 @@ from tests.support.stores import (
     Clock,
     Store,
     disposition,
+    group,
     make_report,
     restarted,
     task,
@@ -141,6 +142,27 @@ async def test_no_group_brings_back_what_has_expired(store: Store, how: str) -> 
     await store.report("t", value=b"2")
     assert (await store.meta("t")).version == 2
     assert await store.log("g") == ["t", "t"]
+
+
+@pytest.mark.parametrize("swept", [True, False], ids=["swept", "not swept"])
+@pytest.mark.parametrize("complete", [True, False], ids=["complete", "incomplete"])
+async def test_a_group_that_has_expired_is_no_member(
+    store: Store, complete: bool, swept: bool
+) -> None:
+    """Who takes it waits for its next run, whenever the sweeper comes for the last one."""
+    await store.create("part", task("t"), seal=True, ttl_ms=HOUR_MS)
+    if complete:
+        await store.report("t")
+    store.clock.advance(HOUR_MS)
+    if swept:
+        await store.sweep()
+    await store.create("g", group("part"))
+    await store.sweep()
+    assert await store.log("g") == []
+    assert broken_in(store.engine) == []
+    await store.create("part", task("t2"), seal=True)
+    await store.report("t2")
+    assert await store.log("g") == ["part"]
 
 
 async def test_a_new_run_keeps_on_what_the_last_one_kept(store: Store) -> None:
