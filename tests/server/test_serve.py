@@ -361,6 +361,6 @@ async def test_what_was_logged_is_there_before_the_server_says_it_is_ready(
 @pytest.mark.parametrize(("host", "warnings"), [("127.0.0.1", 0), ("0.0.0.0", 1)])
 def test_an_admin_port_for_others_is_told(tmp_path: Path, host: str, warnings: int) -> None:
     """A warning says that everybody who can connect may read the metrics."""
-    with ServerProcess(tmp_path, "--engine", "memory", "--admin", f"{host}:0") as server:
+    with ServerProcess(tmp_path, "--admin", f"{host}:0") as server:
         said = [line["event"] for line in server.log_lines() if line["level"] == "warning"]
     assert sum("admin port open" in event for event in said) == warnings
