@@ -77,10 +77,13 @@ class ServerProcess:
         return self._log.stat().st_size
 
     def log_lines(self, since_bytes: int = 0) -> list[dict[str, Any]]:
-        """What it has logged, line by line; a line that is not ours fails the test."""
+        """What it has logged, line by line; a line that is not ours fails the test.
+
+        Not one that is still being written: whoever reads a file may meet half of a write.
+        """
         with self._log.open() as log:
             log.seek(since_bytes)
-            return [json.loads(line) for line in log]
+            return [json.loads(line) for line in log if line.endswith("\n")]
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal."""
