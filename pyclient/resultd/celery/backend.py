@@ -32,7 +32,7 @@ from resultd.celery._records import Codec, is_stored, text_id, ttl_fields
 from resultd.celery._waits import Waits
 from resultd.client import Client
 from resultd.errors import ResultdError, ValueTooLargeError
-from resultd.v1 import group_service_pb2, result_service_pb2
+from resultd.v1 import group_service_pb2, result_service_pb2, state_pb2
 
 logger = logging.getLogger("resultd.celery")
 
@@ -41,6 +41,8 @@ SAVED = "celery-taskset-meta-"
 GROUP_RESULT = "celery.group"
 # Seconds before a report is tried again, where no server said how many.
 TRY_AGAIN = 0.05
+# Seconds for which a task that is to begin waits for STARTED to be stored.
+STARTED_TIMEOUT = 2.0
 
 _clients: dict[str, Client] = {}
 
@@ -142,10 +144,19 @@ class ResultdBackend(AsyncBackendMixin, Backend):
 
     # Storing
 
-    def store_result(self, *args: Any, **kwargs: Any) -> Any:
-        """Store a result; tried again by `result_backend_always_retry`, it is the same report."""
+    def store_result(self, task_id: Any, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
+        """Store a result; tried again by `result_backend_always_retry`, it is the same report.
+
+        That STARTED cannot be stored is logged: Celery would not run the task, and never say so.
+        """
         with self.codec.one_end():
-            return super().store_result(*args, **kwargs)
+            try:
+                return super().store_result(task_id, result, state, *args, **kwargs)
+            except (ResultdError, EncodeError) as error:
+                if state != states.STARTED:
+                    raise
+                logger.warning("Task %s runs, but its STARTED is not stored: %s", task_id, error)
+                return result
 
     def _store_result(
         self,
@@ -178,7 +189,10 @@ class ResultdBackend(AsyncBackendMixin, Backend):
         Raises:
             kombu.exceptions.EncodeError: the server says that it is too large.
         """
-        client, deadline = self.client, Deadline(self.options.store_timeout)
+        seconds = self.options.store_timeout
+        if store.meta.state == state_pb2.STATE_STARTED:
+            seconds = min(seconds, STARTED_TIMEOUT)
+        client, deadline = self.client, Deadline(seconds)
         while True:
             try:
                 op = client.operations.report(store, limit=deadline.left())

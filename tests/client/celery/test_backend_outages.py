@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -12,11 +13,19 @@ from typing import Any
 
 import pytest
 from celery import states
+from celery.app.trace import build_tracer
 from celery.backends.base import BackendGetMetaError, BackendStoreError
 from vine import promise
 
 from resultd import _backoff
-from resultd.errors import InvalidArgumentError, StoreFullError, UnavailableError, make
+from resultd.celery.backend import STARTED_TIMEOUT
+from resultd.errors import (
+    InvalidArgumentError,
+    ResultdError,
+    StoreFullError,
+    UnavailableError,
+    make,
+)
 from resultd.testing import Server
 from resultd.v1 import state_pb2
 from tests.client.celery.conftest import MakeApp
@@ -56,6 +65,43 @@ class TestWithoutRetries:
         with pytest.raises(UnavailableError):
             backend.store_result(new_id(), 1, states.SUCCESS)
         assert 0.3 < time.monotonic() - began < 5
+
+    @pytest.mark.parametrize("refused", ["away", "id"])
+    def test_a_task_whose_begin_is_not_stored_runs(
+        self, make_app: MakeApp, new_id: NewId, caplog: pytest.LogCaptureFixture, refused: str
+    ) -> None:
+        """STARTED is a notice: without a server, or under an id that none takes, it is left out."""
+        away = refused == "away"
+        options = {"store_timeout": 0.2}
+        app = make_app(NOBODY if away else None, result_backend_transport_options=options)
+        task_id, ran = new_id() if away else "x" * 300, []
+
+        def note() -> None:
+            ran.append(task_id)
+
+        task = app.task(note, track_started=True, shared=False)
+        trace = build_tracer(task.name, task, app=app)
+        outside = pytest.warns(RuntimeWarning, match="Exception raised outside body")
+        with outside, contextlib.suppress(ResultdError):  # raised after it by some Celerys
+            trace(task_id, [], {}, {"id": task_id})  # what it returned is not stored either
+        assert ran == [task_id]
+        assert f"Task {task_id} runs, but its STARTED is not stored" in caplog.text
+
+    def test_a_task_waits_less_to_begin_than_to_end(
+        self, make_app: MakeApp, new_id: NewId, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`store_timeout` is for what tasks return."""
+        backend, limits = make_app().backend, []
+        report = backend.client.operations.report
+
+        def noting(*args: Any, limit: float) -> Any:
+            limits.append(limit)
+            return report(*args, limit=limit)
+
+        monkeypatch.setattr(backend.client.operations, "report", noting)
+        for state in (states.STARTED, states.SUCCESS):
+            backend.store_result(new_id(), 1, state)
+        assert limits[0] <= STARTED_TIMEOUT < 59 < limits[1]
 
     def test_who_is_refused_waits_as_long_as_the_server_asks(
         self, make_app: MakeApp, new_id: NewId, monkeypatch: pytest.MonkeyPatch
