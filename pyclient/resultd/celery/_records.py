@@ -96,13 +96,15 @@ class Codec:
             kombu.exceptions.DecodeError: the bytes are not what they claim to be.
         """
         content_type, accept = payload.content_type, self._backend.accept
-        if content_type == serialization.JSON and not payload.content_encoding:
+        if content_type == serialization.JSON and payload.data and not payload.content_encoding:
             return loads(payload.data, content_type, "utf-8", accept)
         if content_type not in registry.type_to_name:  # as an app registered it, it means that
             content_type = content_type.partition(";")[0].strip().lower() or serialization.JSON
         data = _inflated(payload)
         if content_type == serialization.BINARY:
             return data
+        if content_type == serialization.JSON and not data:
+            return None  # somebody's who has no value
         charset = "binary" if "python" in content_type or "msgpack" in content_type else "utf-8"
         return loads(data, content_type, charset, accept)
 
@@ -384,7 +386,8 @@ class Codec:
         if not failure.HasField("args") and RESULT in message.extra:
             return self.decode(message.extra[RESULT])
         kind, module = failure.type, failure.module
-        ours = not kind or module == "resultd.errors"  # a native worker's, of a mere message
+        # A native worker's, of a mere message.
+        ours = not kind or (kind, module) == ("TaskError", "resultd.errors")
         if status == states.REVOKED and (ours or kind == "TaskRevokedError"):
             kind, module = "TaskRevokedError", "celery.exceptions"
         elif ours:

@@ -28,7 +28,7 @@ class Payload(google.protobuf.message.Message):
     255 bytes, no control characters.
     """
     data: builtins.bytes
-    """The bytes. No bytes are not JSON: null is `null`, four of them."""
+    """The bytes. No bytes are not JSON: null is `null`, four of them. Our readers take them for it."""
     def __init__(
         self,
         *,

@@ -16,6 +16,7 @@ from celery.exceptions import SecurityError, TaskRevokedError
 from celery.utils.serialization import UnpickleableExceptionWrapper
 from kombu.exceptions import EncodeError
 
+import resultd.errors
 from resultd.celery._records import RECORD_BYTES_MAX
 from resultd.v1 import state_pb2
 from tests.client.celery.conftest import MakeApp
@@ -76,6 +77,17 @@ def test_come_back_as_they_were(app: Any, new_id: NewId, error: BaseException, s
     """Class and arguments, in each of the states that have an exception."""
     found = again(app, new_id(), error, state)
     assert (type(found), found.args) == (type(error), error.args)
+
+
+OURS = sorted(set(resultd.errors.__all__) - {"RemoteTraceback", "TaskError", "TaskRevokedError"})
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_own_come_back_as_they_were(app: Any, new_id: NewId, name: str) -> None:
+    """Of a task that used a client itself: only what its caller would have met there, too."""
+    kind = getattr(resultd.errors, name)
+    found = again(app, new_id(), kind("said"))
+    assert (type(found), found.args) == (kind, ("said",))
 
 
 @pytest.mark.parametrize("serializer", ["json", "yaml", "msgpack", "pickle"])

@@ -266,6 +266,17 @@ class TestReadByCelery:
         raw(client, task_id=task_id, state=state_pb2.STATE_SUCCESS, value=value)
         assert app.AsyncResult(task_id).get(timeout=5) == "☃"
 
+    @pytest.mark.parametrize("content_type", ["", "application/json"])
+    def test_no_bytes_are_null(
+        self, app: Any, client: Client, new_id: NewId, content_type: str
+    ) -> None:
+        """Of a worker that has no value, as they are for native clients."""
+        task_id = new_id()
+        value = value_pb2.Payload(content_type=content_type)
+        raw(client, task_id=task_id, state=state_pb2.STATE_SUCCESS, value=value)
+        assert app.AsyncResult(task_id).get(timeout=5) is None
+        assert client.AsyncResult(task_id).get(timeout=5) is None
+
     def test_another_content_type_is_refused(self, app: Any, client: Client, new_id: NewId) -> None:
         """With kombu's error."""
         task_id = new_id()
