@@ -107,7 +107,9 @@ class Operations:
                         raise away from None  # says more than that the time is over
                     raise
                 if not said:  # there is none, and a try waits for one by itself
-                    away, pause = error, min(pause, PATIENCE)
+                    pause = min(pause, PATIENCE)
+                    if away is None or error.code != "DEADLINE_EXCEEDED":
+                        away = error
             tries += 1
             yield Sleep(pause if left is None else min(pause, left))
 
