@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
 import os
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from urllib.parse import urlencode
 
 from celery.exceptions import ImproperlyConfigured
 
-from resultd import _url
+from resultd import _ids, _url
 from resultd._url import Url
 
 logger = logging.getLogger("resultd.celery")
@@ -95,7 +96,7 @@ def read(url: str | None, transport_options: Mapping[str, Any], app_name: str | 
         url=parsed,
         shown=str(parsed),
         store_timeout=_seconds(options, "store_timeout", STORE_TIMEOUT, 0.001, 86_400),
-        claim_scope=str(options.get("claim_scope") or f"celery:{app_name or ''}"),
+        claim_scope=_claim_scope(options.get("claim_scope"), app_name),
         chord_lease=_seconds(options, "chord_lease", CHORD_LEASE, 1, 3600),
     )
 
@@ -141,6 +142,21 @@ def _ours(transport_options: Mapping[str, Any]) -> dict[str, Any]:
             ", ".join(_OURS),
         )
     return found
+
+
+def _claim_scope(wanted: object, app_name: str | None) -> str:
+    """What workers of one app have in common; a name that no server takes is hashed."""
+    if not wanted:
+        scope = f"celery:{app_name or ''}"
+        if _ids.fits(scope):
+            return scope
+        return f"celery:{hashlib.sha256(scope.encode(errors='surrogatepass')).hexdigest()}"
+    if not _ids.fits(str(wanted)):
+        raise ImproperlyConfigured(
+            "result_backend_transport_options: claim_scope has 1 to 255 bytes of UTF-8 and no "
+            f"control characters, not {str(wanted)!r}"
+        )
+    return str(wanted)
 
 
 def _seconds(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from celery.exceptions import ImproperlyConfigured
 
-from resultd import _url
+from resultd import _ids, _url
 from resultd.celery import _options
 from resultd.celery._options import Options
 
@@ -135,6 +135,20 @@ class TestOptions:
         """As they are given."""
         found = read("resultd://host", store_timeout=0.5, chord_lease=1, claim_scope="us")
         assert (found.store_timeout, found.chord_lease, found.claim_scope) == (0.5, 1.0, "us")
+
+    @pytest.mark.parametrize("name", ["x" * 260, "two\nlines", "half \ud800"], ids=ascii)
+    def test_an_apps_name_that_is_no_scope_is_hashed(self, name: str) -> None:
+        """So that its workers have one, and other apps another."""
+        found = _options.read("resultd://host", {}, name)
+        assert _ids.fits(found.claim_scope)
+        assert found == _options.read("resultd://host", {}, name)
+        assert found != _options.read("resultd://host", {}, f"{name}2")
+
+    @pytest.mark.parametrize("scope", ["x" * 256, "two\nlines"], ids=ascii)
+    def test_a_scope_no_server_takes_is_refused(self, scope: str) -> None:
+        """At the start, not when the first task ends."""
+        with pytest.raises(ImproperlyConfigured, match="claim_scope has 1 to 255 bytes"):
+            read("resultd://host", claim_scope=scope)
 
     def test_that_are_none_are_not_there(self) -> None:
         """As settings read from an environment often are."""
