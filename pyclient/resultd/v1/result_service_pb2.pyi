@@ -671,7 +671,7 @@ class IterateResponse(google.protobuf.message.Message):
 
     @property
     def counts(self) -> resultd.v1.group_pb2.GroupCounts:
-        """The group's numbers, in every frame."""
+        """The group's numbers, in every frame once there is the group."""
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ class GroupService:
         self, request: pb.AddToTotalRequest, call: Call
     ) -> pb.AddToTotalResponse:
         group_id = validate.id_("group_id", request.group_id)
-        validate.id_("request_id", request.request_id)
+        validate.id_("request_id", request.request_id, "name the addition")
         if not 1 <= request.delta <= limits.TOTAL_DELTA_MAX:
             raise FieldInvalid(
                 "delta", f"is not between 1 and {limits.TOTAL_DELTA_MAX}", "add in several calls"

@@ -100,7 +100,9 @@ def duration_ms(field: str, value: Duration, low_ms: int, high_ms: int) -> int:
     in_range = 0 <= value.nanos < 1_000_000_000 and low_ms <= to_ms(value) <= high_ms
     if not in_range:
         raise FieldInvalid(
-            field, f"is not between {low_ms / 1000:g} s and {high_ms / 1000:g} s", "choose one"
+            field,
+            f"is not between {low_ms / 1000:.12g} s and {high_ms / 1000:.12g} s",
+            "choose one",
         )
     return to_ms(value)
 
@@ -271,18 +273,18 @@ def _custom_state(field: str, value: str) -> None:
 
 
 def _failure(name: str, failure: value_pb2.Failure) -> None:
-    cause = failure
+    cause, whose = failure, name
     for _ in range(limits.CAUSES_MAX):
         if not cause.type:
-            raise FieldInvalid(f"{name}.type", "is empty", "name the exception's class")
+            raise FieldInvalid(f"{whose}.type", "is empty", "name the exception's class")
         for field, value in (("type", cause.type), ("module", cause.module),
                              ("language", cause.language)):  # fmt: skip
-            text(f"{name}.{field}", value)
-        payload(f"{name}.args", cause.args)
+            text(f"{whose}.{field}", value)
+        payload(f"{whose}.args", cause.args)
         cut_traceback(cause)
         if not cause.HasField("cause"):
             return
-        cause = cause.cause
+        cause, whose = cause.cause, f"{whose}.cause"
     raise LimitExceeded(
         f"{name}.cause", limits.CAUSES_MAX + 1, limits.CAUSES_MAX, "keep the newest causes"
     )

@@ -231,6 +231,16 @@ def test_causes_beyond_16_are_refused(server: ServerProcess, channel: grpc.Chann
     assert nothing_stored(channel)
 
 
+def test_a_cause_is_named_by_its_place(server: ServerProcess, channel: grpc.Channel) -> None:
+    """What a cause lacks is told of it, not of the failure that it is behind."""
+    request = reports.failure("t")
+    request.meta.failure.cause.type = "Cause"
+    request.meta.failure.cause.cause.message = "what class?"
+    raw = request.SerializeToString()
+    refusal = refused(server, channel, "resultd.v1.ResultService.StoreResult", raw)
+    assert refusal.facts["field"] == "meta.failure.cause.cause.type"
+
+
 def test_in_a_batch_each_report_has_its_own_outcome(channel: grpc.Channel) -> None:
     """What refuses a report alone refuses it in a batch, by the same reason, and no other."""
     bad = [case for case in CASES if "ResultService.StoreResult " in case.name]
