@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from resultd import states
+from resultd import _iterate, states
 from resultd.cli.options import (
     DEFAULT_URL,
     CommandError,
@@ -32,6 +32,7 @@ from resultd.cli.records import read
 from resultd.client import Client
 from resultd.errors import GroupNotFoundError, ResultGoneError
 from resultd.errors import TimeoutError as WaitTimeout
+from resultd.v1 import group_pb2
 
 EXIT_FAILED = 1
 EXIT_TIMEOUT = 124  # as of timeout(1)
@@ -51,14 +52,15 @@ def wait(
     """Wait until tasks are done: exit code 0 all succeeded, 1 one failed, 124 timeout."""
     with connect(url) as client:
         client.server_info()  # a wait outlives the server, but one should be there to begin with
-        pending = client.wait([client.AsyncResult(i) for i in set(ids)], timeout=timeout).pending
+        done, pending = client.wait([client.AsyncResult(i) for i in set(ids)], timeout=timeout)
         metas = read(client, ids)
     if output is Format.json:
         for meta in metas:
             typer.echo(json_line(record(meta)))
     else:
         console().print(task_rows(metas))
-    _exit_as((meta["status"] for meta in metas), timed_out=bool(pending))
+    # By what was waited for: a record may have been forgotten before it was read again.
+    _exit_as(any(result.state in _FAILED for result in done), timed_out=bool(pending))
 
 
 def watch(
@@ -71,24 +73,18 @@ def watch(
     """Print each change of tasks, or each member of a group as it is done; exit code as wait's."""
     if bool(ids) == bool(group):
         raise CommandError("watch takes ids of tasks, or --group with a group's id")
-    show = _show_json if output is Format.json else _show_line
-    last: dict[str, str] = {}
-
-    def changed(meta: Mapping[str, Any]) -> None:
-        last[meta["task_id"]] = meta["status"]
-        show(meta)
-
-    timed_out = False
+    changed = _show_json if output is Format.json else _show_line
+    failed = timed_out = False
     with connect(url) as client:
         client.server_info()
         try:
             if group:
-                _watch_group(client, group, timeout, changed)
+                failed = _watch_group(client, group, timeout, changed)
             else:
-                _watch_tasks(client, ids or [], timeout, changed)
+                failed = _watch_tasks(client, ids or [], timeout, changed)
         except WaitTimeout:
             timed_out = True
-    _exit_as(last.values(), timed_out)
+    _exit_as(failed, timed_out)
 
 
 def _watch_tasks(
@@ -96,9 +92,11 @@ def _watch_tasks(
     ids: Iterable[str],
     timeout: float | None,
     changed: Callable[[Mapping[str, Any]], None],
-) -> None:
+) -> bool:
+    """Show each change until all are done; whether one of them failed."""
     results = client.ResultSet(client.AsyncResult(i) for i in dict.fromkeys(ids))
     results.get(timeout=timeout, propagate=False, on_message=changed)
+    return any(result.state in _FAILED for result in results)
 
 
 def _watch_group(
@@ -106,12 +104,22 @@ def _watch_group(
     group_id: str,
     timeout: float | None,
     changed: Callable[[Mapping[str, Any]], None],
-) -> None:
+) -> bool:
+    """Show each member until the group is complete; whether its outcome is a failure.
+
+    By the group's own numbers as of the end: a member that failed counts as failed after its
+    record has been forgotten too.
+    """
+    counts = group_pb2.GroupCounts()
+    op = client.group(group_id)._frames(timeout, "completed", require_known=True)
     try:
-        for member in client.group(group_id).as_completed(timeout, require_known=True):
-            changed(member.meta or _as_meta(member))
+        for fresh in client.iterate(op):
+            for member in _iterate.members(client, fresh):
+                changed(member.meta or _as_meta(member))
+            counts = fresh.counts
     except (GroupNotFoundError, ResultGoneError) as error:
         raise CommandError(str(error)) from None
+    return bool(counts.failed or counts.revoked or counts.gone)
 
 
 def _as_meta(member: Any) -> dict[str, Any]:
@@ -133,8 +141,8 @@ def _show_line(meta: Mapping[str, Any]) -> None:
     console().print(line + "  " + escape(summary(meta)), soft_wrap=True)
 
 
-def _exit_as(outcomes: Iterable[str], timed_out: bool) -> None:
+def _exit_as(failed: bool, timed_out: bool) -> None:
     if timed_out:
         raise typer.Exit(EXIT_TIMEOUT)
-    if any(state in _FAILED for state in outcomes):
+    if failed:
         raise typer.Exit(EXIT_FAILED)

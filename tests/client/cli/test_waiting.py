@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from resultd import Client
+from resultd.cli import records, waiting
 from tests.client.cli.conftest import Cli
 
 if TYPE_CHECKING:
@@ -41,6 +42,21 @@ def test_wait_that_runs_out_of_time_exits_as_timeout_does(
     ran = cli("wait", bad, pending, "--timeout", "0.1", "-o", "json")
     assert ran.code == 124
     assert [one["state"] for one in ran.objects] == ["FAILURE", "PENDING"]
+
+
+def test_wait_goes_by_the_state_it_waited_for(
+    cli: Cli, client: Client, new_id: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure is one though its record is forgotten before it is read to be shown."""
+    bad = new_id()
+    client.store_result(bad, ValueError("no"), "FAILURE")
+
+    def late(reader: Client, ids: list[str]) -> list[dict[str, Any]]:
+        client.forget([bad])
+        return records.read(reader, ids)
+
+    monkeypatch.setattr(waiting, "read", late)
+    assert cli("wait", bad).code == 1
 
 
 def test_wait_returns_when_the_last_report_comes(
@@ -86,6 +102,30 @@ def test_watch_of_a_group_prints_members_as_they_are_done(
     ran = cli("watch", "--group", group)
     assert ran.code == 1
     assert ran.out == f"{b}  SUCCESS  2\n{a}  FAILURE  ValueError: no\n"
+
+
+def test_watch_of_a_group_says_how_the_group_went(
+    cli: Cli, client: Client, new_id: Callable[[], str]
+) -> None:
+    """The exit code is the group's outcome, whichever members' records are still there."""
+    failed, good = (client.group(new_id()).create([new_id(), new_id()]) for _ in range(2))
+    for group, outcome in ((failed, ValueError("no")), (good, 1)):
+        first, second = (member.id for member in group.members())
+        client.store_result(first, outcome, "SUCCESS" if group is good else "FAILURE")
+        client.store_result(second, 2)
+        client.forget([first])
+    codes = {
+        group.get_info().outcome: cli("watch", "--group", group.id).code for group in (failed, good)
+    }
+    assert codes == {"FAILURE": 1, "SUCCESS": 0}
+
+
+def test_watch_of_a_group_without_members_ends(
+    cli: Cli, client: Client, new_id: Callable[[], str]
+) -> None:
+    """A sealed group of nothing succeeded; nothing is printed."""
+    ran = cli("watch", "--group", client.group(new_id()).create().id)
+    assert (ran.code, ran.out) == (0, "")
 
 
 def test_watch_shows_a_group_that_is_a_member(
