@@ -8,11 +8,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from resultd.cli import EXIT_USAGE, about, groups, health, results, waiting
+from resultd.cli import about, endings, groups, health, results, waiting
 from resultd.cli.demo import command as demo
 from resultd.cli.options import CommandError
-from resultd.cli.output import escape
-from resultd.errors import ResultdError
 
 # Which extra brings a command that cannot be loaded.
 _EXTRAS = dict.fromkeys(("serve", "token", "verify", "backup", "restore"), "server")
@@ -32,13 +30,15 @@ class Commands(TyperGroup):
             return _load(_added()[cmd_name])
         return command
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the arguments; `--help` is printed here."""
+        with endings.told():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; what goes wrong is one sentence on stderr and exit code 2."""
-        try:
+        """Run a command."""
+        with endings.told():
             return super().invoke(ctx)
-        except (CommandError, ResultdError) as error:
-            typer.echo(f"resultd: {escape(str(error))}", err=True)
-            raise typer.Exit(EXIT_USAGE) from None
 
 
 def _added() -> dict[str, EntryPoint]:

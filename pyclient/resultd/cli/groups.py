@@ -15,6 +15,7 @@ from resultd.cli.output import console, json_line, plain, state_text, table
 from resultd.client import Client
 from resultd.v1 import group_pb2, state_pb2, task_pb2
 
+LIMIT_MAX = 1_000_000
 # How many of the members a group still waits for are named.
 WAITING_SHOWN_MAX = 20
 
@@ -26,7 +27,9 @@ Stuck = Annotated[
 Idle = Annotated[
     float, typer.Option("--idle", min=0, help="With --stuck: seconds without any change.")
 ]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="At most this many groups.")]
+Limit = Annotated[
+    int, typer.Option("--limit", min=1, max=LIMIT_MAX, help="At most this many groups.")
+]
 GroupId = Annotated[str, typer.Argument(metavar="GROUP", help="The group's id.")]
 
 
@@ -39,7 +42,8 @@ def list_(
     output: Output = Format.table,
 ) -> None:
     """List groups by id."""
-    since = time.time() - idle if stuck else None
+    # However long that is: the protocol knows no time before 1970.
+    since = max(0.0, time.time() - idle) if stuck else None
     with connect(url) as client:
         found = client.list_groups(incomplete=stuck, unchanged_since=since)
         groups = [_numbers(group) for group in itertools.islice(found, limit)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -40,9 +42,15 @@ def _escaped(char: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Tell the command that its reader has gone; rich would end it with exit code 1."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def console(**options: Any) -> Console:
     """Return a console that interprets nothing in what it prints."""
-    return Console(markup=False, highlight=False, emoji=False, soft_wrap=False, **options)
+    return _Console(markup=False, highlight=False, emoji=False, soft_wrap=False, **options)
 
 
 def plain(value: object, style: str = "") -> Text:

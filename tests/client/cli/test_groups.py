@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from resultd import Client
 from tests.client.cli.conftest import Cli
 
@@ -24,6 +26,19 @@ def test_stuck_groups_are_those_that_wait_and_do_not_move(
     assert listed() == {done, waiting}
     assert listed("--stuck", "--idle", "0") == {waiting}
     assert listed("--stuck") == set()
+
+
+@pytest.mark.parametrize("idle", ["inf", "1e300", "3e9"])
+def test_no_time_is_too_long_to_be_stuck(cli: Cli, idle: str) -> None:
+    """Longer than there are times: no group is so old, and that is no error."""
+    assert cli("group", "ls", "--stuck", "--idle", idle, "-o", "json")[:2] == (0, "")
+
+
+def test_a_list_has_a_bound(cli: Cli) -> None:
+    """More groups than any list may hold: a usage error in a sentence."""
+    ran = cli("group", "ls", "--limit", str(10**23))
+    assert ran.code == 2
+    assert "--limit" in ran.err
 
 
 def test_the_table_says_where_a_group_stands(
