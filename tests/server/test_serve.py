@@ -200,6 +200,23 @@ def test_what_it_cannot_use_it_refuses_in_a_sentence(flags: list[str], said: str
     assert said in line
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--listen", "127.0.0.1:0", "--data"], ["--engine", "memory", "--listen"]],
+    ids=["data", "listen"],
+)
+def test_a_name_that_is_not_utf_8_is_refused_in_a_sentence(
+    tmp_path: Path, flags: list[str]
+) -> None:
+    """What LMDB and gRPC cannot be told is named, with the exit code that is not tried again."""
+    prefix = "unix:" if flags[-1] == "--listen" else ""
+    refused = run(*flags, f"{prefix}{tmp_path}/\udcff")
+    assert refused.returncode == EXIT_CONFIG
+    [line] = refused.stderr.splitlines()
+    assert line.startswith("resultd: '")
+    assert line.endswith("/\\udcff' is not UTF-8: name another.")
+
+
 def test_data_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     """A directory with a foreign or broken store: one line that says so, exit code 2."""
     foreign, garbled, broken = (tmp_path / name for name in ("foreign", "garbled", "broken"))
