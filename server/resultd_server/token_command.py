@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from resultd_server.access import tokens
-from resultd_server.access.roles import EVERY_NAMESPACE, NAMESPACE, ROLES
+from resultd_server.access.roles import EVERY_NAMESPACE, NAME_CHARS_MAX, NAMESPACE, ROLES
 
 app = typer.Typer(
     help="Tokens for `resultd serve --auth-file`.",
@@ -27,6 +27,8 @@ def token() -> None:
 def _name(said: str) -> str:
     if not said.isprintable() or not said.strip():
         raise typer.BadParameter("is a name people can read")
+    if len(said) > NAME_CHARS_MAX:
+        raise typer.BadParameter(f"has at most {NAME_CHARS_MAX} characters")
     return said
 
 
@@ -43,7 +45,7 @@ def _namespaces(said: list[str]) -> list[str]:
                 f"{each!r} is not 1 to 64 of a-z 0-9 . _ -, the first a letter or digit; or '*', "
                 "for all"
             )
-    return said
+    return list(dict.fromkeys(said))  # TOML takes each key once
 
 
 @app.command()
@@ -63,11 +65,15 @@ def new(
     """
     made = tokens.new()
     roles = ", ".join(f"{json.dumps(each)} = {json.dumps(role)}" for each in namespace)
-    typer.echo("[[tokens]]")
-    typer.echo(f"name = {json.dumps(name, ensure_ascii=False)}")
-    typer.echo(f'sha256 = "{tokens.hash_of(made)}"')
-    typer.echo(f"roles = {{ {roles} }}")
+    entry = [
+        "",  # it may be added to a file whose last line does not end
+        "[[tokens]]",
+        f"name = {json.dumps(name, ensure_ascii=False)}",
+        f'sha256 = "{tokens.hash_of(made)}"',
+        f"roles = {{ {roles} }}",
+    ]
     if days is not None:
         ends = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=days)
-        typer.echo(f"expires = {ends:%Y-%m-%dT%H:%M:%SZ}")
+        entry.append(f"expires = {ends:%Y-%m-%dT%H:%M:%SZ}")
+    typer.echo("\n".join(entry))
     typer.echo(f"The token, shown only now: {made}", err=True)

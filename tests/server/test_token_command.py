@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from resultd_server.access.authority import Authority
-from resultd_server.access.roles import Role
+from resultd_server.access.roles import NAME_CHARS_MAX, Role
 from resultd_server.token_command import app
 
 SECRET = re.compile(r"^The token, shown only now: (rsd_\S{43})$", re.MULTILINE)
@@ -44,6 +44,20 @@ def test_what_it_prints_lets_the_token_in(tmp_path: Path) -> None:
     assert web.expired(1e12)
 
 
+def test_what_it_prints_may_be_added_to_any_auth_file(tmp_path: Path) -> None:
+    """Its name as long as may be, a namespace named twice, a file whose last line does not end."""
+    file = tmp_path / "auth.toml"
+    first = f'[[tokens]]\nname = "x"\nsha256 = "{"0" * 64}"\nroles = {{ a = "reader" }}'
+    name = "n" * NAME_CHARS_MAX
+    made = run("new", name, "--namespace", "a", "--namespace", "a", "--namespace", "b")
+    file.write_text(first + made.stdout)
+    known = Authority(file)
+    known.take(known.read())
+    (token,) = SECRET.findall(made.stderr)
+    assert known.bearer(token).name == name
+    assert set(known.bearer(token).roles) == {"a", "b"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -52,6 +66,7 @@ def test_what_it_prints_lets_the_token_in(tmp_path: Path) -> None:
         (("x", "--days", "0"), "--days"),
         (("a\nb",), "people can read"),
         ((" ",), "people can read"),
+        (("n" * (NAME_CHARS_MAX + 1),), "at most 255 characters"),
     ],
 )
 def test_what_the_file_would_refuse_is_refused_here(arguments: tuple[str, ...], said: str) -> None:

@@ -35,7 +35,7 @@ from cryptography.utils import CryptographyDeprecationWarning
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from resultd_server.access import jwts
-from resultd_server.access.roles import Principal, Role, roles_of
+from resultd_server.access.roles import NAME_CHARS_MAX, Principal, Role, roles_of
 from resultd_server.access.tokens import PREFIX, Tokens
 from resultd_server.config import ConfigError, bytes_of
 from resultd_server.errors import CredentialInvalid
@@ -59,7 +59,7 @@ _IDENTITY = re.compile(r"(dns|uri|email|cn):\S(.*\S)?")
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(min_length=1, max_length=255)
+    name: str = Field(min_length=1, max_length=NAME_CHARS_MAX)
     roles: dict[str, Role]
 
     @field_validator("roles", mode="before")

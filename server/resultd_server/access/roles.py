@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from resultd_server import limits
 
+NAME_CHARS_MAX = 255  # of a principal: it stands in lines of the log
 EVERY_NAMESPACE = "*"
 NAMESPACE = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{limits.NAMESPACE_BYTES_MAX - 1}}}")
 
