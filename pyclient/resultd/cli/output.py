@@ -75,7 +75,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Text | str]]) -> Table
 
 def json_line(value: Mapping[str, Any]) -> str:
     """Return an object as one line of ASCII; what JSON cannot say is its repr."""
-    return json.dumps(value, default=_jsonable).replace("\x7f", "\\u007f")
+    try:
+        line = json.dumps(value, default=_jsonable, allow_nan=False)
+    except ValueError:  # there is a NaN or an infinity, which Python writes and nobody else reads
+        written = json.dumps(value, default=_jsonable)
+        line = json.dumps(json.loads(written, parse_constant=lambda name: repr(float(name))))
+    return line.replace("\x7f", "\\u007f")
 
 
 def _jsonable(value: object) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from typing import Any
 
 import pytest
@@ -98,6 +99,15 @@ def test_programs_are_told_where_a_task_ran_and_with_what() -> None:
 def test_what_json_cannot_say_is_its_repr() -> None:
     """A value without a JSON form does not break the line."""
     assert json.loads(output.json_line({"v": b"x"})) == {"v": "b'x'"}
+
+
+def test_numbers_that_json_has_not_are_their_repr() -> None:
+    """NaN and the infinities, which workers may send, are strings; all else stays what it is."""
+    value = {"v": [math.nan, {"a": math.inf}, -math.inf, 0.1, "NaN", b"x", None], "u": "\x7f"}
+    line = output.json_line(value)
+    read = json.loads(line, parse_constant=pytest.fail)
+    assert read == {"v": ["nan", {"a": "inf"}, "-inf", 0.1, "NaN", "b'x'", None], "u": "\x7f"}
+    assert line.isprintable()
 
 
 def test_a_failure_is_an_error_with_its_remote_type() -> None:
