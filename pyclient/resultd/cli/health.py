@@ -14,6 +14,7 @@ from resultd.cli.output import escape
 
 EXIT_NOT_SERVING = 1
 STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
+TIMEOUT_MAX_S = 86_400.0  # as of an address; gRPC takes 8e9 s and more for no time
 _CHECK = "/grpc.health.v1.Health/Check"
 
 Service = Annotated[
@@ -21,7 +22,8 @@ Service = Annotated[
     typer.Option("--service", help="One service, resultd.v1.ResultService. Default: the server."),
 ]
 Seconds = Annotated[
-    float, typer.Option("--timeout", min=0.01, help="Seconds to wait for an answer.")
+    float,
+    typer.Option("--timeout", min=0.01, max=TIMEOUT_MAX_S, help="Seconds to wait for an answer."),
 ]
 
 

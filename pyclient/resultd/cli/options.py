@@ -6,6 +6,7 @@ import contextlib
 import enum
 from collections.abc import Iterator
 from typing import Annotated
+from urllib.parse import parse_qs, urlsplit
 
 import typer
 
@@ -47,9 +48,10 @@ def connect(url: str) -> Iterator[Client]:
     Raises:
         CommandError: the address is not one, or nobody answers there.
     """
-    if "timeout=" not in url:
-        url += f"{'&' if '?' in url else '?'}timeout={REACH_SECONDS}"
     try:
+        query = parse_qs(urlsplit(url).query, keep_blank_values=True)
+        if "timeout" not in query:
+            url += f"{'&' if '?' in url else '?'}timeout={REACH_SECONDS}"
         client = Client(url)
     except ValueError as error:
         raise CommandError(str(error)) from None

@@ -48,6 +48,15 @@ def test_nobody_there_is_exit_code_2(cli: Cli, url: str, said: str) -> None:
     assert said in ran.err
 
 
+@pytest.mark.parametrize("timeout", ["inf", "1e300", "9e9"])
+def test_a_timeout_has_a_bound(cli: Cli, timeout: str) -> None:
+    """A server that serves is not said to be gone for a time that gRPC cannot count."""
+    ran = cli("health", "--timeout", timeout)
+    assert ran.code == 2
+    assert "--timeout" in ran.err
+    assert cli("health", "--timeout", str(health.TIMEOUT_MAX_S))[:2] == (0, "SERVING\n")
+
+
 def test_secrets_of_the_address_are_not_repeated(cli: Cli) -> None:
     """The token in an address stays out of what is printed."""
     ran = cli("health", url=f"resultd://127.0.0.1:{free_port()}?token=secret-word")

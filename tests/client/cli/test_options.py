@@ -13,6 +13,9 @@ from resultd.cli.options import REACH_SECONDS, CommandError, connect
         ("resultd://h", REACH_SECONDS),
         ("resultds://h?token=x", REACH_SECONDS),
         ("resultd://h?timeout=7", 7),
+        ("resultd://h?attempt_timeout=2", REACH_SECONDS),
+        ("resultds://h?token_file=/run/timeout=9", REACH_SECONDS),
+        ("resultd://h?attempt_timeout=2&timeout=7", 7),
     ],
 )
 def test_a_person_waits_a_few_seconds_unless_the_address_says_more(
@@ -23,7 +26,11 @@ def test_a_person_waits_a_few_seconds_unless_the_address_says_more(
         assert client.url.timeout == timeout
 
 
-def test_a_bad_address_is_a_command_error() -> None:
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("x", "begins with"), ("resultd://[::1", "Invalid IPv6"), ("resultd://h?timeout=", "seconds")],
+)
+def test_a_bad_address_is_a_command_error(url: str, said: str) -> None:
     """An address that is none is refused before anything is opened."""
-    with pytest.raises(CommandError, match="begins with"), connect("x"):
+    with pytest.raises(CommandError, match=said), connect(url):
         pass
