@@ -1,4 +1,4 @@
-"""`version`: of this program, and of the server if one answers."""
+"""`version`: of this program, and of the server if one says it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from resultd.cli.options import DEFAULT_URL, CommandError, Format, Output, Url, connect
 from resultd.cli.output import escape, json_line
+from resultd.errors import ResultdError
 
 
 def version(url: Url = DEFAULT_URL, output: Output = Format.table) -> None:
@@ -16,12 +17,12 @@ def version(url: Url = DEFAULT_URL, output: Output = Format.table) -> None:
     try:
         with connect(url) as client:
             info = client.server_info()
-    except CommandError as error:
+    except (CommandError, ResultdError, OSError):
         if output is Format.json:
             typer.echo(json_line({"client": ours, "server": None}))
         else:
             typer.echo(f"resultd {ours}")
-        raise error from None
+        raise
     if output is Format.json:
         typer.echo(json_line({"client": ours, "server": info.version, "engine": info.engine}))
     else:
