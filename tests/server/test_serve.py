@@ -201,6 +201,27 @@ def test_what_it_cannot_use_it_refuses_in_a_sentence(flags: list[str], said: str
 
 
 @pytest.mark.parametrize(
+    "command",
+    [["-m", "resultd_server"], ["-c", "from resultd.cli import main; main()", "serve"]],
+    ids=["module", "script"],
+)
+def test_a_traceback_is_plain(command: list[str]) -> None:
+    """As Python writes it, for a log: no frames drawn, no values of variables."""
+    with Path("/dev/full").open("wb") as full:
+        broken = subprocess.run(
+            [sys.executable, *command, "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=30,
+            check=False,
+        )
+    assert broken.returncode == 1
+    said = broken.stderr.decode()
+    assert said.startswith("Traceback (most recent call last):\n")
+    assert said.splitlines()[-1] == "OSError: [Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize(
     "flags",
     [["--listen", "127.0.0.1:0", "--data"], ["--engine", "memory", "--listen"]],
     ids=["data", "listen"],

@@ -51,7 +51,8 @@ def _added(name: str) -> Typer | None:
             command = entry.load()
         except ModuleNotFoundError:
             return None
-        alone = Typer(add_completion=False, rich_markup_mode=None)
+        # A traceback is for a log: plain, and without the values of variables.
+        alone = Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
         alone.command()(command)
         return alone
     return None
