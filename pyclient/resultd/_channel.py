@@ -10,12 +10,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 
-from resultd import _fork, _gevent, _status, _stubs, _unary
+from resultd import _files, _fork, _gevent, _status, _stubs, _unary
 from resultd._credential import Credential, Metadata
 from resultd._deputies import Errand, deputies, needed
 from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Reconnect, Report, Sleep, run
@@ -28,6 +27,8 @@ from resultd.errors import ClientClosedError, ResultdError, UnavailableError
 T = TypeVar("T")
 
 RECEIVE_BYTES_MAX = 16 * 1024 * 1024
+# Of a file. What a system trusts, all together, has some 0.3 MB.
+CERTIFICATES_BYTES_MAX = 16 * 1024 * 1024
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -70,7 +71,7 @@ def connect(url: Url) -> grpc.Channel:
 
 
 def _bytes_of(path: str) -> bytes | None:
-    return Path(path).read_bytes() if path else None
+    return _files.read(path, CERTIFICATES_BYTES_MAX) if path else None
 
 
 class Endpoint:

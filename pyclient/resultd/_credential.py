@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
+from resultd import _files
 from resultd._url import Url
 from resultd.errors import AuthenticationError
 
+FILE_BYTES_MAX = 64 * 1024  # of a token's file; a server takes 8 KiB of metadata
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -58,7 +59,7 @@ def call_metadata(url: Url) -> Metadata:
 
 def _read(file: str) -> str:
     try:
-        token = Path(file).read_text("ascii").strip()
+        token = _files.read(file, FILE_BYTES_MAX).decode("ascii").strip()
     except OSError as error:
         raise _unusable(f"the token file {file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -33,11 +33,15 @@ def test_clients_of_one_address_share_an_endpoint(server: Server) -> None:
 
 
 def test_tls_takes_certificates_from_files(tmp_path: Path) -> None:
-    """A missing file is said before anything is sent."""
+    """One that is missing, or too large, is said before anything is sent."""
     (tmp_path / "ca.pem").write_text("not checked before the handshake")
     url = _url.parse(f"resultds://h?ca={tmp_path}/ca.pem&server_name=n&timeout=1")
     _channel.credentials(url)
     assert ("grpc.ssl_target_name_override", "n") in _channel.options(url)
+    with (tmp_path / "large.pem").open("wb") as large:
+        large.truncate(_channel.CERTIFICATES_BYTES_MAX + 1)
+    with pytest.raises(OSError, match=r"File too large: .*large\.pem"):
+        _channel.credentials(_url.parse(f"resultds://h?ca={tmp_path}/large.pem"))
     with pytest.raises(OSError, match="nix"), Client(f"resultds://h?ca={tmp_path}/nix") as client:
         client.server_info()
 

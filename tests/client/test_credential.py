@@ -64,7 +64,19 @@ def test_every_call_carries_namespace_and_token(tmp_path: Path) -> None:
     assert metadata("resultd://h/ns") == expected[:1]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\n", b"two words", b"two\nlines", b"\xff", b"\0"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"\n",
+        b"two words",
+        b"two\nlines",
+        b"\xff",
+        b"\0",
+        pytest.param(b"t" + b" " * _credential.FILE_BYTES_MAX, id="large"),
+    ],
+)
 def test_a_token_file_without_a_token_is_said(tmp_path: Path, content: bytes | None) -> None:
     """With the file's name, not its contents; and it is final: no stream tries again."""
     file = tmp_path / "token"
