@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from resultd_server.engine import backup as backups
-from resultd_server.errors import DomainError
+from resultd_server.errors import DomainError, StoreFailed
 
 EXIT_DAMAGED = 1
 EXIT_CANNOT = 2
@@ -42,6 +42,9 @@ def restore(
     Exit code 0: done. 1: the backup is damaged. 2: it could not be done.
     """
     try:
+        if file.exists() and not file.is_file():
+            # A device need have no end, and none of these has a note to find at it.
+            raise StoreFailed(f"{file} is no regular file: name what `resultd backup` made.")
         found = backups.restore(file, into, time.time_ns() // 1_000_000)
     except backups.BackupDamaged as error:
         raise _cannot(error, EXIT_DAMAGED) from None

@@ -76,3 +76,13 @@ def test_what_cannot_be_done_ends_with_2(tmp_path: Path) -> None:
     said = run(restore, str(tmp_path / "b"), "--into", str(tmp_path / "again"))
     assert said.exit_code == EXIT_CANNOT
     assert "No such file" in said.stderr
+
+
+def test_only_a_regular_file_is_restored(tmp_path: Path) -> None:
+    """A device, which need have no end, and a pipe, which may never begin: neither is read."""
+    os.mkfifo(tmp_path / "pipe")
+    for file in ("/dev/null", str(tmp_path), str(tmp_path / "pipe")):
+        said = run(restore, file, "--into", str(tmp_path / "again"))
+        assert said.exit_code == EXIT_CANNOT
+        assert f"{file} is no regular file" in said.stderr
+    assert not (tmp_path / "again").exists()
