@@ -95,8 +95,9 @@ def _watch_tasks(
 ) -> bool:
     """Show each change until all are done; whether one of them failed."""
     results = client.ResultSet(client.AsyncResult(i) for i in dict.fromkeys(ids))
-    results.get(timeout=timeout, propagate=False, on_message=changed)
-    return any(result.state in _FAILED for result in results)
+    # By their metas: a value that cannot be decoded here ends no wait.
+    ended = [meta["status"] for _, meta in results.iter_native(timeout, on_message=changed)]
+    return any(state in _FAILED for state in ended)
 
 
 def _watch_group(

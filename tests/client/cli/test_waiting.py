@@ -14,6 +14,7 @@ import pytest
 
 from resultd import Client
 from resultd.cli import records, waiting
+from resultd.serialization import Registry
 from tests.client.cli.conftest import Cli
 
 if TYPE_CHECKING:
@@ -89,6 +90,23 @@ def test_watch_prints_each_change(
     assert watch.returncode == 0
     assert [one["state"] for one in shown] == ["STARTED", "SUCCESS"]
     assert shown[0]["progress"] == {"current": 1, "total": 4, "message": ""}
+
+
+def test_watch_goes_on_past_a_value_it_cannot_decode(
+    cli: Cli, server: Server, client: Client, new_id: Callable[[], str]
+) -> None:
+    """One task succeeded with a value of a strange type: the next is shown, and both succeeded."""
+    strange, later = new_id(), new_id()
+    registry = Registry()
+    registry.register("x/strange", lambda _: b"?", lambda _: None, name="strange")
+    with Client(server.url, serializer="strange", serializers=registry) as worker:
+        worker.store_result(strange, 1)
+    timer = threading.Timer(0.2, client.store_result, (later, 7))
+    timer.start()
+    ran = cli("watch", strange, later, "--timeout", "20", "-o", "json")
+    timer.join()
+    assert (ran.code, [one["task_id"] for one in ran.objects]) == (0, [strange, later])
+    assert "x/strange" in ran.objects[0]["error"]["message"]
 
 
 def test_watch_of_a_group_prints_members_as_they_are_done(
