@@ -59,6 +59,9 @@ _LAST_WORD_S = 0.1
 # half the calls, silently.
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", limits.REQUEST_BYTES_MAX),
+    # Bit 0: identity and no other. gRPC inflates messages before anybody is asked, and no bound
+    # counts what comes of it: 16 kB on the line are 16 MiB here (docs/decisions/0028).
+    ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.max_concurrent_streams", limits.STREAMS_PER_CONNECTION),
     ("grpc.server_handshake_timeout_ms", int(limits.HANDSHAKE_TIMEOUT_S * 1000)),
     # Not said: `grpc.server.max_pending_requests`. From 1,000 calls on that nobody has looked at

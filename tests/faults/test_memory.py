@@ -20,7 +20,8 @@ from resultd.v1 import group_service_pb2 as group_pb
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import heap
 from tests.support import http2
-from tests.support.in_process import until
+from tests.support.attacks import bombs
+from tests.support.in_process import serving, until
 from tests.support.memory import ALLOCATOR, MIB, Peak, anonymous_bytes
 from tests.support.refusals import taken_apart
 from tests.support.reports import success
@@ -230,6 +231,54 @@ async def test_what_answers_that_nobody_takes_hold_is_bounded(tmp_path: Path) ->
             writer.transport.abort()
             assert await _memory(server, lambda held: held <= MOST) <= MOST
             await _stored(Stubs(channel))
+
+
+@pytest.mark.parametrize("path", [path for path in KINDS if not path.endswith("/Watch")])
+async def test_small_messages_do_not_become_large_ones(tmp_path: Path, path: str) -> None:
+    """Forty-five calls without a credential, 750 kB on the line, which unpacked are 720 MiB: they
+    are refused packed, and the server never has any of it. Of Watch nothing is read before its
+    credential is known.
+    """
+    (tmp_path / "auth.toml").touch()
+    flags = ("--memory-max-bytes", str(MOST), "--auth-file", str(tmp_path / "auth.toml"))
+    with ServerProcess(tmp_path, *flags, environ=ALLOCATOR) as server:
+        peak = Peak(server)
+        said = http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + bombs(path, 3)
+        peers = [asyncio.ensure_future(_ended(server.address, said, 3)) for _ in range(15)]
+        while not all(each.done() for each in peers):
+            peak.look()
+            await asyncio.sleep(0.005)
+        assert peak.server_bytes < MOST
+        assert await asyncio.gather(*peers) == [3] * 15
+        assert "memory is short" not in [line["event"] for line in server.log_lines()]
+
+
+async def _ended(address: str, said: bytes, streams: int) -> int:
+    """How many streams of a connection that says this were ended, once all were or it was."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(said)
+    ended: set[int] = set()
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        while len(ended) < streams:
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[:3], "big"))
+            kind, flags, stream = struct.unpack(">BBI", head[3:])
+            if kind == http2.HEADERS and flags & http2.END_STREAM:
+                ended.add(stream)
+    writer.transport.abort()
+    return len(ended)
+
+
+@pytest.mark.parametrize("path", KINDS)
+async def test_who_compresses_is_told_so(path: str) -> None:
+    """gRPC's own clients, too: UNIMPLEMENTED, which nobody repeats, with the algorithm's name."""
+    async with serving() as served:
+        call: Any = served.channel.unary_unary(path)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"", compression=grpc.Compression.Gzip)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        assert "'gzip' is disabled" in str(caught.value.details())
 
 
 async def _to_the_end(reader: asyncio.StreamReader) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import random
 import socket
 import struct
 from collections.abc import Awaitable, Callable
 
 from resultd.v1 import result_service_pb2 as pb
+from resultd_server.limits import REQUEST_BYTES_MAX
 from tests.support import http2
 from tests.support.http2 import END_HEADERS, END_STREAM, PREFACE, call_headers, frame, header_block
 from tests.support.reports import success
@@ -279,6 +281,29 @@ async def unread_answers(peer: Peer) -> None:
     await asyncio.sleep(peer.hold_s)
 
 
+BOMB = gzip.compress(bytes(REQUEST_BYTES_MAX), 9)
+"""A thousandth of what it becomes, and that is the largest message taken."""
+
+
+def bombs(path: str, calls: int) -> bytes:
+    """So many calls, each with a compressed message."""
+    block = header_block([*call_headers(path), ("grpc-encoding", "gzip")])
+    body = http2.message(BOMB, compressed=True)
+    pieces = [body[at : at + 16_000] for at in range(0, len(body), 16_000)]
+    frames = []
+    for stream in range(1, 2 * calls, 2):
+        frames.append(frame(http2.HEADERS, END_HEADERS, stream, block))
+        frames += [frame(http2.DATA, 0, stream, piece) for piece in pieces]
+        frames.append(frame(http2.DATA, END_STREAM, stream))
+    return b"".join(frames)
+
+
+async def inflating_messages(peer: Peer) -> None:
+    """Three messages that are small until somebody unpacks them."""
+    await peer.send(START + bombs(SERVICE + "StoreResult", 3))
+    await peer.listen(peer.hold_s)
+
+
 async def not_grpc(peer: Peer) -> None:
     """Calls that are none: no method, no path, an unknown encoding, trailers in the middle."""
     headers = call_headers(SERVICE + "GetResult")
@@ -347,6 +372,7 @@ ATTACKS: dict[str, Callable[[Peer], Awaitable[None]]] = {
         priority_flood,
         many_streams,
         unread_answers,
+        inflating_messages,
         not_grpc,
         hang_up,
     )

@@ -42,9 +42,9 @@ def call_headers(
     return headers
 
 
-def message(body: bytes) -> bytes:
-    """A gRPC message, not compressed."""
-    return b"\0" + struct.pack(">I", len(body)) + body
+def message(body: bytes, *, compressed: bool = False) -> bytes:
+    """A gRPC message, as it is or said to be compressed."""
+    return bytes((compressed,)) + struct.pack(">I", len(body)) + body
 
 
 def request(

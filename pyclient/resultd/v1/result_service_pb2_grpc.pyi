@@ -23,8 +23,9 @@ class ResultServiceStub:
     The namespace travels as call metadata `resultd-namespace`: 1 to 64 bytes of
     `a-z 0-9 . _ -`, the first a letter or digit; absent means "default". A server
     that wants to know who calls takes a token as `authorization: Bearer TOKEN`.
-    So with every service. A request is at most 16 MiB; a call's metadata is 8 KiB,
-    names and values, and 32 bytes for each pair.
+    So with every service. A request is at most 16 MiB, and gRPC has not compressed it
+    (`Payload.content_encoding` is for that); a call's metadata is 8 KiB, names and
+    values, and 32 bytes for each pair.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -98,8 +99,9 @@ class ResultServiceAsyncStub:
     The namespace travels as call metadata `resultd-namespace`: 1 to 64 bytes of
     `a-z 0-9 . _ -`, the first a letter or digit; absent means "default". A server
     that wants to know who calls takes a token as `authorization: Bearer TOKEN`.
-    So with every service. A request is at most 16 MiB; a call's metadata is 8 KiB,
-    names and values, and 32 bytes for each pair.
+    So with every service. A request is at most 16 MiB, and gRPC has not compressed it
+    (`Payload.content_encoding` is for that); a call's metadata is 8 KiB, names and
+    values, and 32 bytes for each pair.
     """
 
     StoreResult: grpc.aio.UnaryUnaryMultiCallable[
@@ -172,8 +174,9 @@ class ResultServiceServicer(metaclass=abc.ABCMeta):
     The namespace travels as call metadata `resultd-namespace`: 1 to 64 bytes of
     `a-z 0-9 . _ -`, the first a letter or digit; absent means "default". A server
     that wants to know who calls takes a token as `authorization: Bearer TOKEN`.
-    So with every service. A request is at most 16 MiB; a call's metadata is 8 KiB,
-    names and values, and 32 bytes for each pair.
+    So with every service. A request is at most 16 MiB, and gRPC has not compressed it
+    (`Payload.content_encoding` is for that); a call's metadata is 8 KiB, names and
+    values, and 32 bytes for each pair.
     """
 
     @abc.abstractmethod
