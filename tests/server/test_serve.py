@@ -291,7 +291,8 @@ def test_several_processes_wait_for_room_for_a_journal(small: Path) -> None:
 
 def test_a_worker_without_room_ends_them_all_with_its_code(small: Path) -> None:
     """One of several that cannot open the store says why, and its exit code is the supervisor's."""
-    Lease(small / "data").close()  # its note is there, and nothing else yet
+    Lease(small / "data").close()
+    (small / "data" / "lock.mdb").unlink()  # of which the supervisor has no need
     flags = ("--data", str(small / "data"), "--listen", "127.0.0.1:0", "--workers", "2")
     with disk_faults.taken(small):
         refused = run(*flags)

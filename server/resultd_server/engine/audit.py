@@ -107,6 +107,11 @@ def _look(opened: Environment, directory: Path, now_ms: int, verdict: Verdict) -
                 verdict.entries = last - progress.entry
                 layers = [layer]
                 verdict.notes += _cut_short(directory, progress.run, last)
+            elif left := [name for name in journal.FILES if (directory / name).exists()]:
+                # It is in LMDB before these files are: what they have was acknowledged.
+                what = f"does not know the journal, of which there is {' and '.join(left)}"
+                verdict.add(Damage("data.mdb", "", what))
+                verdict.unchecked = "journal"
             txn = OverlayTxn(layers, Txn(raw, target.dbs))
             for broken in consistency.check(txn, now_ms):
                 verdict.add(Damage(broken.db, broken.key.hex(), broken.what))

@@ -6,7 +6,9 @@ value: what a disk returns wrong is refused, never passed on.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import mmap
 import os
 import struct
 from bisect import bisect_left
@@ -24,6 +26,9 @@ from resultd_server.engine import disk
 from resultd_server.errors import RecordCorrupt, StoreFailed
 from resultd_server.ledger.txn import Db, Page
 
+DATA = "data.mdb"
+"""LMDB's file, as it calls it itself."""
+
 LMDB_MAJOR = 0
 """The library's on-disk format: 0.9.x. The 1.0.x one cannot be read by it."""
 
@@ -36,6 +41,9 @@ HEADROOM_BYTES_MIN = 256 * limits.MIB
 """Map beyond `max_db_bytes`, so that what was acknowledged always fits: 32 MiB of journal
 make 64 MiB of pages at worst, and a checkpoint's transaction copies up to 40 MiB. The map
 is sparse, so this costs nothing."""
+
+_PAGES_MIN = 2
+"""Of a file that is an environment: its meta pages."""
 
 JOURNAL = b"journal"
 """The database that says how far the others have the journal; `recovery` reads it."""
@@ -95,6 +103,18 @@ def open_environment(directory: Path, map_bytes: int, *, sync: bool = True) -> E
     except (lmdb.Error, OSError) as error:
         raise cannot_open(directory, error) from error
     return environment
+
+
+def make(directory: Path) -> None:
+    """Makes an environment with empty databases, durably but for its file's name; it may be done
+    over. Raises StoreFailed.
+    """
+    data = directory / DATA
+    with contextlib.suppress(FileNotFoundError):
+        if data.stat().st_size < _PAGES_MIN * mmap.PAGESIZE:
+            data.unlink()  # where a disk was full: LMDB wants both of its first pages, or no file
+    with contextlib.closing(open_environment(directory, HEADROOM_BYTES_MIN)) as opened:
+        open_databases(opened, directory)
 
 
 def _reserve_readers(directory: Path) -> None:

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from resultd_server.engine import disk, environment, journal, recovery
 from resultd_server.errors import StoreFailed
@@ -19,6 +20,7 @@ DATA_FORMAT = 3
 its checksum's low byte first, and the log's rows say places as events do."""
 
 NOTE = "resultd.json"
+DATA = environment.DATA
 
 SHARES = "workers.lock"
 """Held by every process of a server that has several, for as long as it lives."""
@@ -46,7 +48,8 @@ class Lease:
             self._descriptor = _lock(directory)
             try:
                 _await_leftovers(directory)
-                self.store_id = check_format(directory)
+                self.store_id = _find_or_make(directory)
+                check_data(directory)
                 self.left = recovery.replay(directory)
                 if self.left is not None and not keeps_left:
                     raise disk.NoRoom(
@@ -64,11 +67,27 @@ class Lease:
 
 
 def check_there(directory: Path) -> None:
-    """Raises StoreFailed where there is no store."""
+    """Raises StoreFailed where there is no store, or none yet."""
     with disk.explained(f"The data directory {directory}"):
-        there = (directory / "data.mdb").exists() and (directory / NOTE).exists()
-    if not there:
-        raise StoreFailed(f"There is no store in {directory}: name the server's data directory.")
+        if not (directory / NOTE).exists():
+            raise StoreFailed(
+                f"There is no store in {directory}: name the server's data directory."
+            )
+    if _read_note(directory).new:
+        raise StoreFailed(
+            f"There is no store in {directory} yet: its server ended before it had made one. Start "
+            "it again."
+        )
+
+
+def check_data(directory: Path) -> None:
+    """Raises StoreFailed where a store's data is gone: LMDB would begin anew, and silently."""
+    data = directory / DATA
+    with disk.explained(f"The data directory {directory}"):
+        if not data.exists():
+            raise environment.cannot_open(directory, f"its {DATA} is missing")
+        if not data.stat().st_size:
+            raise environment.cannot_open(directory, f"its {DATA} is empty")
 
 
 @contextlib.contextmanager
@@ -118,17 +137,44 @@ def _await_leftovers(directory: Path) -> None:
     )
 
 
+class _Note(NamedTuple):
+    """What the note says. `new`: that nobody has been served yet."""
+
+    store_id: str
+    new: bool
+
+
 def check_format(directory: Path) -> str:
-    """The store's id, from the note beside the data; written for a new store."""
-    note = directory / NOTE
+    """The store's id, from the note beside the data. Raises StoreFailed."""
+    return _read_note(directory).store_id
+
+
+def _find_or_make(directory: Path) -> str:
+    """The id of the store in a directory, which becomes one if it was none. Raises StoreFailed.
+
+    The note is first, so that an environment without one is somebody else's. Until the data is on
+    disk it says that the store is new: data that is not there afterwards was lost.
+    """
     with disk.explained(f"The data directory {directory}"):
-        if not note.exists():
-            if (directory / "data.mdb").exists():
+        if not (directory / NOTE).exists():
+            if (directory / DATA).exists():
                 raise StoreFailed(
                     f"{directory} holds an LMDB environment that is not ours: name another "
                     "directory."
                 )
-            return write_note(directory)
+            write_note(directory, new=True)
+    said = _read_note(directory)
+    if said.new:
+        environment.make(directory)
+        with disk.explained(f"The data directory {directory}"):
+            journal.sync_directory(directory)
+            write_note(directory, said.store_id)
+    return said.store_id
+
+
+def _read_note(directory: Path) -> _Note:
+    note = directory / NOTE
+    with disk.explained(f"The data directory {directory}"):
         text = note.read_bytes()
     try:
         said = json.loads(text)
@@ -143,18 +189,20 @@ def check_format(directory: Path) -> str:
             f"reads format {DATA_FORMAT} (LMDB {environment.LMDB_MAJOR}.x): use the version that "
             "wrote it."
         )
-    return str(store_id)
+    return _Note(str(store_id), said.get("new") is True)
 
 
-def write_note(directory: Path) -> str:
-    """Makes what lies in a directory a store; its new id."""
-    store_id = uuid.uuid4().hex
+def write_note(directory: Path, store_id: str = "", *, new: bool = False) -> str:
+    """Makes what lies in a directory a store; its id, another than any before if none is given."""
+    store_id = store_id or uuid.uuid4().hex
     said = {
         "format": DATA_FORMAT,
         "lmdb": environment.library(),
         "store_id": store_id,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    if new:
+        said["new"] = True
     _write_durably(directory / NOTE, json.dumps(said, indent=2) + "\n")
     return store_id
 

@@ -28,7 +28,7 @@ from resultd_server.engine import disk, environment
 from resultd_server.engine.base import EngineStats, Space
 from resultd_server.engine.environment import Txn
 from resultd_server.engine.journal import sync_directory
-from resultd_server.engine.lease import SHARES, Lease, check_format, open_lock
+from resultd_server.engine.lease import SHARES, Lease, check_data, check_format, open_lock
 from resultd_server.engine.transactional import T, TransactionalEngine
 from resultd_server.errors import (
     DomainError,
@@ -140,6 +140,7 @@ class LmdbEngine(TransactionalEngine):
         """
         if self._shared:
             self.store_id = check_format(self._directory)
+            check_data(self._directory)
             with disk.explained(f"The data directory {self._directory}"):
                 self._share = open_lock(self._directory, SHARES)
             fcntl.flock(self._share, fcntl.LOCK_SH)  # as long as this process lives

@@ -112,6 +112,17 @@ def test_a_journal_entry_that_is_missing_is_found(left: Path, clock: Clock) -> N
         assert (found.count, len(found.notes)) == (count, notes)
 
 
+def test_data_that_does_not_know_its_journal_is_damaged(left: Path, clock: Clock) -> None:
+    """Made anew beside it, or put back from elsewhere: what the journal has was acknowledged."""
+    (left / "data.mdb").unlink()
+    environment.make(left)
+    found = audit.verify(left, clock())
+    assert [(each.where, each.what) for each in found.damages] == [
+        ("data.mdb", "does not know the journal, of which there is journal.0 and journal.1")
+    ]
+    assert found.unchecked == "journal"
+
+
 async def test_a_store_in_use_is_not_looked_at(tmp_path: Path, clock: Clock) -> None:
     """Its server is named as the reason."""
     engine = make_engine("journaled", clock, tmp_path)
