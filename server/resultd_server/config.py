@@ -36,12 +36,15 @@ SIZES = ("max_db_bytes", "bytes_per_namespace", "memory_max_bytes")
 MAX_DB_BYTES = 64 * 1024**4
 """The map takes a tenth more of the address space, of which a process has 128 TiB on x86-64."""
 
+NUMBER_MAX = 2**63 - 1
+"""Of quotas: the server tells them in a message (uint64), and counts in signed 64 bits."""
+
 _QUOTAS = frozenset(
     f"{what}_per_namespace" for what in ("streams", "waited_ids", "records", "bytes")
 )
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+):(?P<port>\d{1,5})")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGT]?)i?B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -120,20 +123,28 @@ class Settings(BaseModel):
         description="How old a stream becomes before its client resumes it, in seconds, ± 20 %.",
     )
     streams_per_namespace: int | None = Field(
-        None, ge=1, description="Streams one namespace may have open in a process; as many as fit."
+        None,
+        ge=1,
+        le=NUMBER_MAX,
+        description="Streams one namespace may have open in a process; as many as fit.",
     )
     waited_ids_per_namespace: int | None = Field(
         None,
         ge=1,
+        le=NUMBER_MAX,
         description="Ids and groups the streams of one namespace may wait for in a process, all "
         "together; as many as fit.",
     )
     records_per_namespace: int | None = Field(
-        None, ge=1, description="Records of tasks one namespace may hold; as many as fit."
+        None,
+        ge=1,
+        le=NUMBER_MAX,
+        description="Records of tasks one namespace may hold; as many as fit.",
     )
     bytes_per_namespace: int | None = Field(
         None,
         ge=1,
+        le=NUMBER_MAX,
         description="Bytes one namespace may hold, '10GiB' or a number: keys and values of "
         "records, groups, members, revocations and tombstones; as many as fit.",
     )

@@ -6,13 +6,15 @@ from typing import Any
 
 import grpc
 import pytest
+from pydantic import ValidationError
 
 from resultd.v1 import group_pb2, group_service_pb2, state_pb2, stream_pb2, value_pb2
 from resultd.v1 import result_service_pb2 as pb
 from resultd_server import limits
+from resultd_server.config import NUMBER_MAX, Settings
 from tests.support import reports
 from tests.support.frames import END, RESET, SYNCED, Frames, control, ids
-from tests.support.in_process import Served
+from tests.support.in_process import Served, serving
 from tests.support.refusals import taken_apart
 
 COMPLETE = stream_pb2.END_REASON_COMPLETE
@@ -227,6 +229,18 @@ async def test_server_info_names_what_there_is(served: Served) -> None:
     assert "watch" in info.features
     assert info.version
     assert info.start_time.seconds > 1_700_000_000
+
+
+async def test_server_info_has_room_for_each_quota() -> None:
+    """The largest that the settings take can be told, and one more is no setting."""
+    names = [f"{what}_per_namespace" for what in ("streams", "waited_ids", "records", "bytes")]
+    largest: dict[str, Any] = dict.fromkeys(names, NUMBER_MAX)
+    async with serving(**largest) as served:
+        info = await served.results.GetServerInfo(pb.GetServerInfoRequest())
+        assert {info.limits[name] for name in names} == {NUMBER_MAX}
+    for name in names:
+        with pytest.raises(ValidationError, match="less than or equal"):
+            Settings.model_validate({"engine": "memory", name: NUMBER_MAX + 1})
 
 
 async def test_namespaces_do_not_see_one_another(served: Served) -> None:
