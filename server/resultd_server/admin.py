@@ -23,7 +23,7 @@ _TOO_LARGE = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
 class Answer(NamedTuple):
-    """What is said to a GET."""
+    """What is said to a GET, and without its body to a HEAD."""
 
     body: bytes
     status: HTTPStatus = HTTPStatus.OK
@@ -41,7 +41,7 @@ def verdict(trouble: str) -> Answer:
 
 
 class AdminServer:
-    """Answers GET by path. `start`, then `close`."""
+    """Answers GET and HEAD by path. `start`, then `close`."""
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self._routes = routes
@@ -89,6 +89,7 @@ class AdminServer:
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER)
+        method = b""
         try:
             room = limits.ADMIN_REQUEST_BYTES_MAX
             while (event := connection.next_event()) is h11.NEED_DATA:
@@ -102,13 +103,14 @@ class AdminServer:
         else:
             if not isinstance(event, h11.Request):
                 return  # it has gone without a word
-            answer = await self._answer(event.method, event.target)
-        writer.write(_serialized(connection, answer))
+            method = event.method
+            answer = await self._answer(method, event.target)
+        writer.write(_serialized(connection, answer, has_body=method != b"HEAD"))
         await writer.drain()
 
     async def _answer(self, method: bytes, target: bytes) -> Answer:
-        if method != b"GET":
-            return Answer(b"GET only\n", HTTPStatus.METHOD_NOT_ALLOWED)
+        if method not in (b"GET", b"HEAD"):
+            return Answer(b"GET and HEAD only\n", HTTPStatus.METHOD_NOT_ALLOWED)
         route = self._routes.get(target.partition(b"?")[0].decode("ascii", "replace"))
         if route is None:
             known = ", ".join(self._routes)
@@ -116,18 +118,19 @@ class AdminServer:
         return await route()
 
 
-def _serialized(connection: h11.Connection, answer: Answer) -> bytes:
+def _serialized(connection: h11.Connection, answer: Answer, *, has_body: bool) -> bytes:
     headers = [
         ("content-type", answer.content_type),
         ("content-length", str(len(answer.body))),
         ("cache-control", "no-store"),
-        ("allow", "GET"),
+        ("allow", "GET, HEAD"),
         ("connection", "close"),
     ]
     response = h11.Response(status_code=answer.status, headers=headers, reason=answer.status.phrase)
-    head = connection.send(response)
-    body = connection.send(h11.Data(data=answer.body))
-    return b"".join(part for part in (head, body) if part)
+    parts = [connection.send(response)]
+    if has_body:
+        parts.append(connection.send(h11.Data(data=answer.body)))
+    return b"".join(part for part in parts if part)
 
 
 async def fetch(name: str, target: str) -> Answer:

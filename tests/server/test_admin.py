@@ -55,7 +55,17 @@ async def test_routes_answer_and_what_is_none_is_said(server: str) -> None:
     assert await get_soon(server, "/") == (HTTPStatus.NOT_FOUND, "there is /well, /ill\n")
 
 
-async def test_nothing_but_get_is_served(server: str) -> None:
+@pytest.mark.parametrize("path", ["/well", "/ill", "/none"])
+async def test_head_is_get_without_a_body(server: str, path: str) -> None:
+    """Probes that want no body: the same status and headers, its length among them."""
+    got = await said(server, f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    head = await said(server, f"HEAD {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    assert got.startswith(b"HTTP/1.1 ")
+    assert head == got[: got.index(b"\r\n\r\n") + 4]
+    assert len(head) < len(got)
+
+
+async def test_nothing_else_is_served(server: str) -> None:
     """Another method is 405; what is no HTTP is 400; both end the connection."""
     posted = await said(server, b"POST /well HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
     assert posted.startswith(b"HTTP/1.1 405 ")
