@@ -54,7 +54,7 @@ class AdminServer:
 
     async def start(self, address: str) -> str:
         """Listens on host:port; the address. Raises OSError."""
-        listening.check_free(address)
+        listening.check_free(address, "--admin")
         host, _, port = address.rpartition(":")
         self._server = await asyncio.start_server(self._connected, host.strip("[]"), int(port))
         return f"{host}:{self._server.sockets[0].getsockname()[1]}"

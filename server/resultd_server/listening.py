@@ -24,10 +24,13 @@ _LACKING = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """This host lacks the address. Of a name with several, gRPC listens on the others."""
 
 
-def check_free(address: str) -> None:
-    """Raises OSError, a sentence with the remedy, if nobody can listen there."""
+def check_free(address: str, flag: str = "--listen") -> None:
+    """Raises OSError, a sentence with the remedy, if nobody can listen there.
+
+    `flag`: what names another address.
+    """
     if address.startswith(UNIX):
-        _check_unix(address, Path(address.removeprefix(UNIX)))
+        _check_unix(address, Path(address.removeprefix(UNIX)), flag)
         return
     host, _, port = address.rpartition(":")
     lacking: OSError | None = None
@@ -37,12 +40,12 @@ def check_free(address: str) -> None:
             _probe(family, where)
         except OSError as error:
             if error.errno not in _LACKING:
-                raise _taken(address, error) from None
+                raise _taken(address, error, flag) from None
             lacking = error
         else:
             free = True
     if lacking is not None and not free:
-        raise _taken(address, lacking)
+        raise _taken(address, lacking, flag)
 
 
 def _probe(family: int, where: tuple[object, ...]) -> None:
@@ -61,7 +64,7 @@ def _resolve(address: str, host: str, port: int) -> Iterator[tuple[int, tuple[ob
         yield family, where
 
 
-def _check_unix(address: str, path: Path) -> None:
+def _check_unix(address: str, path: Path, flag: str) -> None:
     if not path.parent.is_dir():
         raise OSError(f"Cannot listen on {address}: {path.parent} is not a directory. Make it.")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -70,12 +73,12 @@ def _check_unix(address: str, path: Path) -> None:
         except (FileNotFoundError, ConnectionRefusedError):
             return  # none, or what a server that was killed left behind
         except OSError as error:
-            raise _taken(address, error) from None
-    raise _taken(address, OSError(errno.EADDRINUSE, "Address already in use"))
+            raise _taken(address, error, flag) from None
+    raise _taken(address, OSError(errno.EADDRINUSE, "Address already in use"), flag)
 
 
-def _taken(address: str, error: OSError) -> OSError:
-    remedy = "name another address with --listen"
+def _taken(address: str, error: OSError, flag: str) -> OSError:
+    remedy = f"name another address with {flag}"
     if error.errno == errno.EADDRINUSE:
         remedy = f"stop the server that listens there, or {remedy}"
     return OSError(f"Cannot listen on {address}: {error.strerror or error}: {remedy}.")

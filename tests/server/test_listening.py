@@ -35,7 +35,9 @@ def test_a_port_in_use_is_refused(host: str) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = f"{host}:{other.getsockname()[1]}"
-        with pytest.raises(OSError, match="stop the server that listens there, or name another"):
+        with pytest.raises(
+            OSError, match="that listens there, or name another address with --listen"
+        ):
             listening.check_free(address)
 
 
