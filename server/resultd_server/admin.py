@@ -46,6 +46,9 @@ class AdminServer:
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self._routes = routes
         self._under_way: set[asyncio.Task[None]] = set()
+        # Who has a place, and whether it waits for its peer: for the rest of a request, or until
+        # the answer is taken. Who has waited longest is the first of those.
+        self._places: dict[asyncio.WriteTransport, bool] = {}
         self._server: asyncio.Server | None = None
 
     async def start_between(self, door: socket) -> None:
@@ -78,17 +81,33 @@ class AdminServer:
         assert task is not None  # asyncio runs this in one
         self._under_way.add(task)
         try:
-            if len(self._under_way) <= limits.ADMIN_CONNECTIONS_MAX:
+            if self._has_place():
+                self._places[writer.transport] = True
                 # Gone, or too slow: there is nobody to tell.
                 with contextlib.suppress(OSError, asyncio.TimeoutError):
                     exchange = self._exchange(reader, writer)
                     await asyncio.wait_for(exchange, limits.ADMIN_EXCHANGE_S)
         finally:
             self._under_way.discard(task)
-            writer.close()
+            self._places.pop(writer.transport, None)
+            writer.transport.abort()  # close() would wait for who does not take its answer
+
+    def _has_place(self) -> bool:
+        """Whether one more is answered. Where all places are taken who waits longest gives way: a
+        probe says at once what it asks, and who holds a place without a word is none.
+        """
+        if len(self._places) < limits.ADMIN_CONNECTIONS_MAX:
+            return True
+        for transport, waits in self._places.items():
+            if waits:
+                del self._places[transport]
+                transport.abort()
+                return True
+        return False
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER)
+        place = writer.transport
         method = b""
         try:
             room = limits.ADMIN_REQUEST_BYTES_MAX
@@ -101,10 +120,15 @@ class AdminServer:
         except h11.RemoteProtocolError as error:
             answer = Answer(b"not a request\n", HTTPStatus(error.error_status_hint))
         else:
-            if not isinstance(event, h11.Request):
-                return  # it has gone without a word
+            if not isinstance(event, h11.Request) or place not in self._places:
+                return  # it has gone without a word, or given way
             method = event.method
+            self._places[place] = False
             answer = await self._answer(method, event.target)
+        if self._places.pop(place, None) is None:
+            return
+        self._places[place] = True  # the last of those that wait
+        place.set_write_buffer_limits(0)  # drained: the system has all of it
         writer.write(_serialized(connection, answer, has_body=method != b"HEAD"))
         await writer.drain()
 

@@ -89,7 +89,7 @@ HEALTH_WATCHES_MAX = 1_000  # streams; whoever is one too many may call Check
 REFLECTIONS_MAX = 8  # streams, each of which may lie half sent: for people at a terminal
 REFLECTION_S = 60.0
 
-ADMIN_CONNECTIONS_MAX = 32  # a scraper and a few probes; whoever is one too many is closed
+ADMIN_CONNECTIONS_MAX = 32  # a scraper and a few probes; who waits longest gives way to the next
 ADMIN_REQUEST_BYTES_MAX = 8 * KIB  # of the head; nothing is read beyond it
 ADMIN_EXCHANGE_S = 10.0  # from the connection to the answer taken
 ADMIN_FETCH_S = 2.0  # what a worker has to answer its supervisor: a probe waits meanwhile

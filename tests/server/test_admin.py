@@ -14,6 +14,10 @@ import pytest
 from resultd_server import admin, limits, local_sockets
 from resultd_server.admin import AdminServer, Answer, verdict
 from tests.support.http import get_soon
+from tests.support.in_process import until
+
+GET = b"GET /well HTTP/1.1\r\nhost: x\r\n\r\n"
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def well() -> Answer:
@@ -40,11 +44,17 @@ async def said(address: str, request: bytes) -> bytes:
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
     try:
+        return await rest(reader)
+    finally:
+        writer.close()
+
+
+async def rest(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the server closes; nothing, if it is with a reset."""
+    try:
         return await asyncio.wait_for(reader.read(), 10)
     except ConnectionResetError:
         return b""
-    finally:
-        writer.close()
 
 
 async def test_routes_answer_and_what_is_none_is_said(server: str) -> None:
@@ -102,6 +112,15 @@ async def test_who_says_nothing_is_let_go(server: str, monkeypatch: pytest.Monke
     assert await said(server, b"GET /we") == b""
 
 
+async def hold(address: str, count: int, request: bytes = b"GET /we") -> list[Connection]:
+    """So many connections that said this."""
+    host, _, port = address.rpartition(":")
+    held = [await asyncio.open_connection(host, int(port)) for _ in range(count)]
+    for _, writer in held:
+        writer.write(request)
+    return held
+
+
 @pytest.mark.parametrize(
     "silent",
     [
@@ -111,21 +130,83 @@ async def test_who_says_nothing_is_let_go(server: str, monkeypatch: pytest.Monke
         10 * limits.ADMIN_CONNECTIONS_MAX - 1,
     ],
 )
-async def test_one_connection_too_many_is_closed(server: str, silent: int) -> None:
-    """While all places are taken others are closed at once; a free place serves again."""
-    host, _, port = server.rpartition(":")
-    held = [await asyncio.open_connection(host, int(port)) for _ in range(silent)]
-    request = b"GET /well HTTP/1.1\r\nhost: x\r\n\r\n"
-    too_many = silent >= limits.ADMIN_CONNECTIONS_MAX
-    if too_many:  # those beyond are closed without a word, and so is one more
-        beyond = held[limits.ADMIN_CONNECTIONS_MAX :]
-        assert [await reader.read() for reader, _ in beyond] == [b""] * len(beyond)
-    got = await said(server, request)
-    assert got == b"" if too_many else got.startswith(b"HTTP/1.1 200 ")
+async def test_who_says_nothing_keeps_nobody_out(server: str, silent: int) -> None:
+    """With all places held by half a request, or none, a probe is answered at once: who waited
+    longest is closed for it, and the others are not.
+    """
+    held = await hold(server, silent)
+    assert (await said(server, GET)).startswith(b"HTTP/1.1 200 ")
+    gone = max(0, silent + 1 - limits.ADMIN_CONNECTIONS_MAX)
+    assert [await rest(reader) for reader, _ in held[:gone]] == [b""] * gone
+    for reader, writer in held[gone:]:
+        writer.write(GET.removeprefix(b"GET /we"))
+        assert (await rest(reader)).startswith(b"HTTP/1.1 200 ")
     for _, writer in held:
         writer.close()
-    while not (await said(server, request)).startswith(b"HTTP/1.1 200 "):
-        continue
+
+
+async def test_one_that_is_answered_too_many_is_closed() -> None:
+    """Whose answer is being made keeps its place: while all are such others are closed at once,
+    and a free place serves again.
+    """
+    gate, begun = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def slow() -> Answer:
+        begun.release()
+        await gate.wait()
+        return verdict("")
+
+    serving = AdminServer({"/well": slow})
+    address = await serving.start("127.0.0.1:0")
+    held = await hold(address, limits.ADMIN_CONNECTIONS_MAX, GET)
+    for _ in held:
+        await begun.acquire()
+    assert await said(address, GET) == b""
+    gate.set()
+    for reader, writer in held:
+        assert (await rest(reader)).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+    assert (await said(address, GET)).startswith(b"HTTP/1.1 200 ")
+    await serving.close()
+
+
+@pytest.mark.parametrize("taken", [True, False])
+async def test_who_does_not_take_its_answer_is_let_go(
+    monkeypatch: pytest.MonkeyPatch, *, taken: bool
+) -> None:
+    """A page that nobody reads is kept for as long as an exchange may take, and no longer; who
+    reads it has all of it.
+    """
+    page, asked = b"x" * 60_000, asyncio.Event()
+
+    async def large() -> Answer:
+        asked.set()
+        return Answer(page)
+
+    serving = AdminServer({"/well": large})
+    host, _, port = (await serving.start("127.0.0.1:0")).rpartition(":")
+    assert serving._server is not None
+    serving._server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)  # the system takes little
+        connection.connect((host, int(port)))
+        if not taken:
+            monkeypatch.setattr(limits, "ADMIN_EXCHANGE_S", 0.05)
+        connection.sendall(GET)
+        if not taken:
+            await asked.wait()
+            await until(lambda: not serving._under_way)
+        assert (await asyncio.to_thread(_all_of, connection)).endswith(b"\r\n\r\n" + page) == taken
+    await serving.close()
+
+
+def _all_of(connection: socket.socket) -> bytes:
+    found = bytearray()
+    connection.settimeout(10)
+    with contextlib.suppress(ConnectionResetError):
+        while data := connection.recv(1_000_000):
+            found += data
+    return bytes(found)
 
 
 async def test_a_taken_port_is_said() -> None:
