@@ -197,7 +197,11 @@ def _of_engine(stats: EngineStats) -> Iterator[Metric]:
     yield _gauge(
         "resultd_writer_busy_seconds", "How long the commit under way has taken.", stats.writing_s
     )
-    yield _counter("resultd_revocations_total", "Tasks asked to stop.", stats.revocations)
+    yield _counter(
+        "resultd_revocations_total",
+        "Tasks named in calls to stop them: again each time, and those that had ended, too.",
+        stats.revocations,
+    )
     yield _counter(
         "resultd_groups_expired_incomplete_total",
         "Groups that expired before they were complete.",

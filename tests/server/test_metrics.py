@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,22 @@ async def test_the_store_is_measured(tmp_path: Path) -> None:
     assert value(seen, "resultd_disk_free_bytes") > 0
     assert value(seen, "resultd_store_readers") <= value(seen, "resultd_store_readers_limit")
     assert value(seen, "resultd_ready") == 1
+
+
+async def test_a_revocation_counts_however_often_it_comes() -> None:
+    """As its help says: who asks in a loop, or for what has ended, is seen."""
+    async with serving(**ADMIN) as served:
+        await served.results.StoreResult(reports.success("ended"))
+        for _ in range(2):
+            await served.workers.RevokeTasks(
+                worker_pb.RevokeTasksRequest(task_ids=["ended", "b", "c"])
+            )
+        seen = await page(served)
+    assert value(seen, "resultd_revocations_total") == 6
+    [told] = re.findall("^# HELP resultd_revocations_total (.*)$", seen, re.MULTILINE)
+    assert told == (
+        "Tasks named in calls to stop them: again each time, and those that had ended, too."
+    )
 
 
 async def test_what_the_sweeper_did_is_counted() -> None:

@@ -71,6 +71,7 @@ class EngineStats(NamedTuple):
     writing_s: float = 0.0
     """How long the writer has been at what it is at; 0 while it rests."""
     revocations: int = 0
+    """Tasks named in revocations that were answered, ended and repeated ones included."""
     groups_incomplete: int = 0
     """Groups that expired before they were complete, found by sweeps and by who declared them
     again before."""
