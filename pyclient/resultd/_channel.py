@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from resultd import _files, _fork, _gevent, _status, _stubs, _unary
+from resultd import _files, _fork, _gevent, _status, _stranded, _stubs, _unary
 from resultd._credential import Credential, Metadata
 from resultd._deputies import Errand, deputies, needed
 from resultd._effects import Call, Effect, Mailbox, Op, Open, Receive, Reconnect, Report, Sleep, run
@@ -22,13 +22,15 @@ from resultd._reporter import ThreadReporter
 from resultd._stream import QueueMailbox, Reading, ThreadStream
 from resultd._url import Url
 from resultd._watcher import Owner, Watcher
-from resultd.errors import ClientClosedError, ResultdError, UnavailableError
+from resultd.errors import ClientClosedError, ResultdError, UnavailableError, make
 
 T = TypeVar("T")
 
 RECEIVE_BYTES_MAX = 16 * 1024 * 1024
 # Of a file. What a system trusts, all together, has some 0.3 MB.
 CERTIFICATES_BYTES_MAX = 16 * 1024 * 1024
+# Seconds after its timeout at which a call is given up that gRPC should have ended by then.
+LATE_MAX = 1.0
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -167,10 +169,12 @@ class Endpoint:
                 self._in_flight.add(token)  # before a fork can look
             metadata = self._credential.metadata
             if effect.patient:
-                return self._await_call(method, effect, metadata, errand)
+                return self._await_call(effect, metadata, errand)
             return method(effect.request, timeout=effect.timeout, metadata=metadata)
         except grpc.FutureCancelledError:  # the channel was closed
             failed = _closed_under_us()
+        except grpc.FutureTimeoutError:
+            failed = make("DEADLINE_EXCEEDED", "gRPC did not end the call in time")
         except grpc.RpcError as error:
             failed = self._failed(error, effect, metadata, generation)
         except ValueError:  # what grpc raises on a channel that was closed meanwhile
@@ -201,31 +205,49 @@ class Endpoint:
             found.renewed = self._credential.renew(metadata)
         return found
 
-    def _await_call(
-        self, method: Any, effect: Call, metadata: Metadata, errand: Errand[Any] | None
-    ) -> Any:
-        # As a future, which can be cancelled: this one may take its whole time.
-        call = method.future(
-            effect.request, timeout=effect.timeout, metadata=metadata, wait_for_ready=True
-        )
-        if errand is not None:
-            errand.stop_with(call.cancel)
+    def _await_call(self, effect: Call, metadata: Metadata, errand: Errand[Any] | None) -> Any:
+        how = {"timeout": effect.timeout, "metadata": metadata, "wait_for_ready": True}
+        with _fork.gate:
+            method = self._method(effect.method)
+            call = self._begin(method, effect, how) if errand is not None else None
+        if errand is None or call is None:
+            return method(effect.request, **how)
+        # This one may take its whole time, and can be cancelled.
+        errand.stop_with(call.cancel)
         try:
-            return method.read(call.result())
+            return method.read(call.result(effect.timeout + LATE_MAX))
         finally:
             call.cancel()  # if it goes on
 
+    def _begin(self, method: Any, effect: Call, how: dict[str, Any]) -> Any:
+        """Begin a call as a future; None where there can be no thread, which futures need."""
+        if not _stranded.save_all():
+            return None
+        try:
+            return method.future(effect.request, **how)
+        except _stranded.NO_THREAD as error:
+            self._give_up(error)
+            raise _stranded.error(error) from error
+
     def _open(self, effect: Open) -> ThreadStream:
         with _fork.gate:
+            if not _stranded.save_all():
+                raise _stranded.error()
             method = self._method(effect.method)
             metadata = self._credential.metadata
-            return ThreadStream(
-                lambda request: method(request, metadata=metadata, wait_for_ready=effect.patient),
-                effect.request,
-                self._streams,
-                self._generation,
-                lambda error: self._explain(error, metadata),
-            )
+            try:
+                return ThreadStream(
+                    lambda request: method(
+                        request, metadata=metadata, wait_for_ready=effect.patient
+                    ),
+                    effect.request,
+                    self._streams,
+                    self._generation,
+                    lambda error: self._explain(error, metadata),
+                )
+            except _stranded.NO_THREAD as error:
+                self._give_up(error)
+                raise _stranded.error(error) from error
 
     def _reconnect(self, generation: int) -> None:
         with _fork.gate:
@@ -257,6 +279,7 @@ class Endpoint:
         with _fork.gate:
             self._cancel_streams()
             self._close_channel()
+            _stranded.save_all()
 
     def end(self, owner: Owner) -> None:
         """End the waits and streams of one client among those that use this."""
@@ -281,13 +304,23 @@ class Endpoint:
             stream.join(deadline)
 
     def _close_channel(self) -> None:
+        channel = self._take_channel()
+        if channel is not None:
+            # Without the gate, which who forks holds.
+            deputies.do(lambda _: channel.close()) if needed() else channel.close()
+
+    def _give_up(self, error: BaseException) -> None:
+        """Leave a channel on which no call can be begun: a thread of gRPC's was lacking."""
+        channel = self._take_channel()
+        if channel is not None:
+            _stranded.give_up(channel, error)
+
+    def _take_channel(self) -> grpc.Channel | None:
         channel, self._channel = self._channel, None
         self._methods = {}
         self._grpc_lock = None
         self._generation += 1
-        if channel is not None:
-            # Without the gate, which who forks holds.
-            deputies.do(lambda _: channel.close()) if needed() else channel.close()
+        return channel
 
     def before_fork(self, deadline: float) -> None:
         """Leave gRPC, with every thread; the gate stays shut until after the fork."""
@@ -295,6 +328,8 @@ class Endpoint:
         for stream in self._cancel_streams():
             stream.join(deadline)
         self._close_channel()
+        if _stranded.left():
+            deputies.do(lambda _: _stranded.save_all()) if needed() else _stranded.save_all()
         self._background_join(deadline)
         while self._in_flight and time.monotonic() < deadline:
             time.sleep(0.0005)  # calls of other threads, on their way out with CANCELLED

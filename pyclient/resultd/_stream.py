@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from resultd import _stranded
 from resultd._deputies import deputies
 from resultd.errors import ResultdError, UnavailableError
 
@@ -137,9 +138,21 @@ class Reading:
         self._reader = threading.Thread(target=self._read, name="resultd-stream", daemon=True)
 
     def begin(self) -> None:
-        """Read from now on."""
+        """Read from now on.
+
+        Raises:
+            UnavailableError: there can be no thread for it; the call is ended.
+        """
         self._alive.add(self)
-        self._reader.start()
+        try:
+            self._reader.start()
+        except _stranded.NO_THREAD as error:
+            self._alive.discard(self)
+            self._over = True
+            self.requests.put(None)
+            self._call.cancel()
+            self._call = None  # here, not where the error will be dropped
+            raise _stranded.error(error) from error
 
     def cancel(self) -> None:
         """End the call. Never blocks, may be repeated: a deputy does what enters gRPC."""

@@ -6,11 +6,13 @@ import datetime
 import threading
 from pathlib import Path
 
+import grpc
 import pytest
 
-from resultd import _channel, _url
+from resultd import _channel, _unary, _url
 from resultd._effects import Call, Reconnect
 from resultd.client import Client
+from resultd.errors import ResultdError
 from resultd.testing import Server
 from resultd.v1 import result_service_pb2
 
@@ -81,6 +83,26 @@ def test_calls_under_way_survive_a_new_connection(client: Client) -> None:
     for thread in threads:
         thread.join(20)
     assert errors == []
+
+
+def test_a_call_that_grpc_does_not_end_is_given_up(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Soon after its timeout, whatever has become of gRPC's thread."""
+    waited: list[float] = []
+
+    class Endless:
+        def result(self, timeout: float) -> None:
+            waited.append(timeout)
+            raise grpc.FutureTimeoutError
+
+        def cancel(self) -> None:
+            """As a future can be."""
+
+    monkeypatch.setattr(_unary.Unary, "future", lambda *_, **__: Endless())
+    with pytest.raises(ResultdError) as raised:
+        client._open().handle(Call("GetServerInfo", _info(), 5, patient=True))
+    assert (raised.value.code, waited) == ("DEADLINE_EXCEEDED", [5 + _channel.LATE_MAX])
 
 
 def _info() -> result_service_pb2.GetServerInfoRequest:
