@@ -7,6 +7,7 @@ its channel and its one `Watch` stream; the last one to close it closes them.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -122,6 +123,9 @@ class Endpoint:
 
     def spawn(self, op: Op[None], failed: Callable[[BaseException], None]) -> None:
         """Drive an operation in a daemon thread; `failed` is told if there can be none."""
+        if sys.is_finalizing():
+            failed(_too_late())
+            return
         deputies.leave(lambda: self._spawn(op, failed))
 
     def _spawn(self, op: Op[None], failed: Callable[[BaseException], None]) -> None:
@@ -195,7 +199,8 @@ class Endpoint:
         if generation != self._generation:
             return _closed_under_us()
         found = self._explain(error, metadata)
-        if found.code == "DEADLINE_EXCEEDED" and self.url.is_silence(effect.timeout):
+        silent = found.code == "DEADLINE_EXCEEDED" and self.url.is_silence(effect.timeout)
+        if silent and not sys.is_finalizing():  # another connection could not be made then
             _deputed(lambda: self._reconnect(generation))  # as silent as a stream can be
         return found
 
@@ -230,6 +235,8 @@ class Endpoint:
             raise _stranded.error(error) from error
 
     def _open(self, effect: Open) -> ThreadStream:
+        if sys.is_finalizing():
+            raise _too_late()
         with _fork.gate:
             if not _stranded.save_all():
                 raise _stranded.error()
@@ -266,7 +273,12 @@ class Endpoint:
     def _connect(self) -> grpc.Channel:
         _gevent.prepare()
         self._credential.load()
-        return connect(self.url)
+        try:
+            return connect(self.url)
+        except ImportError:  # gRPC imports as it connects
+            if sys.is_finalizing():
+                raise _too_late() from None
+            raise
 
     # The end, and forks
 
@@ -366,6 +378,13 @@ def _deputed(work: Callable[[], T]) -> T:
 def _closed_under_us() -> ResultdError:
     error = UnavailableError("the connection was given up while the call was under way")
     error.code = "UNAVAILABLE"
+    return error
+
+
+def _too_late() -> ResultdError:
+    """What a finaliser gets that runs while the interpreter ends, when no thread runs any more."""
+    error = UnavailableError("the interpreter is ending: no wait and no connection begins any more")
+    error.code = "FAILED_PRECONDITION"  # and so not tried again
     return error
 
 

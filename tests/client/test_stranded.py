@@ -159,3 +159,51 @@ def test_a_stream_that_lacks_another_thread_is_ended(
         (frame,) = stream.mailbox.receive(5)
         assert frame.control.sequence == 1
         stream.cancel()
+
+
+FINALISER = """
+import builtins, os, signal
+from resultd import Client, ResultdError  # late imports fail when it runs
+from resultd.testing import Server
+
+class Late:
+    def __del__(self):
+        for work in self.work:
+            try:
+                said = str(work())
+            except ResultdError as error:
+                said = type(error).__name__
+            os.write(1, said.encode() + b"\\n")
+
+signal.alarm({seconds})
+server = Server().start()
+client = Client(server.url + "?timeout=1&attempt_timeout=0.5")
+client.store_result("stored", 1)
+if {away}:
+    server.stop()
+builtins.late = Late()
+builtins.late.work = [
+    lambda: client.store_result("late", 2).disposition,
+    lambda: client.AsyncResult("never").get(timeout=0.5),
+    lambda: list(client.group("none").iterate(timeout=0.5)),
+]
+"""
+
+
+@pytest.mark.parametrize(
+    ("away", "said"),
+    [
+        (False, ["APPLIED", "UnavailableError", "UnavailableError"]),
+        (True, ["UnavailableError", "TimeoutError", "UnavailableError"]),
+    ],
+    ids=["there", "away"],
+)
+def test_a_finaliser_at_the_interpreters_end_is_answered_in_its_time(
+    away: bool, said: list[str]
+) -> None:
+    """Calls are made, and tried again; waits are refused, as no thread runs any more."""
+    program = FINALISER.format(seconds=SECONDS, away=away)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=SECONDS + 20
+    )
+    assert (done.returncode, done.stdout.splitlines()) == (0, said), done.stderr
