@@ -207,10 +207,16 @@ class AioEndpoint:
         return LoopMailbox(self._running())
 
     def spawn(self, op: Op[None], failed: Callable[[BaseException], None]) -> None:
-        """Drive an operation in a task."""
+        """Drive an operation in a task; `failed` is told if that is cancelled."""
         task = self._start(run_async(op, self.handle))
         self._watching.add(task)
-        task.add_done_callback(self._watching.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._watching.discard(task)
+            if task.cancelled():  # perhaps before its first step: the operation saw nothing of it
+                failed(asyncio.CancelledError())
+
+        task.add_done_callback(ended)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._running().create_task(work, name="resultd")

@@ -178,10 +178,11 @@ class Callback:
 class Turn:
     """An operation that was asked for."""
 
-    __slots__ = ("begun",)
+    __slots__ = ("begun", "broken")
 
     def __init__(self) -> None:
         self.begun = False  # or it never will
+        self.broken = False  # and who waited was told
 
 
 class Watcher:
@@ -365,8 +366,13 @@ class Watcher:
                     return
 
     def _break_down(self, epoch: int, turn: Turn, error: BaseException) -> None:
-        """Tell everybody who waits: nothing will come; the next wait starts again."""
+        """Tell everybody who waits: nothing will come; the next wait starts again.
+
+        Once: a shell may say again what the operation has said itself.
+        """
         turn.begun = True
+        if turn.broken:
+            return
         if epoch != self.epoch:
             return
         with self._lock:
@@ -374,6 +380,7 @@ class Watcher:
                 return  # another one runs
             self._running = None
             waiters = self._hub.clear()
+            turn.broken = True
         told = UnavailableError(f"waiting broke down: {error!r}")
         told.__cause__ = error
         for waiter in waiters:

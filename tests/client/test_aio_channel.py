@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -136,3 +138,27 @@ async def test_streams_that_break_leave_no_task_behind(
     gc.collect()
     await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
     assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+async def test_waits_outlive_a_background_task_cancelled_before_its_first_step(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits is told, and the next wait begins another."""
+    async with aio.Client(server.url) as client:
+        await client.server_info()
+        endpoint = client._endpoint
+        assert endpoint is not None
+        start = endpoint._start
+
+        def cancelled(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            task = start(work)
+            task.cancel()
+            return task
+
+        with monkeypatch.context() as patched:
+            patched.setattr(endpoint, "_start", cancelled)
+            with pytest.raises(UnavailableError, match="waiting broke down"):
+                await asyncio.wait_for(client.AsyncResult("cancelled-early").get(), 5)
+        waiting = asyncio.create_task(client.AsyncResult("cancelled-early").get())
+        await client.store_result("cancelled-early", 2)
+        assert await asyncio.wait_for(waiting, 5) == 2

@@ -287,3 +287,14 @@ def test_an_operation_that_cannot_be_begun_says_so(port: IdlePort, watcher: Watc
     next(port.spawned[1])
     port.failed[0](RuntimeError("late"))  # of one that was not needed any more
     assert items(other) == []
+
+
+def test_a_break_down_that_is_said_again_changes_nothing(port: IdlePort, watcher: Watcher) -> None:
+    """Not for a wait that began meanwhile."""
+    first = wait_for(watcher, "a")
+    port.failed[0](RuntimeError("cancelled"))
+    assert len(items(first)) == 1
+    second = wait_for(watcher, "a")
+    port.failed[0](RuntimeError("cancelled"))
+    assert (items(second), len(port.spawned)) == ([], 2)
+    assert watcher._hub.wanted
