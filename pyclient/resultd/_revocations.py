@@ -18,6 +18,9 @@ from resultd.v1 import stream_pb2, worker_service_pb2
 
 logger = logging.getLogger("resultd")
 
+# What only a stream says that does its work, or has done it.
+_WORKS = (stream_pb2.CONTROL_KIND_SYNCED, stream_pb2.CONTROL_KIND_END)
+
 
 class Revocation(NamedTuple):
     """A task that is to stop."""
@@ -43,6 +46,7 @@ class Revocations:
         self._stream: Stream | None = None
         self._bell = bell
         self._closed = False
+        self._breaks = 0  # one after the other, without a stream in between that did its work
 
     def add(self, task_ids: Iterable[str]) -> None:
         """Run more tasks."""
@@ -75,20 +79,18 @@ class Revocations:
 
     def listen(self) -> Op[None]:
         """Emit revocations until `close`."""
-        breaks = 0
         while not self._closed:
             stream: Stream = yield Open("WatchRevocations", None)
             try:
                 self._begin(stream)
                 pause = yield from self._read(stream)
-                breaks = 0
             except ResultdError as error:
                 if self.closed:
                     return
                 if error.final:
                     raise
-                pause = _backoff.full_jitter(breaks, error.retry_delay)
-                breaks += 1
+                pause = _backoff.full_jitter(self._breaks, error.retry_delay)
+                self._breaks += 1
             finally:
                 self._stream = None
                 stream.cancel()
@@ -123,6 +125,8 @@ class Revocations:
                 if isinstance(frame, ResultdError):
                     raise frame
                 stream.taken()
+                if frame.revocations or frame.control.kind in _WORKS:
+                    self._breaks = 0
                 for revocation in frame.revocations:
                     if self._is_news(revocation.task_id):
                         yield Emit(_read_revocation(revocation))

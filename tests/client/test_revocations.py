@@ -8,10 +8,12 @@ from collections.abc import Callable
 import pytest
 from google.protobuf.message import Message
 
+from resultd import _backoff
 from resultd._effects import Effect, Open, Receive
 from resultd._revocations import Revocation, Revocations
 from resultd._stream import QueueMailbox
 from resultd.client import Client
+from resultd.errors import UnavailableError
 from resultd.testing import Server
 from resultd.v1 import stream_pb2, worker_service_pb2
 from tests.support.tcp_proxy import TcpProxy
@@ -135,6 +137,31 @@ def test_a_watch_that_is_drained_waits_as_long_as_it_is_told_and_by_chance() -> 
     assert max(drained) <= 0.6
     assert len(set(drained)) == len(drained)
     assert set(pauses(stream_pb2.END_REASON_MAX_AGE, 3)) == {0.0}
+
+
+def test_a_stream_that_did_its_work_ends_a_row_of_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many broke over the time of a watch, the next break is a first one."""
+    rows: list[int] = []
+
+    def spied(tries: int, _: float | None = None) -> float:
+        rows.append(tries)
+        return 0.0
+
+    monkeypatch.setattr(_backoff, "full_jitter", spied)
+    synced = worker_service_pb2.WatchRevocationsResponse()
+    synced.control.kind = stream_pb2.CONTROL_KIND_SYNCED
+    told = worker_service_pb2.WatchRevocationsResponse()
+    told.revocations.add(task_id="of another")
+    cut = UnavailableError("cut")
+    op = Revocations(["a"], 20.0, QueueMailbox()).listen()
+    next(op)
+    for frames in ([cut], [cut], [synced, cut], [cut], [told, cut], [cut], [cut]):
+        effect = op.send(StreamDouble())
+        assert isinstance(effect, Receive)
+        while isinstance(effect, Receive):
+            effect = op.send(frames)
+    op.close()
+    assert rows == [0, 1, 0, 1, 0, 1, 2]
 
 
 def test_a_client_closed_right_after_its_watch_is_no_error(server: Server) -> None:
