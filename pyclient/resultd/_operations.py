@@ -182,15 +182,21 @@ class Operations:
         return forgotten
 
     def revoke(
-        self, task_ids: Iterable[str], terminate: bool, signal: object, reason: str
+        self,
+        task_ids: Iterable[str],
+        terminate: bool,
+        signal: object,
+        reason: str,
+        limit: float | None = None,
     ) -> Op[RevokeOutcome]:
-        """Ask that tasks be stopped."""
+        """Ask that tasks be stopped; `limit` is for all of them."""
         found: tuple[list[str], list[str], list[str]] = ([], [], [])
+        deadline = Deadline(limit)
         for page in chunks(list(task_ids)):
             request = worker_service_pb2.RevokeTasksRequest(
                 task_ids=page, terminate=terminate, signal=signal_name(signal), reason=reason
             )
-            response = yield from self.call("RevokeTasks", request)
+            response = yield from self.call("RevokeTasks", request, limit=deadline.left())
             found[0].extend(response.revoked_task_ids)
             found[1].extend(response.requested_task_ids)
             found[2].extend(response.terminal_task_ids)

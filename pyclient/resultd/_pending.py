@@ -25,7 +25,7 @@ INTERVAL = 0.5
 
 
 def read_limit(deadline: Deadline) -> float | None:
-    """Seconds that a wait gives a read; None for as long as any call."""
+    """Seconds that a wait gives a read, or another call; None for as long as any call."""
     left = deadline.left()
     return None if left is None else max(left, READ_AT_LEAST)
 

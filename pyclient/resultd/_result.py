@@ -16,7 +16,7 @@ from resultd import _blocking, _failures, _records, states
 from resultd._deadline import Deadline
 from resultd._effects import Emit, Op, each
 from resultd._graph import DependencyGraph
-from resultd._pending import Pending
+from resultd._pending import Pending, read_limit
 from resultd._promise import Promise
 from resultd._watcher import Callback
 from resultd.errors import IncompleteStream, ResultdError, SerializationError
@@ -331,9 +331,7 @@ class ResultCore(ResultBase):
     def _revoke(
         self, terminate: bool, signal: object, wait: bool, timeout: float | None
     ) -> Op[None]:
-        yield from self._client.operations.revoke([self.id], terminate, signal, "")
-        if wait:
-            yield from wait_all(self._client, [self], timeout)
+        yield from revoke_all(self._client, [self], terminate, signal, wait, timeout)
 
     def _find_parent(self) -> Op[Any]:
         """Give the parent this result was made with, else the one its record names."""
@@ -439,6 +437,24 @@ def wait_all(client: ClientCore, results: list[ResultCore], timeout: float | Non
     finally:
         pending.close()
     return True
+
+
+def revoke_all(
+    client: ClientCore,
+    results: list[ResultCore],
+    terminate: bool,
+    signal: object,
+    wait: bool,
+    timeout: float | None,
+) -> Op[None]:
+    """Ask that all be stopped; with `wait`, wait for that too. `timeout` is for both, then."""
+    deadline = Deadline(timeout if wait else None)
+    ids = dict.fromkeys(result.id for result in results)
+    if ids:
+        limit = read_limit(deadline)
+        yield from client.operations.revoke(ids, terminate, signal, "", limit)
+    if wait:
+        yield from wait_all(client, results, deadline.left())
 
 
 def _raise(value: Any) -> NoReturn:

@@ -10,7 +10,7 @@ from resultd._deadline import Deadline
 from resultd._effects import Emit, Op, each, spread
 from resultd._pending import Pending
 from resultd._promise import Promise
-from resultd._result import Meta, ResultBase, ResultCore, forget_all, wait_all
+from resultd._result import Meta, ResultBase, ResultCore, forget_all, revoke_all
 
 if TYPE_CHECKING:
     from resultd._core import ClientCore
@@ -313,11 +313,7 @@ class SetCore(ResultBase):
         self, terminate: bool, signal: object, wait: bool, timeout: float | None
     ) -> Op[None]:
         found = [leaf for leaf in self._leaves() if leaf.backend is not None]
-        ids = dict.fromkeys(leaf.id for leaf in found)
-        if ids:
-            yield from self._client.operations.revoke(ids, terminate, signal, "")
-        if wait:
-            yield from wait_all(self._client, found, timeout)
+        yield from revoke_all(self._client, found, terminate, signal, wait, timeout)
 
     # Callbacks
 

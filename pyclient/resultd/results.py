@@ -191,7 +191,11 @@ class AsyncResult(ResultCore):
             terminate: end the work even if it has begun.
             signal: with what: 'SIGTERM', 'TERM', `signal.SIGTERM`.
             wait: return only when the task is in a terminal state.
-            timeout: seconds to wait at most, with `wait`.
+            timeout: seconds to wait at most, with `wait`, for the server to take it and then for
+                that state. That it was not reached is no error.
+
+        Raises:
+            UnavailableError: no server took it.
         """
         self._run(self._revoke(terminate, signal, wait, timeout))
 
