@@ -57,6 +57,8 @@ def credentials(url: Url) -> grpc.ChannelCredentials:
 def options(url: Url) -> list[tuple[str, int | str]]:
     """Return the channel options for an address."""
     chosen: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
+    if url.here:  # a proxy that the environment names would look for it on its own host
+        chosen.append(("grpc.enable_http_proxy", 0))
     if url.server_name:
         chosen.append(("grpc.ssl_target_name_override", url.server_name))
     return chosen

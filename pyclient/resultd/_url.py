@@ -15,6 +15,7 @@ TOKEN_VARIABLE = "RESULTD_TOKEN"
 TOKEN_FILE_VARIABLE = "RESULTD_TOKEN_FILE"
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_HERE = re.compile(r"dns:///(localhost|127(\.\d+){3}|\[::1\]):\d+")
 _SCHEMES = ("resultd", "resultds", "resultd+unix")
 # What may stand behind the "?", and for which schemes only.
 _QUERY_KEYS: dict[str, tuple[str, ...]] = {
@@ -59,6 +60,11 @@ class Url:
     def secure(self) -> bool:
         """Whether the connection is encrypted."""
         return self.scheme == "resultds"
+
+    @property
+    def here(self) -> bool:
+        """Whether the address names this host's loopback."""
+        return _HERE.fullmatch(self.target) is not None
 
     def is_silence(self, seconds: float) -> bool:
         """Whether a call without an answer for so long says that its connection is dead."""

@@ -9,12 +9,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from resultd import _channel, _unary, _url
+from resultd import _channel, _unary, _url, aio
 from resultd._effects import Call, Reconnect
 from resultd.client import Client
 from resultd.errors import ResultdError
 from resultd.testing import Server
 from resultd.v1 import result_service_pb2
+from tests.support import addresses
 
 
 def test_clients_of_one_address_share_an_endpoint(server: Server) -> None:
@@ -46,6 +47,30 @@ def test_tls_takes_certificates_from_files(tmp_path: Path) -> None:
         _channel.credentials(_url.parse(f"resultds://h?ca={tmp_path}/large.pem"))
     with pytest.raises(OSError, match="nix"), Client(f"resultds://h?ca={tmp_path}/nix") as client:
         client.server_info()
+
+
+async def test_loopback_is_reached_without_the_environments_proxy(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which would ask for its own loopback. All other hosts are, as gRPC does."""
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, f"http://{addresses.free_address()}")
+    for name in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    url = f"{server.url}/without-a-proxy?timeout=2"
+    with Client(url) as client:
+        assert client.server_info().engine
+    async with aio.Client(url) as asynchronous:
+        assert (await asynchronous.server_info()).engine
+    direct = ("grpc.enable_http_proxy", 0)
+    for host, here in [
+        ("localhost", True),
+        ("[::1]", True),
+        ("127.1.2.3", True),
+        ("127.example.org", False),
+        ("10.0.0.1", False),
+    ]:
+        assert (direct in _channel.options(_url.parse(f"resultd://{host}"))) == here
 
 
 def test_a_connection_is_given_up_once_however_many_complain(client: Client) -> None:
