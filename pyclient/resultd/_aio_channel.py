@@ -100,12 +100,14 @@ class LoopStream:
         self._requests = LoopMailbox(loop)
         self._alive = alive
         self._explain = explain
-        self._call = start(request)
+        self._call: Any = start(request)
         alive.add(self)
         self._end: ResultdError = UnavailableError("the stream ended without saying why")
         # Not an iterator of requests: gRPC leaves the task that would read it behind.
         self._writer = loop.create_task(self._write()) if request is None else None
-        self.reader = loop.create_task(self._read(), name="resultd-stream")
+        self.reader: asyncio.Task[None] | None = loop.create_task(
+            self._read(), name="resultd-stream"
+        )
         # Not at the task's end: a task that is cancelled before its first step has none.
         self.reader.add_done_callback(self._ended)
 
@@ -119,15 +121,17 @@ class LoopStream:
 
     def cancel(self) -> None:
         """End the call."""
-        self._call.cancel()
-        self.reader.cancel()
+        if self.reader is not None:
+            self._call.cancel()
+            self.reader.cancel()
 
     async def _write(self) -> None:
         # An end that is found here the reader hears of too, and says why.
+        call = self._call
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while True:
                 for request in await self._requests.receive(None):
-                    await self._call.write(request)
+                    await call.write(request)
 
     async def _read(self) -> None:
         try:
@@ -144,6 +148,9 @@ class LoopStream:
         self._call.cancel()  # abandoned calls of grpc.aio live on
         if self._writer is not None:
             self._writer.cancel()
+        # What ended the tasks holds their frames, which hold this: gRPC's threads would stay,
+        # and come upon a loop that is closed, until somebody collects garbage.
+        self.reader = self._writer = self._call = None
         self._alive.discard(self)
         self.mailbox.put(self._end)
 
@@ -237,12 +244,17 @@ class AioEndpoint:
         streams = list(self._streams)
         for stream in streams:
             stream.cancel()
-        tasks = [*self._tasks, *self._closing, *(stream.reader for stream in streams)]
+        tasks = [
+            *self._tasks,
+            *self._closing,
+            *(stream.reader for stream in streams if stream.reader),
+        ]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._closed = True  # not before: our own tasks were cancelled indeed
         channel, self._channel = self._channel, None
+        self._methods = {}  # which keep gRPC's threads until they are collected
         if channel is not None:
             await channel.close()
 

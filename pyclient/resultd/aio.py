@@ -13,6 +13,7 @@ What is a property of the blocking results and asks the server is a method here:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -350,5 +351,7 @@ class RevocationWatch:
         await self.close()
 
     async def _call_back(self, callback: Callable[[Revocation], object]) -> None:
-        async for revocation in self._iterator:
-            tell(callback, revocation)
+        # Nobody awaits this task: what it raised would be said by the garbage collector.
+        with contextlib.suppress(ClientClosedError):
+            async for revocation in self._iterator:
+                tell(callback, revocation)

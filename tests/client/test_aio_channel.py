@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import Coroutine
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from resultd import _url, aio
 from resultd._aio_channel import AioEndpoint, LoopMailbox
 from resultd._effects import Call, Open, Reconnect
 from resultd.errors import ClientClosedError, ResultdError, UnavailableError
+from resultd.errors import TimeoutError as WaitTimeout
 from resultd.testing import Server
 from resultd.v1 import result_service_pb2
 from tests.support import workers
@@ -162,3 +165,39 @@ async def test_waits_outlive_a_background_task_cancelled_before_its_first_step(
         waiting = asyncio.create_task(client.AsyncResult("cancelled-early").get())
         await client.store_result("cancelled-early", 2)
         assert await asyncio.wait_for(waiting, 5) == 2
+
+
+def test_a_closed_client_leaves_nothing_for_the_garbage_collector(server: Server) -> None:
+    """Of gRPC: what is left of a channel has threads, which come upon the loop that was closed."""
+
+    async def use() -> weakref.ref[grpc.aio.Channel]:
+        async with aio.Client(server.url) as client:
+            await client.store_result("collected", 1)
+            with pytest.raises(WaitTimeout):
+                await client.AsyncResult("never").get(timeout=0.01)
+            assert client._endpoint is not None
+            assert client._endpoint._channel is not None
+            return weakref.ref(client._endpoint._channel)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert asyncio.run(use())() is None
+    finally:
+        gc.enable()
+
+
+def test_a_client_closed_over_its_watch_is_no_error(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The task that calls back ends quietly."""
+
+    async def use() -> None:
+        async with aio.Client(server.url) as client:
+            client.watch_revocations(["never"], callback=print)
+            await client.server_info()
+        await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+
+    asyncio.run(use())
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
