@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
 logger = logging.getLogger("resultd")
+
+# Of all promises: held for a few steps, and renewed by one in a forked child, where another thread
+# may have held it. One that may be taken again, by a finaliser in the midst of these steps.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 Listener = tuple[Callable[[Any], object], "Callable[[BaseException], object] | None"]
 
@@ -23,7 +37,6 @@ class Promise:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._listeners: list[Listener] = []
         self.ready = False
         self.value: Any = None
@@ -36,7 +49,7 @@ class Promise:
 
     def renew(self) -> None:
         """Be as if never fulfilled, for who listens from now on; what was thrown stays."""
-        with self._lock:
+        with _lock:
             if self.reason is None:
                 self.ready, self.value = False, None
 
@@ -54,7 +67,7 @@ class Promise:
         on_error: Callable[[BaseException], object] | None = None,
     ) -> Promise:
         """Call `callback(value)` when the promise is fulfilled."""
-        with self._lock:
+        with _lock:
             if not self.ready:
                 self._listeners.append((callback, on_error))
                 return self
@@ -63,7 +76,7 @@ class Promise:
         return self
 
     def _settle(self, value: Any, reason: BaseException | None) -> None:
-        with self._lock:
+        with _lock:
             if self.ready:
                 return
             self.ready, self.value, self.reason = True, value, reason

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -46,6 +48,7 @@ class Revocations:
         self._stream: Stream | None = None
         self._bell = bell
         self._closed = False
+        _known.add(self)
         self._breaks = 0  # one after the other, without a stream in between that did its work
 
     def add(self, task_ids: Iterable[str]) -> None:
@@ -97,6 +100,11 @@ class Revocations:
             if pause:
                 yield Receive(self._bell, pause)
 
+    def forked(self) -> None:
+        """Be in a forked child: another thread may have held the lock, the stream is no more."""
+        self._lock = threading.Lock()
+        self._stream = None
+
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
@@ -140,6 +148,18 @@ class Revocations:
             if news:
                 self._told.add(task_id)
             return news
+
+
+_known: weakref.WeakSet[Revocations] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for revocations in _known:
+        revocations.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def tell(callback: Callable[[Revocation], object], revocation: Revocation) -> None:

@@ -10,14 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
 
-from resultd import _fork
+from resultd import _fork, _promise, _revocations
+from resultd._stream import QueueMailbox
 from resultd.client import Client
 from resultd.testing import Server
 
@@ -150,6 +153,57 @@ def test_calls_in_flight_in_other_threads_are_tried_again(
     assert failures == []
     assert codes == [0] * ROUNDS
     assert client.ResultSet([client.AsyncResult(i) for i in stored]).successful()
+
+
+@contextmanager
+def held_by_another(lock: Any) -> Iterator[None]:
+    """A lock, held by a thread that a child does not have."""
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            done.wait(CHILD_SECONDS + 5)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(5)
+        yield
+    finally:
+        done.set()
+        thread.join(20)
+
+
+def test_a_child_can_listen_though_another_thread_did_at_the_fork() -> None:
+    """What it held then, in the midst of a `then()`, is nobody's in the child."""
+    promise = _promise.Promise()
+
+    def listens() -> bool:
+        heard: list[object] = []
+        promise.then(heard.append)
+        promise(1)
+        return heard == [1]
+
+    with held_by_another(_promise._lock):
+        assert exit_code(in_child(listens)) == 0
+    assert listens()
+
+
+def test_a_child_can_tell_what_it_runs_though_another_thread_did_at_the_fork() -> None:
+    """And sends nothing on the parent's stream."""
+    sent: list[object] = []
+    revocations = _revocations.Revocations(["a"], 20.0, QueueMailbox())
+    revocations._stream = SimpleNamespace(send=sent.append)
+
+    def tells() -> bool:
+        revocations.add(["b"])
+        revocations.remove(["a"])
+        return sent == []
+
+    with held_by_another(revocations._lock):
+        assert exit_code(in_child(tells)) == 0
+    assert not tells()  # the parent goes on with it
 
 
 FIRST_CALL = """
