@@ -386,7 +386,7 @@ class Codec:
         if not failure.HasField("args") and RESULT in message.extra:
             return self.decode(message.extra[RESULT])
         kind, module = failure.type, failure.module
-        # A native worker's, of a mere message.
+        # What a native worker writes who says a message and no class.
         ours = not kind or (kind, module) == ("TaskError", "resultd.errors")
         if status == states.REVOKED and (ours or kind == "TaskRevokedError"):
             kind, module = "TaskRevokedError", "celery.exceptions"

@@ -18,6 +18,7 @@ from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import ImproperlyConfigured
 from celery.result import result_from_tuple
+from celery.utils.serialization import ensure_serializable
 from celery.utils.time import get_exponential_backoff_interval
 from kombu.exceptions import EncodeError
 
@@ -31,7 +32,7 @@ from resultd.celery._questions import Questions
 from resultd.celery._records import Codec, is_stored, text_id, ttl_fields
 from resultd.celery._waits import Waits
 from resultd.client import Client
-from resultd.errors import ResultdError, ValueTooLargeError
+from resultd.errors import ResultdError, TaskError, ValueTooLargeError
 from resultd.v1 import group_service_pb2, result_service_pb2, state_pb2
 
 logger = logging.getLogger("resultd.celery")
@@ -147,16 +148,18 @@ class ResultdBackend(AsyncBackendMixin, Backend):
     def store_result(self, task_id: Any, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
         """Store a result; tried again by `result_backend_always_retry`, it is the same report.
 
-        That STARTED cannot be stored is logged: Celery would not run the task, and never say so.
+        Not STARTED: a task that is to begin waits for nobody. Where it cannot be stored that is
+        logged: Celery would not run the task, and never say so.
         """
         with self.codec.one_end():
-            try:
+            if state != states.STARTED:
                 return super().store_result(task_id, result, state, *args, **kwargs)
+            encoded = self.encode_result(result, state)
+            try:
+                self._store_result(task_id, encoded, state, *args, **kwargs)
             except (ResultdError, EncodeError) as error:
-                if state != states.STARTED:
-                    raise
                 logger.warning("Task %s runs, but its STARTED is not stored: %s", task_id, error)
-                return result
+            return encoded
 
     def _store_result(
         self,
@@ -325,9 +328,16 @@ class ResultdBackend(AsyncBackendMixin, Backend):
 
     def encode_result(self, result: Any, state: str) -> Any:
         """Return what is stored; a task may also end with SystemExit."""
-        if state in self.EXCEPTION_STATES and isinstance(result, BaseException):
-            return self.prepare_exception(result)
-        return super().encode_result(result, state)
+        if state not in self.EXCEPTION_STATES or not isinstance(result, BaseException):
+            return super().encode_result(result, state)
+        prepared = self.prepare_exception(result)
+        if isinstance(result, TaskError) and isinstance(prepared, dict):
+            # Another task's that was passed on: as what it is there.
+            args = ensure_serializable(result.args or (result.message,), self.encode)
+            nowhere = result.module in ("", "builtins")
+            module = "celery.exceptions" if nowhere else result.module
+            prepared.update(exc_type=result.type, exc_module=module, exc_message=args)
+        return prepared
 
     def forget(self, task_id: Any) -> None:
         """Forget a result, and that anybody listens to it: not all Celerys say so."""

@@ -66,14 +66,24 @@ class TestWithoutRetries:
             backend.store_result(new_id(), 1, states.SUCCESS)
         assert 0.3 < time.monotonic() - began < 5
 
+    @pytest.mark.parametrize("always_retry", [False, True], ids=["", "always retry"])
     @pytest.mark.parametrize("refused", ["away", "id"])
     def test_a_task_whose_begin_is_not_stored_runs(
-        self, make_app: MakeApp, new_id: NewId, caplog: pytest.LogCaptureFixture, refused: str
+        self,
+        make_app: MakeApp,
+        new_id: NewId,
+        caplog: pytest.LogCaptureFixture,
+        refused: str,
+        always_retry: bool,
     ) -> None:
         """STARTED is a notice: without a server, or under an id that none takes, it is left out."""
         away = refused == "away"
-        options = {"store_timeout": 0.2}
-        app = make_app(NOBODY if away else None, result_backend_transport_options=options)
+        app = make_app(
+            NOBODY if away else None,
+            result_backend_transport_options={"store_timeout": 0.2},
+            result_backend_always_retry=always_retry,
+            result_backend_max_retries=1,  # for what it returned
+        )
         task_id, ran = new_id() if away else "x" * 300, []
 
         def note() -> None:
@@ -82,7 +92,8 @@ class TestWithoutRetries:
         task = app.task(note, track_started=True, shared=False)
         trace = build_tracer(task.name, task, app=app)
         outside = pytest.warns(RuntimeWarning, match="Exception raised outside body")
-        with outside, contextlib.suppress(ResultdError):  # raised after it by some Celerys
+        # Raised after it by some Celerys.
+        with outside, contextlib.suppress(ResultdError, BackendStoreError):
             trace(task_id, [], {}, {"id": task_id})  # what it returned is not stored either
         assert ran == [task_id]
         assert f"Task {task_id} runs, but its STARTED is not stored" in caplog.text

@@ -90,6 +90,31 @@ def test_our_own_come_back_as_they_were(app: Any, new_id: NewId, name: str) -> N
     assert (type(found), found.args) == (kind, ("said",))
 
 
+@pytest.mark.parametrize(
+    ("module", "args", "found_args"),
+    [("my", ("said", 2), ["said", 2]), ("my", (), ["it said"]), ("", ("x",), ["x"])],
+)
+def test_what_another_tasks_was_is_passed_on(
+    app: Any, new_id: NewId, module: str, args: tuple[object, ...], found_args: list[object]
+) -> None:
+    """A class that is known nowhere here, which a client of ours raised in a task."""
+    error = resultd.errors.TaskError("OddError", "it said", "Traceback …", module, args)
+    task_id = new_id()
+    found = again(app, task_id, error)
+    assert (type(found).__name__, list(found.args)) == ("OddError", found_args)
+    native = app.backend.client.AsyncResult(task_id).result
+    assert (native.type, native.module) == ("OddError", module or "celery.exceptions")
+
+
+def test_a_task_error_comes_back_through_a_pickle(make_app: MakeApp, new_id: NewId) -> None:
+    """As itself, with all it has."""
+    app = make_app(result_serializer="pickle", result_accept_content=["pickle"])
+    error = resultd.errors.TaskError("OddError", "it said", "Traceback …", "my", ("said", 2))
+    found = again(app, new_id(), error)
+    assert type(found) is resultd.errors.TaskError
+    assert (found.type, found.message, found.args) == ("OddError", "it said", ("said", 2))
+
+
 @pytest.mark.parametrize("serializer", ["json", "yaml", "msgpack", "pickle"])
 def test_come_back_through_each_serializer(
     make_app: MakeApp, new_id: NewId, serializer: str
