@@ -113,6 +113,10 @@ class Overloaded(DomainError):
     reason = error_pb2.ERROR_REASON_OVERLOADED
 
 
+class Unread(Overloaded):
+    """The same, of a call that nothing was looked at of, its metadata neither."""
+
+
 class Draining(DomainError):
     """The server is going down."""
 

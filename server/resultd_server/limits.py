@@ -27,7 +27,8 @@ TRACEBACK_BYTES_MAX = 64 * KIB
 REQUEST_BYTES_MAX = 16 * MIB  # above the record's limit: a large value gets its named reason
 RESPONSE_BYTES_MAX = 3_670_016  # 3.5 MiB: clients receive 4 MiB by default
 REQUEST_S = 60.0  # for a request to come whole: 16 MiB at 2.2 Mbit/s
-METADATA_BYTES_MAX = 8 * KIB  # of a call: names and values, and 32 bytes for each pair
+METADATA_BYTES_MAX = 8 * KIB  # of a call: names and values, and 32 bytes for each pair; 16 MiB
+# of a peer that has not acknowledged it (docs/security.md)
 
 IDS_PER_CALL = 10_000
 REPORTS_PER_BATCH = 1_000

@@ -39,6 +39,15 @@ def caller(context: Context) -> dict[str, str]:
     }
 
 
+def stranger(context: Context) -> dict[str, str]:
+    """The same of a call whose metadata nobody is to look at: an id is made, it has no namespace.
+
+    To look at them costs as much as the peer wants, while it has not acknowledged their limit:
+    gRPC takes up to 16 MiB then, and makes an object of each pair.
+    """
+    return {"request_id": uuid.uuid4().hex, "peer": context.peer()}
+
+
 def log_calls(method: str, handler: Handler) -> Handler:
     """Writes a line when a call is over: whose it was, how it ended, how long it took."""
 

@@ -17,9 +17,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from resultd.v1 import error_pb2
-from resultd_server.errors import DomainError
+from resultd_server.errors import DomainError, Unread
 from resultd_server.interceptors import Context, Handler, Raw
-from resultd_server.interceptors.access_log import caller
+from resultd_server.interceptors.access_log import caller, stranger
 
 DOMAIN = "resultd"
 RETRY_DELAY_S = 1
@@ -94,7 +94,7 @@ def answer_errors(method: str, handler: Handler) -> Handler:
                 reason=error.reason_name,
                 why=error.sentence,
                 took_ms=round((time.monotonic() - began_s) * 1000, 3),
-                **caller(context),
+                **(stranger if isinstance(error, Unread) else caller)(context),
             )
             await _abort(context, status_of(error))
         except grpc.aio.BaseError:

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from resultd.v1 import error_pb2
 from resultd.v1 import result_service_pb2 as pb
-from resultd_server.errors import DomainError, FieldInvalid, Overloaded, StoreFull
+from resultd_server.errors import DomainError, FieldInvalid, Overloaded, StoreFull, Unread
 from resultd_server.interceptors import errors
 from tests.support.in_process import Served
 from tests.support.refusals import DETAILS_KEY, documented_codes
@@ -53,6 +53,18 @@ def raising(error: BaseException) -> Any:
         raise error
 
     return errors.answer_errors(METHOD, handler)
+
+
+async def test_who_is_refused_unread_is_not_looked_at() -> None:
+    """Neither for the log: what a call says of itself may be as large as its peer likes."""
+    context: Any = Context()
+    context.invocation_metadata = None  # to ask for it fails
+    with structlog.testing.capture_logs() as lines, pytest.raises(grpc.aio.AbortError):
+        await raising(Unread("no room"))(b"", context)
+    assert context.ended[0] == grpc.StatusCode.UNAVAILABLE
+    [line] = lines
+    assert (line["peer"], line["reason"]) == (context.peer(), "OVERLOADED")
+    assert line["request_id"]
 
 
 def test_every_reason_has_its_documented_code() -> None:
