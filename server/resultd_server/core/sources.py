@@ -212,7 +212,7 @@ class WatchSource(ChangingSource):
             interest = GroupInterest(self._engine, namespace, group.group_id, cursor)
             self._groups[group.group_id] = interest
             self._due_groups[group.group_id] = None
-        self.subscription.add(GROUP, self._due_groups)
+        self.subscription.add(GROUP, [group.group_id for group in request.add_groups])
         self._applied(request.sequence)
 
     def _drop_group(self, group_id: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ from resultd_server.core.sources import (
     WatchSource,
     control,
 )
+from resultd_server.engine.hints import Subscription
 from resultd_server.errors import FieldInvalid, LimitExceeded
 from resultd_server.ledger.progress import AS_COMPLETED, Cursor, Step
+from resultd_server.ledger.unit import GROUP
 from tests.support.stores import HOUR_MS, Clock, Store, make_engine, make_report, task
 
 ALL, FIRST, EXCEPTION = (
@@ -241,6 +244,26 @@ async def test_watch_resumes_and_resets_a_group(store: Store) -> None:
     with pytest.raises(FieldInvalid):
         source.apply(malformed)
     assert "t" not in source.subscription.noted.get("task", {})
+
+
+async def test_a_request_costs_what_it_asks_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what others asked for that nobody could be told yet."""
+    source = WatchSource(store.engine, store.namespace)
+    asked: list[str] = []
+    add = Subscription.add
+
+    def noting(subscription: Subscription, kind: str, ids: Collection[str]) -> None:
+        if kind == GROUP:
+            asked.extend(ids)
+        add(subscription, kind, ids)
+
+    monkeypatch.setattr(Subscription, "add", noting)
+    for group_id in ("g", "h", "i"):
+        source.apply(pb.WatchRequest(add_groups=[pb.GroupWatch(group_id=group_id)]))
+    assert asked == ["g", "h", "i"]
+    source.close()
 
 
 async def test_the_first_request_of_a_watch_says_how(store: Store) -> None:
