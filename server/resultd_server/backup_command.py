@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +30,7 @@ def backup(
         copied = backups.back_up(directory, into)
     except (DomainError, OSError) as error:
         raise _cannot(error) from None
-    typer.echo(
+    _say(
         f"{copied.path}: {copied.size_bytes} bytes of store {copied.store_id}, which grew by "
         f"{copied.grown_bytes} bytes meanwhile"
     )
@@ -51,11 +54,23 @@ def restore(
     except (DomainError, OSError) as error:
         raise _cannot(error) from None
     if found.count:
-        for damage in found.damages:
-            typer.echo(" ".join(filter(None, damage)))
+        _say("\n".join(" ".join(filter(None, damage)) for damage in found.damages))
         typer.echo(f"{file} is DAMAGED in {found.count} places: use another backup", err=True)
         raise typer.Exit(EXIT_DAMAGED)
-    typer.echo(f"{into}: {found.rows} rows, now store {found.store_id}")
+    _say(f"{into}: {found.rows} rows, now store {found.store_id}")
+
+
+def _say(what: str) -> None:
+    """What came of it. It has come of it where nobody can be told, too: the exit code stays."""
+    try:
+        typer.echo(what)
+    except (OSError, UnicodeEncodeError) as error:
+        with contextlib.suppress(OSError):
+            typer.echo(f"resultd: this cannot be written to stdout ({error}):\n{what}", err=True)
+        # Python tries what it still has of it again at the exit, and would make 120 of the code.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _cannot(error: Exception, code: int = EXIT_CANNOT) -> typer.Exit:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import typer
 from typer.testing import CliRunner, Result
 
@@ -58,6 +61,65 @@ async def test_strangers_cannot_read_what_is_stored(tmp_path: Path) -> None:
     with_records = modes(tmp_path)
     assert set(with_records) >= {"b", "store/data.mdb", "store/journal.0", "again/data.mdb"}
     assert {mode & 0o007 for mode in with_records.values()} == {0}
+
+
+@pytest.mark.parametrize("reader", ["full", "gone"])
+async def test_what_was_done_is_done_where_it_cannot_be_said(tmp_path: Path, reader: str) -> None:
+    """A disk that is full under stdout, or a reader that has gone: 0, and stderr says it."""
+    engine = make_engine("journaled", Clock(), tmp_path / "store")
+    await engine.start()
+    await engine.close()
+    file, again = tmp_path / "b", tmp_path / "again"
+    for words, made in (
+        (["backup", str(tmp_path / "store"), "--into", str(file)], file),
+        (["restore", str(file), "--into", str(again)], again / NOTE),
+    ):
+        done = _told_nobody(words, reader)
+        assert done.returncode == 0, done.stderr
+        assert made.exists()
+        said, again_said = done.stderr.splitlines()
+        assert said.startswith("resultd: this cannot be written to stdout ([Errno")
+        assert again_said.startswith(f"{made.parent if made.name == NOTE else made}: ")
+
+
+async def test_a_name_that_is_not_utf_8_is_told_on_stderr(tmp_path: Path) -> None:
+    """A backup there is made, and what a terminal cannot be told is escaped."""
+    engine = make_engine("journaled", Clock(), tmp_path / "store")
+    await engine.start()
+    await engine.close()
+    made = tmp_path / "\udcff"
+    done = _resultd(["backup", str(tmp_path / "store"), "--into", str(made)], subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
+    assert f"\n{tmp_path}/\\udcff: " in done.stderr
+    assert made.is_file()
+
+
+def _told_nobody(words: list[str], reader: str) -> subprocess.CompletedProcess[str]:
+    if reader == "full":
+        with Path("/dev/full").open("wb") as full:
+            return _resultd(words, full.fileno())
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        return _resultd(words, writes)
+    finally:
+        os.close(writes)
+
+
+def _resultd(words: list[str], stdout: int) -> subprocess.CompletedProcess[str]:
+    """The command as a process, which has Python's buffers and its exit."""
+    command = [sys.executable, "-c", "from resultd.cli import main; main()", *words]
+    # Neither do all locales have Python write what is no UTF-8.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "", "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(
+        command,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        timeout=30,
+        check=False,
+    )
 
 
 def test_a_damaged_backup_ends_with_1(tmp_path: Path) -> None:
