@@ -13,8 +13,11 @@ def read(path: str, bytes_max: int) -> bytes:
     Raises:
         OSError: it cannot be read, or has more than `bytes_max`.
     """
-    with Path(path).open("rb") as file:
-        found = file.read(bytes_max + 1)
+    try:
+        with Path(path).open("rb") as file:
+            found = file.read(bytes_max + 1)
+    except ValueError:  # a NUL in its name, which the system is not even asked about
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path) from None
     if len(found) > bytes_max:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
     return found

@@ -26,6 +26,12 @@ def test_what_has_no_end_is_an_error() -> None:
         _files.read("/dev/zero", 100_000)
 
 
+def test_a_name_with_a_nul_is_an_error_like_others() -> None:
+    """Python has another for it, which who reads files would not foresee."""
+    with pytest.raises(OSError, match=r"Invalid argument: '/a\\x00b'"):
+        _files.read("/a\0b", 5)
+
+
 def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     """Piece by piece as it comes, as a shell's <(command) does."""
     pipe = tmp_path / "pipe"

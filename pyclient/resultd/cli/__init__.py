@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -45,6 +45,18 @@ def _added(name: str) -> Typer | None:
     from importlib.metadata import entry_points
 
     from typer import Typer
+    from typer.core import TyperCommand
+
+    class Alone(TyperCommand):
+        def make_context(self, *args: Any, **kwargs: Any) -> Any:
+            """Read the arguments; what goes wrong is told as of the others, but for the server."""
+            try:
+                return super().make_context(*args, **kwargs)
+            except (OSError, UnicodeError):
+                from resultd.cli import endings  # late: it takes longer than the rest
+
+                with endings.told():
+                    raise
 
     for entry in entry_points(group="resultd.cli", name=name):
         try:
@@ -53,6 +65,6 @@ def _added(name: str) -> Typer | None:
             return None
         # A traceback is for a log: plain, and without the values of variables.
         alone = Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        alone.command()(command)
+        alone.command(cls=Alone)(command)
         return alone
     return None

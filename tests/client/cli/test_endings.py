@@ -30,6 +30,7 @@ PRINTING = [
     ["token", "new", "worker"],
     ["--help"],
     ["wait", "--help"],
+    ["serve", "--help"],
 ]
 
 
@@ -65,7 +66,7 @@ def test_output_that_cannot_be_written_is_exit_code_2(
     assert (code, said) == (2, "resultd: No space left on device\n")
 
 
-@pytest.mark.parametrize("words", PRINTING[:-2], ids=" ".join)
+@pytest.mark.parametrize("words", PRINTING, ids=" ".join)
 def test_a_reader_that_has_gone_is_exit_code_141(
     server: Server, task: str, words: list[str]
 ) -> None:
@@ -113,11 +114,13 @@ def test_an_id_that_is_not_utf_8_is_said(cli: Cli, words: list[str]) -> None:
     ("query", "said"),
     [
         ("ca=/", "/: Is a directory"),
+        ("ca=/a%00b", "/a\\x00b: Invalid argument"),
+        ("token_file=/a%00b", "the token file /a\\x00b cannot be read: Invalid argument"),
         ("cert=/nobody/c.pem&key=/nobody/k.pem", "/nobody/k.pem: No such file or directory"),
     ],
 )
 @pytest.mark.parametrize("words", [["wait", "x"], ["watch", "x"], ["version"]], ids=" ".join)
-def test_a_certificate_that_cannot_be_read_is_said(
+def test_a_file_that_cannot_be_read_is_said(
     cli: Cli, words: list[str], query: str, said: str
 ) -> None:
     """The file's name and why, with exit code 2."""
