@@ -44,7 +44,7 @@ _QUOTAS = frozenset(
 )
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+):(?P<port>\d{1,5})")
-_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGT]?)i?B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,20})(?:\.(\d{1,20}))?\s*([KMGT]?)i?B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -183,7 +183,9 @@ class Settings(BaseModel):
         match = _SIZE.fullmatch(value.strip())
         if match is None:
             raise ValueError("is not a size: write bytes, or a number with a unit like '10GiB'")
-        return int(float(match[1]) * 1024 ** _POWERS[match[2].upper()])
+        whole, fraction, unit = match[1], match[2] or "", match[3]
+        # In integers: a float has not every number of bytes that a quota may be.
+        return int(whole + fraction) * 1024 ** _POWERS[unit.upper()] // 10 ** len(fraction)
 
     @field_validator("data", "tls_cert", "tls_key", "tls_client_ca", "auth_file", mode="before")
     @classmethod

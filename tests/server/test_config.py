@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from resultd_server import limits
-from resultd_server.config import ConfigError, Settings, load, shown_default
+from resultd_server.config import NUMBER_MAX, ConfigError, Settings, load, shown_default
 from tests.tooling.repository import ROOT
 
 GIB = 1024**3
@@ -66,6 +66,19 @@ def test_sizes_are_written_as_people_write_them(said: str | int, size: int) -> N
     """A size is a number of bytes or one with a unit, from every source."""
     assert settings(max_db_bytes=said).max_db_bytes == size
     assert settings(environ={"RESULTD_MAX_DB_BYTES": str(said)}).max_db_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        (str(NUMBER_MAX), NUMBER_MAX),
+        ("9007199254740993", 2**53 + 1),
+        ("0.1k", 102),
+    ],
+)
+def test_a_size_is_exact(said: str, size: int) -> None:
+    """To the byte, up to the largest; of a fraction of one the whole bytes below it."""
+    assert settings(bytes_per_namespace=said).bytes_per_namespace == size
 
 
 @pytest.mark.parametrize(
