@@ -195,6 +195,16 @@ class Settings(BaseModel):
             raise ValueError("is empty: name a path, or leave the setting out")
         return value
 
+    @field_validator("data", "listen", "admin", mode="before")
+    @classmethod
+    def _in_utf_8(cls, value: object) -> object:
+        # LMDB and gRPC take no other names, and would say so when half a store is made.
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            raise ValueError("is not UTF-8: name another") from None
+        return value
+
     @field_validator("channelz")
     @classmethod
     def _installed(cls, value: bool) -> bool:

@@ -60,6 +60,8 @@ def _resolve(address: str, host: str, port: int) -> Iterator[tuple[int, tuple[ob
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise OSError(f"Cannot listen on {address}: {error.strerror}. Name an address.") from None
+    except UnicodeError:  # a part of the name is empty, or longer than 63 characters
+        raise OSError(f"Cannot listen on {address}: no host is called so. Name another.") from None
     for family, _, _, _, where in found:
         yield family, where
 

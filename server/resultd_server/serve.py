@@ -99,9 +99,6 @@ async def _serve(
     except (ConfigError, DomainError, OSError) as error:
         _complain(error)
         return EXIT_NO_ROOM if isinstance(error, NoRoom) else EXIT_CONFIG
-    except UnicodeEncodeError as error:  # LMDB and gRPC take no other names
-        _complain(ConfigError(f"{error.object!a} is not UTF-8: name another."))
-        return EXIT_CONFIG
     except NotReady as error:
         _complain(error)
         return error.code

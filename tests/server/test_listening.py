@@ -81,6 +81,8 @@ def test_a_unix_socket_somebody_serves_is_refused(tmp_path: Path) -> None:
     [
         ("192.0.2.1:0", "Cannot assign requested address: name another address"),
         ("no.such.host.invalid:0", "Name an address"),
+        (f"{'x' * 64}.invalid:0", "no host is called so"),
+        ("no..host:0", "no host is called so"),
         ("unix:/no/such/place/s", "/no/such/place is not a directory"),
         (f"unix:/tmp/{'x' * 200}", "name another address"),
     ],

@@ -219,20 +219,19 @@ def test_a_traceback_is_plain(begins: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [["--listen", "127.0.0.1:0", "--data"], ["--engine", "memory", "--listen"]],
-    ids=["data", "listen"],
+    ("flag", "value"),
+    [("data", "{}/\udcff"), ("listen", "unix:{}/\udcff"), ("admin", "\udcff:0")],
 )
 def test_a_name_that_is_not_utf_8_is_refused_in_a_sentence(
-    tmp_path: Path, flags: list[str]
+    tmp_path: Path, flag: str, value: str
 ) -> None:
-    """What LMDB and gRPC cannot be told is named, with the exit code that is not tried again."""
-    prefix = "unix:" if flags[-1] == "--listen" else ""
-    refused = run(*flags, f"{prefix}{tmp_path}/\udcff")
+    """What LMDB and gRPC cannot be told is named before anything is made of it: exit code 2."""
+    flags = ["--listen", "127.0.0.1:0", "--data", str(tmp_path / "data")]
+    refused = run(*flags, f"--{flag}", value.format(tmp_path))
     assert refused.returncode == EXIT_CONFIG
     [line] = refused.stderr.splitlines()
-    assert line.startswith("resultd: '")
-    assert line.endswith("/\\udcff' is not UTF-8: name another.")
+    assert line.startswith(f"resultd: {flag}: is not UTF-8: name another (got '")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_data_that_is_not_ours_is_refused(tmp_path: Path) -> None:
