@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 
 from resultd_server.engine import backup as backups
+from resultd_server.engine import disk
 from resultd_server.errors import DomainError, StoreFailed
 
 EXIT_DAMAGED = 1
@@ -45,9 +47,7 @@ def restore(
     Exit code 0: done. 1: the backup is damaged. 2: it could not be done.
     """
     try:
-        if file.exists() and not file.is_file():
-            # A device need have no end, and none of these has a note to find at it.
-            raise StoreFailed(f"{file} is no regular file: name what `resultd backup` made.")
+        _look_at(file)
         found = backups.restore(file, into, time.time_ns() // 1_000_000)
     except backups.BackupDamaged as error:
         raise _cannot(error, EXIT_DAMAGED) from None
@@ -58,6 +58,18 @@ def restore(
         typer.echo(f"{file} is DAMAGED in {found.count} places: use another backup", err=True)
         raise typer.Exit(EXIT_DAMAGED)
     _say(f"{into}: {found.rows} rows, now store {found.store_id}")
+
+
+def _look_at(file: Path) -> None:
+    """Raises StoreFailed where there is nothing that can be a backup."""
+    with disk.explained(f"The backup {file}"):
+        try:
+            mode = file.stat().st_mode
+        except FileNotFoundError:
+            raise StoreFailed(f"There is no {file}: name what `resultd backup` made.") from None
+    if not stat.S_ISREG(mode):
+        # A device need have no end, and none of these has a note to find at it.
+        raise StoreFailed(f"{file} is no regular file: name what `resultd backup` made.")
 
 
 def _say(what: str) -> None:

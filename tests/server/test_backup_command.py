@@ -135,9 +135,16 @@ def test_what_cannot_be_done_ends_with_2(tmp_path: Path) -> None:
     said = run(backup, str(tmp_path), "--into", str(tmp_path / "b"))
     assert said.exit_code == EXIT_CANNOT
     assert "There is no store" in said.stderr
-    said = run(restore, str(tmp_path / "b"), "--into", str(tmp_path / "again"))
-    assert said.exit_code == EXIT_CANNOT
-    assert "No such file" in said.stderr
+    (tmp_path / "file").touch()
+    for name, why in (
+        ("b", f"There is no {tmp_path}/b: name what `resultd backup` made."),
+        ("file/b", f"The backup {tmp_path}/file/b cannot be used: Not a directory: name another."),
+        ("b" * 300, "cannot be used: File name too long: name another."),
+    ):
+        said = run(restore, str(tmp_path / name), "--into", str(tmp_path / "again"))
+        assert said.exit_code == EXIT_CANNOT
+        assert said.stderr.startswith("resultd: T")
+        assert said.stderr.endswith(f"{why}\n")
 
 
 def test_only_a_regular_file_is_restored(tmp_path: Path) -> None:
