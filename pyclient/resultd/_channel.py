@@ -28,8 +28,7 @@ from resultd.errors import ClientClosedError, ResultdError, UnavailableError, ma
 T = TypeVar("T")
 
 RECEIVE_BYTES_MAX = 16 * 1024 * 1024
-# Of a file. What a system trusts, all together, has some 0.3 MB.
-CERTIFICATES_BYTES_MAX = 16 * 1024 * 1024
+CERTIFICATES_BYTES_MAX = 16 * 1024 * 1024  # of a file; all that a system trusts has some 0.3 MB
 # Seconds after its timeout at which a call is given up that gRPC should have ended by then.
 LATE_MAX = 1.0
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (

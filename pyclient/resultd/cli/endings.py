@@ -50,9 +50,10 @@ def _sentence(error: Exception) -> str:
         begin = max(0, error.start - _SHOWN_CHARS_MAX // 2)
         shown = error.object[begin : begin + _SHOWN_CHARS_MAX]
         return f"{shown!a} cannot be written as {error.encoding}"
-    if isinstance(error, ResultdError) or not isinstance(error, OSError) or not error.strerror:
-        return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    # Some of ours are the system's as well, as TimeoutError, and their sentences are better.
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, ResultdError):
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _leave(stream: TextIO | None) -> None:

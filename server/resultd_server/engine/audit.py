@@ -78,7 +78,7 @@ def examine(directory: Path, store_id: str, now_ms: int) -> Verdict:
     """The same where nobody can come in between. Raises StoreFailed."""
     verdict = Verdict(store_id)
     for what in environment.damage(directory):
-        verdict.add(Damage("data.mdb", "", what))
+        verdict.add(Damage(environment.DATA, "", what))
     if verdict.count:
         verdict.unchecked = "rows and journal: LMDB cannot be trusted with these pages"
         return verdict
@@ -91,7 +91,7 @@ def _look(opened: Environment, directory: Path, now_ms: int, verdict: Verdict) -
     try:
         target = recovery.find_target(opened)
     except environment.Error as error:
-        verdict.add(Damage("data.mdb", "", f"a database is missing: {error}"))
+        verdict.add(Damage(environment.DATA, "", f"a database is missing: {error}"))
         verdict.unchecked = "rows and journal"
         return
     with opened.begin() as raw:
@@ -110,7 +110,7 @@ def _look(opened: Environment, directory: Path, now_ms: int, verdict: Verdict) -
             elif left := [name for name in journal.FILES if (directory / name).exists()]:
                 # It is in LMDB before these files are: what they have was acknowledged.
                 what = f"does not know the journal, of which there is {' and '.join(left)}"
-                verdict.add(Damage("data.mdb", "", what))
+                verdict.add(Damage(environment.DATA, "", what))
                 verdict.unchecked = "journal"
             txn = OverlayTxn(layers, Txn(raw, target.dbs))
             for broken in consistency.check(txn, now_ms):
@@ -136,7 +136,7 @@ def _compare(raw: Transaction, target: Target, verdict: Verdict) -> None:
     if target.progress_db is not None:
         named[b"journal"] = target.progress_db
     for unknown in environment.names(raw) - set(named):
-        verdict.add(Damage("data.mdb", unknown.hex(), "names a database that is not ours"))
+        verdict.add(Damage(environment.DATA, unknown.hex(), "names a database that is not ours"))
     for name, opened in named.items():
         for key, sound in environment.sound_rows(raw, opened):
             verdict.rows += 1

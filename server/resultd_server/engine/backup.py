@@ -204,7 +204,7 @@ def restore(backup: Path, directory: Path, now_ms: int) -> audit.Verdict:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise StoreFailed(f"{directory} is not empty: name a new directory.")
-    data = directory / "data.mdb"
+    data = directory / environment.DATA
     verdict = None
     try:
         with disk.explained(f"The directory {directory}"):

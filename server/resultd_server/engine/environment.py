@@ -106,8 +106,9 @@ def open_environment(directory: Path, map_bytes: int, *, sync: bool = True) -> E
 
 
 def make(directory: Path) -> None:
-    """Makes an environment with empty databases, durably but for its file's name; it may be done
-    over. Raises StoreFailed.
+    """Makes an environment with empty databases; it may be done over. Raises StoreFailed.
+
+    What is in its file is on disk then; for the file's name the caller syncs the directory.
     """
     data = directory / DATA
     with contextlib.suppress(FileNotFoundError):
@@ -139,8 +140,7 @@ def _reserve_readers(directory: Path) -> None:
 
 def replay_map_bytes(directory: Path) -> int:
     """A map that has room for what a journal may have, whatever lies in the store."""
-    data = directory / "data.mdb"
-    return (data.stat().st_size if data.exists() else 0) + HEADROOM_BYTES_MIN
+    return (directory / DATA).stat().st_size + HEADROOM_BYTES_MIN
 
 
 def open_to_read(directory: Path) -> Environment:

@@ -20,7 +20,6 @@ DATA_FORMAT = 3
 its checksum's low byte first, and the log's rows say places as events do."""
 
 NOTE = "resultd.json"
-DATA = environment.DATA
 
 SHARES = "workers.lock"
 """Held by every process of a server that has several, for as long as it lives."""
@@ -75,19 +74,19 @@ def check_there(directory: Path) -> None:
             )
     if _read_note(directory).new:
         raise StoreFailed(
-            f"There is no store in {directory} yet: its server ended before it had made one. Start "
-            "it again."
+            f"There is no store in {directory} yet: its server is making one, or ended before it "
+            "had. Start it again then."
         )
 
 
 def check_data(directory: Path) -> None:
     """Raises StoreFailed where a store's data is gone: LMDB would begin anew, and silently."""
-    data = directory / DATA
+    data = directory / environment.DATA
     with disk.explained(f"The data directory {directory}"):
         if not data.exists():
-            raise environment.cannot_open(directory, f"its {DATA} is missing")
+            raise environment.cannot_open(directory, f"its {environment.DATA} is missing")
         if not data.stat().st_size:
-            raise environment.cannot_open(directory, f"its {DATA} is empty")
+            raise environment.cannot_open(directory, f"its {environment.DATA} is empty")
 
 
 @contextlib.contextmanager
@@ -138,7 +137,7 @@ def _await_leftovers(directory: Path) -> None:
 
 
 class _Note(NamedTuple):
-    """What the note says. `new`: that nobody has been served yet."""
+    """What the note says. `new`: nobody was served yet, and the data need not be there."""
 
     store_id: str
     new: bool
@@ -157,7 +156,7 @@ def _find_or_make(directory: Path) -> str:
     """
     with disk.explained(f"The data directory {directory}"):
         if not (directory / NOTE).exists():
-            if (directory / DATA).exists():
+            if (directory / environment.DATA).exists():
                 raise StoreFailed(
                     f"{directory} holds an LMDB environment that is not ours: name another "
                     "directory."

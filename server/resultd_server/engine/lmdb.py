@@ -391,7 +391,7 @@ class LmdbEngine(TransactionalEngine):
             # Lines of process, thread and the transaction read, "-" if none is.
             readers = [row.split()[-1] for row in self._env.readers().splitlines()[1:]]
             disk = os.statvfs(self._directory)
-            file_bytes = (self._directory / "data.mdb").stat().st_blocks * 512
+            file_bytes = (self._directory / environment.DATA).stat().st_blocks * 512
         except (environment.Error, OSError):
             return None
         reading = [int(transaction) for transaction in readers if transaction.isdigit()]

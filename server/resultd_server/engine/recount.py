@@ -43,7 +43,7 @@ def repair(directory: Path) -> list[Change]:
         damages = environment.damage(directory)
         if damages:
             raise environment.cannot_open(directory, damages[0])
-        size_bytes = (directory / "data.mdb").stat().st_size
+        size_bytes = (directory / environment.DATA).stat().st_size
         opened = environment.open_environment(
             directory, size_bytes + environment.HEADROOM_BYTES_MIN
         )
