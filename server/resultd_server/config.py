@@ -63,13 +63,19 @@ class ConfigError(Exception):
 
 
 def bytes_of(file: Path) -> bytes:
-    """What is in a file that a setting names. Raises ConfigError."""
+    """What is in a file that a setting names. Raises ConfigError, if it has no end too."""
     try:
-        return file.read_bytes()
+        with file.open("rb") as opened:
+            found = opened.read(limits.SETTING_FILE_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
     except ValueError:  # a NUL in it
         raise ConfigError(f"{str(file)!r} is no file's name: write it anew.") from None
+    if len(found) > limits.SETTING_FILE_BYTES_MAX:
+        raise ConfigError(
+            f"{file} cannot be read: it has more than {limits.SETTING_FILE_BYTES_MAX} bytes."
+        )
+    return found
 
 
 class Settings(BaseModel):
@@ -323,8 +329,8 @@ def _check_entrance(settings: Settings) -> None:
 
 def _read_file(file: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = tomllib.loads(file.read_text())
-    except (OSError, ValueError) as error:  # no UTF-8, no TOML, a number of 5,000 digits
+        found: dict[str, Any] = tomllib.loads(bytes_of(file).decode())
+    except ValueError as error:  # no UTF-8, no TOML, a number of 5,000 digits
         raise ConfigError(f"The configuration {file} cannot be read: {error}.") from None
     except RecursionError:
         raise ConfigError(f"The configuration {file} is nested too deep: write it anew.") from None

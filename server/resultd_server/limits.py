@@ -97,6 +97,7 @@ ADMIN_FETCH_S = 2.0  # what a worker has to answer its supervisor: a probe waits
 WRITER_STUCK_S = 60.0  # a commit that takes longer will not end: the server is not live
 WRITER_LOOK_S = 1.0  # how often that is looked at, for health
 
+SETTING_FILE_BYTES_MAX = 16 * MIB  # that a setting names: some 100,000 tokens
 MEMORY_LEAST_BYTES = 64 * MIB  # that a process may hold: 35 where it does nothing
 READ_ROWS_MAX = 1_000  # rows of one read transaction: it pins pages while it lives
 READ_BYTES_MAX = 8 * MIB  # of them, and the row beyond: some 6 ms of the event loop

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from resultd_server import limits
-from resultd_server.config import NUMBER_MAX, ConfigError, Settings, load, shown_default
+from resultd_server.config import NUMBER_MAX, ConfigError, Settings, bytes_of, load, shown_default
 from tests.tooling.repository import ROOT
 
 GIB = 1024**3
@@ -143,6 +143,19 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path, text: str | None) ->
         file.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConfigError, match=r"resultd\.toml cannot be read"):
         settings(file)
+
+
+def test_a_file_that_is_named_is_bounded(tmp_path: Path) -> None:
+    """It is read whole as far as 16 MiB; what has no end is refused, and not read to it."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(limits.SETTING_FILE_BYTES_MAX))
+    assert len(bytes_of(file)) == limits.SETTING_FILE_BYTES_MAX == 16 * 2**20
+    with file.open("ab") as longer:
+        longer.write(b"1")
+    for read in (bytes_of, settings):
+        for endless in (file, Path("/dev/zero")):
+            with pytest.raises(ConfigError, match=f"{endless} cannot be read: it has more than"):
+                read(endless)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ TESTED = {
     "CALLS_BYTES_MAX": (
         "server/interceptors/test_limits.py::test_the_bytes_of_calls_are_counted_together"
     ),
+    "SETTING_FILE_BYTES_MAX": "server/test_config.py::test_a_file_that_is_named_is_bounded",
     "MEMORY_LEAST_BYTES": "server/test_config.py::test_a_process_needs_some_memory",
     "HEALTH_REQUEST_BYTES_MAX": "server/service/test_health.py::test_a_request_is_bounded",
     "HEALTH_WATCHES_MAX": (
