@@ -40,15 +40,57 @@ def verdict(trouble: str) -> Answer:
     return Answer(f"{trouble}\n".encode(), HTTPStatus.SERVICE_UNAVAILABLE)
 
 
+class _Places:
+    """Who is answered, a few at a time; who waits longest for its peer gives way to the next.
+
+    It waits for the rest of a request, and until the answer is taken. A probe says at once what it
+    asks, and who holds a place without a word is none.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.WriteTransport, None] = {}  # the longest first
+        self._answered: set[asyncio.WriteTransport] = set()
+
+    def take(self, transport: asyncio.WriteTransport) -> bool:
+        """One more, who waits; whether there is a place."""
+        if len(self._waiting) + len(self._answered) >= limits.ADMIN_CONNECTIONS_MAX:
+            if not self._waiting:
+                return False
+            longest = next(iter(self._waiting))
+            self.leave(longest)
+            longest.abort()
+        self._waiting[transport] = None
+        return True
+
+    def answer(self, transport: asyncio.WriteTransport) -> bool:
+        """It waits no longer; whether it has its place still."""
+        if transport not in self._waiting:
+            return False
+        del self._waiting[transport]
+        self._answered.add(transport)
+        return True
+
+    def wait(self, transport: asyncio.WriteTransport) -> bool:
+        """It waits from now on, behind the others; whether it has its place still."""
+        if transport not in self._waiting and transport not in self._answered:
+            return False
+        self.leave(transport)
+        self._waiting[transport] = None
+        return True
+
+    def leave(self, transport: asyncio.WriteTransport) -> None:
+        """Its place is free, if it has one still."""
+        self._waiting.pop(transport, None)
+        self._answered.discard(transport)
+
+
 class AdminServer:
     """Answers GET and HEAD by path. `start`, then `close`."""
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self._routes = routes
         self._under_way: set[asyncio.Task[None]] = set()
-        # Who has a place, and whether it waits for its peer: for the rest of a request, or until
-        # the answer is taken. Who has waited longest is the first of those.
-        self._places: dict[asyncio.WriteTransport, bool] = {}
+        self._places = _Places()
         self._server: asyncio.Server | None = None
 
     async def start_between(self, door: socket) -> None:
@@ -81,29 +123,15 @@ class AdminServer:
         assert task is not None  # asyncio runs this in one
         self._under_way.add(task)
         try:
-            if self._has_place():
-                self._places[writer.transport] = True
+            if self._places.take(writer.transport):
                 # Gone, or too slow: there is nobody to tell.
                 with contextlib.suppress(OSError, asyncio.TimeoutError):
                     exchange = self._exchange(reader, writer)
                     await asyncio.wait_for(exchange, limits.ADMIN_EXCHANGE_S)
         finally:
             self._under_way.discard(task)
-            self._places.pop(writer.transport, None)
+            self._places.leave(writer.transport)
             writer.transport.abort()  # close() would wait for who does not take its answer
-
-    def _has_place(self) -> bool:
-        """Whether one more is answered. Where all places are taken who waits longest gives way: a
-        probe says at once what it asks, and who holds a place without a word is none.
-        """
-        if len(self._places) < limits.ADMIN_CONNECTIONS_MAX:
-            return True
-        for transport, waits in self._places.items():
-            if waits:
-                del self._places[transport]
-                transport.abort()
-                return True
-        return False
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER)
@@ -120,14 +148,12 @@ class AdminServer:
         except h11.RemoteProtocolError as error:
             answer = Answer(b"not a request\n", HTTPStatus(error.error_status_hint))
         else:
-            if not isinstance(event, h11.Request) or place not in self._places:
+            if not isinstance(event, h11.Request) or not self._places.answer(place):
                 return  # it has gone without a word, or given way
             method = event.method
-            self._places[place] = False
             answer = await self._answer(method, event.target)
-        if self._places.pop(place, None) is None:
+        if not self._places.wait(place):
             return
-        self._places[place] = True  # the last of those that wait
         place.set_write_buffer_limits(0)  # drained: the system has all of it
         writer.write(_serialized(connection, answer, has_body=method != b"HEAD"))
         await writer.drain()
