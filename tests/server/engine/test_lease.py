@@ -174,3 +174,12 @@ async def test_a_first_start_may_end_within_lmdb(
     async with restarted("journaled", clock, tmp_path) as store:
         await store.report("t")
     assert audit.verify(tmp_path, clock()).count == 0
+
+
+def test_a_store_that_is_not_made_yet_is_none(tmp_path: Path) -> None:
+    """Its server may be making it just now, or have ended before it had: both are said."""
+    lease.write_note(tmp_path, new=True)
+    with pytest.raises(
+        StoreFailed, match=r"no store in .* yet: its server is making one, or ended"
+    ):
+        lease.check_there(tmp_path)
