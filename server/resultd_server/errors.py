@@ -108,13 +108,16 @@ class GroupNesting(DomainError):
 
 
 class Overloaded(DomainError):
-    """The server has more to do than it can queue."""
+    """The server has more to do than it can queue.
+
+    `unread`: nothing of the call was looked at, its metadata neither.
+    """
 
     reason = error_pb2.ERROR_REASON_OVERLOADED
 
-
-class Unread(Overloaded):
-    """The same, of a call that nothing was looked at of, its metadata neither."""
+    def __init__(self, sentence: str, /, *, unread: bool = False, **metadata: str | int) -> None:
+        super().__init__(sentence, **metadata)
+        self.unread = unread
 
 
 class Draining(DomainError):

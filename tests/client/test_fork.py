@@ -428,7 +428,7 @@ def later():  # after ours, which was registered after it
     (endpoint,) = _channel._endpoints.values()
     print(len(endpoint._streams), endpoint.watcher._hub.wanted)
     try:
-        client.AsyncResult("never").get(timeout=0.3)
+        client.AsyncResult("never").get(timeout=2)  # a read of a busy machine, and a wait
     except resultd.TimeoutError:
         print("waited", endpoint.watcher.streaming)
     except resultd.UnavailableError as error:  # from 3.12 on: no thread can be begun

@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from resultd.v1 import error_pb2
-from resultd_server.errors import DomainError, Unread
+from resultd_server.errors import DomainError, Overloaded
 from resultd_server.interceptors import Context, Handler, Raw
 from resultd_server.interceptors.access_log import caller, stranger
 
@@ -87,6 +87,7 @@ def answer_errors(method: str, handler: Handler) -> Handler:
             return await handler(raw, context)
         except DomainError as error:
             code = code_of(error)
+            unread = isinstance(error, Overloaded) and error.unread
             log.warning(
                 "refused",
                 method=method,
@@ -94,7 +95,7 @@ def answer_errors(method: str, handler: Handler) -> Handler:
                 reason=error.reason_name,
                 why=error.sentence,
                 took_ms=round((time.monotonic() - began_s) * 1000, 3),
-                **(stranger if isinstance(error, Unread) else caller)(context),
+                **(stranger if unread else caller)(context),
             )
             await _abort(context, status_of(error))
         except grpc.aio.BaseError:

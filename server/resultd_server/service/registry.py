@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from resultd_server import limits
 from resultd_server.acceptance import Method, Rpc
-from resultd_server.errors import MalformedMessage, Unread
+from resultd_server.errors import MalformedMessage, Overloaded
 from resultd_server.interceptors import Context, Handler, Interceptor, Raw
 from resultd_server.interceptors.auth import Identify
 from resultd_server.service import elements
@@ -92,7 +92,7 @@ def _refusing(method: str, interceptors: Interceptors, sentence: str) -> Rpc:
     """What refuses a call unread: as if requests were a stream, for gRPC then waits for none."""
 
     async def refuse(_: Raw, __: Context) -> bytes | None:
-        raise Unread(sentence)
+        raise Overloaded(sentence, unread=True)
 
     handler: Handler = refuse
     for interceptor in reversed(interceptors.of_all):

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from resultd.v1 import error_pb2
 from resultd.v1 import result_service_pb2 as pb
-from resultd_server.errors import DomainError, FieldInvalid, Overloaded, StoreFull, Unread
+from resultd_server.errors import DomainError, FieldInvalid, Overloaded, StoreFull
 from resultd_server.interceptors import errors
 from tests.support.in_process import Served
 from tests.support.refusals import DETAILS_KEY, documented_codes
@@ -60,7 +60,7 @@ async def test_who_is_refused_unread_is_not_looked_at() -> None:
     context: Any = Context()
     context.invocation_metadata = None  # to ask for it fails
     with structlog.testing.capture_logs() as lines, pytest.raises(grpc.aio.AbortError):
-        await raising(Unread("no room"))(b"", context)
+        await raising(Overloaded("no room", unread=True))(b"", context)
     assert context.ended[0] == grpc.StatusCode.UNAVAILABLE
     [line] = lines
     assert (line["peer"], line["reason"]) == (context.peer(), "OVERLOADED")
